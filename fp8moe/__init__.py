@@ -1,0 +1,116 @@
+"""fp8moe: which FP8 MoE backend is selected, whether it computes what it claims, and how fast.
+
+Everything below is loaded when it is first asked for, so that `import fp8moe` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fp8moe.config import (
+        FusedMoEActivationFormat,
+        FusedMoEConfig,
+        FusedMoEParallelConfig,
+        RoutingMethodType,
+    )
+    from fp8moe.envs import MalformedVariable
+    from fp8moe.experts import Contract, FusedMoEPermuteExpertsUnpermute, MoEWeights
+    from fp8moe.platforms import PLATFORMS, Platform
+    from fp8moe.quant import (
+        FusedMoEQuantConfig,
+        GroupShape,
+        QuantKey,
+        ScaleDesc,
+        dequantize,
+        quantize,
+    )
+    from fp8moe.recipe import Arithmetic, Recipe
+    from fp8moe.registry import (
+        BackendContractError,
+        BackendSpec,
+        BackendUnavailable,
+        Fp8MoeBackend,
+        Position,
+        Reason,
+        register_backend,
+        unregister_backend,
+    )
+    from fp8moe.selector import (
+        BackendNotSupported,
+        Selection,
+        Verdict,
+        explain_fp8_moe_backend,
+        select_fp8_moe_backend,
+    )
+    from fp8moe.support import Support
+    from fp8moe.validation import InvalidMoEInput
+
+_MODULE_OF = {
+    "Arithmetic": "recipe",
+    "BackendContractError": "registry",
+    "BackendNotSupported": "selector",
+    "BackendSpec": "registry",
+    "BackendUnavailable": "registry",
+    "Contract": "recipe",
+    "Fp8MoeBackend": "registry",
+    "FusedMoEActivationFormat": "config",
+    "FusedMoEConfig": "config",
+    "FusedMoEParallelConfig": "config",
+    "FusedMoEPermuteExpertsUnpermute": "experts",
+    "FusedMoEQuantConfig": "quant",
+    "GroupShape": "keys",
+    "InvalidMoEInput": "validation",
+    "MalformedVariable": "envs",
+    "MoEWeights": "experts",
+    "PLATFORMS": "platforms",
+    "Platform": "platforms",
+    "Position": "registry",
+    "QuantKey": "keys",
+    "Reason": "registry",
+    "Recipe": "recipe",
+    "RoutingMethodType": "config",
+    "ScaleDesc": "keys",
+    "Selection": "selector",
+    "Support": "support",
+    "Verdict": "selector",
+    "dequantize": "scaling",
+    "explain_fp8_moe_backend": "selector",
+    "quantize": "scaling",
+    "register_backend": "registry",
+    "select_fp8_moe_backend": "selector",
+    "unregister_backend": "registry",
+    **dict.fromkeys(
+        (
+            "kFp8StaticTensorSym",
+            "kFp8DynamicTensorSym",
+            "kFp8StaticTokenSym",
+            "kFp8StaticChannelSym",
+            "kFp8DynamicTokenSym",
+            "kFp8Dynamic128Sym",
+            "kFp8Static128BlockSym",
+            "kFp8Dynamic64Sym",
+            "kNvfp4Static",
+            "kNvfp4Dynamic",
+        ),
+        "keys",
+    ),
+}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'fp8moe' has no attribute {name!r}")
+    value = getattr(import_module(f"fp8moe.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_MODULE_OF))

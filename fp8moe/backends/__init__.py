@@ -1,0 +1,1 @@
+"""One file a backend: what it supports, as data, and the adapter that runs it."""

@@ -1,0 +1,205 @@
+"""The contract of a backend: one class that takes a layer's weights once and then computes it."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
+from fp8moe.envs import Env
+from fp8moe.keys import QuantKey
+from fp8moe.platforms import Platform, detected_platform
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Arithmetic, Contract, Recipe
+from fp8moe.registry import Reason
+from fp8moe.support import Support
+
+__all__ = [
+    "Arithmetic",
+    "Contract",
+    "FusedMoEPermuteExpertsUnpermute",
+    "MoEWeights",
+    "Recipe",
+    "contract_violations",
+]
+
+
+@dataclass(frozen=True)
+class MoEWeights:
+    """A layer's weights in the checkpoint's layout. E local experts, H hidden, I intermediate per partition.
+
+    Args:
+        w13: (E, 2I, H), rows gate then up; (E, I, H) where the MLP is not gated. FP8, or 16 bit unquantised.
+        w2: (E, H, I).
+        w13_scale, w2_scale: fp32; per tensor (E,); per channel (E, rows, 1); per block
+            (E, ceil(rows / 128), ceil(columns / 128)), for w13 the gate's blocks then the up's; None unquantised.
+        w13_bias, w2_bias: (E, rows), or None.
+        a13_scale, a2_scale: fp32 scalars, one element, for static activation scales; else None.
+    """
+
+    w13: Tensor
+    w2: Tensor
+    w13_scale: Tensor | None = None
+    w2_scale: Tensor | None = None
+    w13_bias: Tensor | None = None
+    w2_bias: Tensor | None = None
+    a13_scale: Tensor | None = None
+    a2_scale: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> MoEWeights:
+        """The same weights on another device."""
+        return MoEWeights(
+            *(None if value is None else value.to(device) for value in vars(self).values())  # type: ignore[arg-type]
+        )
+
+
+class FusedMoEPermuteExpertsUnpermute(ABC):
+    """A backend: from hidden states, expert ids and weights to the layer's output.
+
+    A vendor's class sets `support` (or overrides `is_supported_config`) and `contract`, and implements
+    `activation_format` and either `apply` (Standard) or `apply_batched` (BatchedExperts).
+
+    Args:
+        config: the layer.
+        quant: dtypes, group shapes, static or dynamic; no scale values.
+        weights: the canonical layout; converted to the kernel's own here, once, and never changed.
+
+    Raises:
+        InvalidMoEInput: (a ValueError) a weight or scale has another shape, dtype or device than `config` and
+            `quant` call for, or a scale is not finite.
+        BackendUnavailable: the library, the device or the adapter is not there.
+    """
+
+    support: ClassVar[Support | None] = None
+    contract: Contract = Contract()
+
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        from fp8moe.validation import check_weights
+
+        check_weights(config, quant, weights)
+        self.config = config
+        self.quant = quant
+        self.weights = weights
+
+    @staticmethod
+    def activation_format() -> FusedMoEActivationFormat:
+        """The layout this class takes."""
+        raise NotImplementedError("a backend implements activation_format()")
+
+    @staticmethod
+    def is_supported_config(
+        cls: type[FusedMoEPermuteExpertsUnpermute],
+        config: FusedMoEConfig,
+        weight_key: QuantKey | None,
+        activation_key: QuantKey | None,
+        activation_format: FusedMoEActivationFormat,
+        platform: Platform | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> tuple[bool, Reason | None]:
+        """Whether the class takes a configuration, by rule; and if not, the first reason.
+
+        Whether its library is installed and its adapter written is another question: constructing answers that.
+        A class without `support` takes everything.
+
+        Raises:
+            MalformedVariable: a variable that the device check reads holds nonsense.
+        """
+        if cls.support is None:
+            return True, None
+        reason = cls.support.first_refusal(
+            detected_platform() if platform is None else platform,
+            Env.of(env),
+            config.facets,
+            weight_key,
+            activation_key,
+            activation_format,
+        )
+        return reason is None, reason
+
+    def apply(
+        self,
+        hidden_states: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        *,
+        expert_map: Tensor | None = None,
+        apply_router_weight_on_input: bool = False,
+        output: Tensor | None = None,
+    ) -> Tensor:
+        """The layer's output for M tokens.
+
+        Args:
+            hidden_states: (M, H), `config.in_dtype`.
+            topk_weights: (M, k) fp32, as the router gives them; not renormalised here.
+            topk_ids: (M, k) integers, global expert ids; -1 counts as absent. An id may repeat in a row.
+            expert_map: (num_experts,) from global to local ids, -1 for experts elsewhere; None: ids are local.
+            apply_router_weight_on_input: multiply the hidden states instead of the result; top-1 only.
+            output: (M, H), written and returned when given.
+
+        Returns:
+            (M, H) in `config.in_dtype`; a token without a local expert gets zeros.
+
+        Raises:
+            InvalidMoEInput: a tensor has another shape, dtype or device than expected, or an id is out of range.
+        """
+        if self.activation_format() is not FusedMoEActivationFormat.BatchedExperts:
+            raise NotImplementedError(f"{type(self).__name__} implements apply()")
+        from fp8moe.batched import apply_through_batches
+
+        return apply_through_batches(
+            self, hidden_states, topk_weights, topk_ids, expert_map, apply_router_weight_on_input, output
+        )
+
+    def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
+        """(E, T, H) tokens grouped by expert, the first `expert_num_tokens[e]` rows of each valid, to (E, T, H).
+
+        Rows past an expert's count are left undefined. The base class dispatches to it and combines its results.
+        """
+        raise NotImplementedError(f"{type(self).__name__} implements apply_batched()")
+
+
+def contract_violations(cls: object) -> list[str]:
+    """What keeps a class from being a backend, one sentence each; empty where it keeps the contract."""
+    if not inspect.isclass(cls) or not issubclass(cls, FusedMoEPermuteExpertsUnpermute):
+        return [f"experts_cls={cls!r}: expected a subclass of FusedMoEPermuteExpertsUnpermute"]
+    base = FusedMoEPermuteExpertsUnpermute
+    found = []
+    try:
+        layout = cls.activation_format()
+    except Exception as error:
+        return [f"{cls.__name__}.activation_format() raised {type(error).__name__}: {error}; make it a staticmethod"]
+    if layout is FusedMoEActivationFormat.Standard:
+        if cls.apply is base.apply:
+            found.append(f"{cls.__name__} takes the Standard format and does not implement apply()")
+    elif layout is FusedMoEActivationFormat.BatchedExperts:
+        if cls.apply_batched is base.apply_batched and cls.apply is base.apply:
+            found.append(f"{cls.__name__} takes the BatchedExperts format and does not implement apply_batched()")
+    else:
+        found.append(f"{cls.__name__}.activation_format() gave {layout!r}: expected a FusedMoEActivationFormat")
+    if cls.support is not None and not isinstance(cls.support, Support):
+        found.append(f"{cls.__name__}.support is {type(cls.support).__name__}: expected a fp8moe.support.Support or None")
+    if cls.support is not None and isinstance(cls.support, Support) and cls.support.activation_format is not layout:
+        found.append(f"{cls.__name__}.support.activation_format differs from activation_format()")
+    if not isinstance(inspect.getattr_static(cls, "is_supported_config"), staticmethod):
+        found.append(f"{cls.__name__}.is_supported_config is no staticmethod")
+    if not isinstance(cls.contract, (Contract, property)):
+        found.append(f"{cls.__name__}.contract is {type(cls.contract).__name__}: expected a Contract")
+    found += _signature_violations(cls)
+    return found
+
+
+def _signature_violations(cls: type[FusedMoEPermuteExpertsUnpermute]) -> list[str]:
+    """The suite passes three arguments by position and the rest by keyword; `**kwargs` takes them all."""
+    parameters = inspect.signature(cls.apply).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    missing = [
+        name for name in ("expert_map", "apply_router_weight_on_input", "output") if name not in parameters
+    ]
+    return [f"{cls.__name__}.apply lacks the keyword {', '.join(missing)}"] if missing else []

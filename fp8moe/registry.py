@@ -1,0 +1,278 @@
+"""The backends: names, reasons, specs, the order in which they are considered, and how others join them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+
+ENTRY_POINT_GROUP = "fp8moe.backends"
+
+
+class Fp8MoeBackend(Enum):
+    """The eleven FP8 MoE backends of the specification, and NONE; values equal names."""
+
+    NONE = "NONE"
+    AITER = "AITER"
+    FLASHINFER_TRTLLM = "FLASHINFER_TRTLLM"
+    FLASHINFER_CUTLASS = "FLASHINFER_CUTLASS"
+    DEEPGEMM = "DEEPGEMM"
+    BATCHED_DEEPGEMM = "BATCHED_DEEPGEMM"
+    VLLM_CUTLASS = "VLLM_CUTLASS"
+    BATCHED_VLLM_CUTLASS = "BATCHED_VLLM_CUTLASS"
+    TRITON = "TRITON"
+    BATCHED_TRITON = "BATCHED_TRITON"
+    MARLIN = "MARLIN"
+    XPU = "XPU"
+
+
+@dataclass(frozen=True, order=True)
+class OutOfTreeBackend:
+    """A backend that somebody else registered; used like a member of `Fp8MoeBackend`."""
+
+    name: str
+
+    @property
+    def value(self) -> str:
+        return self.name
+
+
+AnyBackend = Fp8MoeBackend | OutOfTreeBackend
+
+
+class Reason(Enum):
+    """Why a backend is refused; the first that applies, in the order of the specification's section 2."""
+
+    DEVICE = "DEVICE"
+    GATING = "GATING"
+    ACTIVATION = "ACTIVATION"
+    SCHEME = "SCHEME"
+    PARALLEL = "PARALLEL"
+    ROUTING = "ROUTING"
+    FORMAT = "FORMAT"
+    LOGITS_DTYPE = "LOGITS_DTYPE"
+    DISABLED_BY_ENV = "DISABLED_BY_ENV"
+    NOT_ALLOWED = "NOT_ALLOWED"
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend cannot be constructed here: its library, its device, or its adapter is missing."""
+
+
+class BackendContractError(TypeError):
+    """A backend's class or registration does not keep the contract of `experts.py`."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a registered backend stands in the order: right before, or right after, a named one."""
+
+    before: str | None = None
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.before is None) == (self.after is None):
+            raise ValueError(f"Position(before={self.before!r}, after={self.after!r}): expected exactly one of the two")
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """One candidate of the selector.
+
+    Args:
+        name: what users write; for the eleven, the value of their `Fp8MoeBackend`.
+        experts_cls: the class that computes, a `FusedMoEPermuteExpertsUnpermute`.
+        position: where it stands in the order of a scan; None means that it is never scanned, only named.
+        returns_class: False for FLASHINFER_TRTLLM, for which `select` returns no class.
+        distribution: the package that registered it, for error messages.
+    """
+
+    name: str
+    experts_cls: type[FusedMoEPermuteExpertsUnpermute]
+    position: Position | None = None
+    returns_class: bool = True
+    distribution: str | None = None
+
+    @property
+    def backend(self) -> AnyBackend:
+        """The object that `select` returns for this candidate."""
+        return Fp8MoeBackend[self.name] if self.name in Fp8MoeBackend.__members__ else OutOfTreeBackend(self.name)
+
+
+# The seed's order (specification section 1.1). A class is imported when the registry is first asked.
+SEED_ORDER = (
+    ("AITER", "fp8moe.backends.aiter", "AiterExperts"),
+    ("FLASHINFER_TRTLLM", "fp8moe.backends.flashinfer_trtllm", "FlashInferTrtllmExperts"),
+    ("FLASHINFER_CUTLASS", "fp8moe.backends.flashinfer_cutlass", "FlashInferCutlassExperts"),
+    ("DEEPGEMM", "fp8moe.backends.deepgemm", "DeepGemmExperts"),
+    ("BATCHED_DEEPGEMM", "fp8moe.backends.batched_deepgemm", "BatchedDeepGemmExperts"),
+    ("VLLM_CUTLASS", "fp8moe.backends.vllm_cutlass", "VllmCutlassExperts"),
+    ("BATCHED_VLLM_CUTLASS", "fp8moe.backends.batched_vllm_cutlass", "BatchedVllmCutlassExperts"),
+    ("TRITON", "fp8moe.backends.triton_experts", "TritonExperts"),
+    ("BATCHED_TRITON", "fp8moe.backends.batched_triton", "BatchedTritonExperts"),
+    ("MARLIN", "fp8moe.backends.marlin", "MarlinExperts"),
+    ("XPU", "fp8moe.backends.xpu", "XpuExperts"),
+)
+
+_registered: list[BackendSpec] = []
+
+
+@cache
+def seed_backends() -> tuple[BackendSpec, ...]:
+    """The eleven, in the seed's order."""
+    return tuple(
+        BackendSpec(name, getattr(import_module(module), cls), returns_class=name != "FLASHINFER_TRTLLM")
+        for name, module, cls in SEED_ORDER
+    )
+
+
+@cache
+def default_backends() -> tuple[BackendSpec, ...]:
+    """The order of a scan: the eleven, with the registered backends at the positions they asked for.
+
+    Raises:
+        BackendContractError: a registered backend breaks the contract, or asks for a position beside an
+            unknown name; the message names its distribution.
+    """
+    order = list(seed_backends())
+    waiting = [spec for spec in registered_backends() if spec.position is not None]
+    while waiting:
+        placed = [spec for spec in waiting if _place(order, spec)]
+        if not placed:
+            spec = waiting[0]
+            assert spec.position is not None
+            raise BackendContractError(
+                f"{_who(spec)}: position is beside {spec.position.before or spec.position.after!r}, which is no backend "
+                f"in the order; known: {', '.join(known.name for known in order)}"
+            )
+        waiting = [spec for spec in waiting if spec not in placed]
+    return tuple(order)
+
+
+def _place(order: list[BackendSpec], spec: BackendSpec) -> bool:
+    assert spec.position is not None
+    neighbour = spec.position.before or spec.position.after
+    for index, known in enumerate(order):
+        if known.name == neighbour:
+            order.insert(index + (spec.position.after is not None), spec)
+            return True
+    return False
+
+
+def registered_backends() -> tuple[BackendSpec, ...]:
+    """Backends from outside the tree: entry points first, then those registered by a call."""
+    return (*_entry_point_backends(), *_registered)
+
+
+def backend_named(name: str) -> BackendSpec:
+    """The spec of a backend, those that are only named included.
+
+    Raises:
+        KeyError: no backend has this name; the message lists those that are there.
+    """
+    known = {spec.name: spec for spec in (*default_backends(), *registered_backends())}
+    if name not in known:
+        raise KeyError(f"no backend is named {name!r}; known: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def register_backend(
+    spec: BackendSpec | str,
+    experts_cls: type[FusedMoEPermuteExpertsUnpermute] | None = None,
+    *,
+    before: str | None = None,
+    after: str | None = None,
+) -> BackendSpec:
+    """Adds a backend from outside the tree, and checks its class at once.
+
+    Args:
+        spec: a whole `BackendSpec`, or a name with `experts_cls` beside it.
+        before, after: the neighbour in the order; with neither, the backend is never scanned, only named.
+
+    Raises:
+        BackendContractError: the class breaks the contract, the name is taken, or the neighbour is unknown.
+    """
+    if isinstance(spec, str):
+        if experts_cls is None:
+            raise BackendContractError(f"register_backend({spec!r}): expected an experts class beside the name")
+        spec = BackendSpec(spec, experts_cls, Position(before, after) if before or after else None)
+    _check_spec(spec, taken=[*seed_backends(), *registered_backends()])
+    _registered.append(spec)
+    default_backends.cache_clear()
+    try:
+        default_backends()
+    except BackendContractError:
+        _registered.remove(spec)
+        default_backends.cache_clear()
+        raise
+    return spec
+
+
+def unregister_backend(name: str) -> None:
+    """Takes a backend back that `register_backend` added.
+
+    Raises:
+        KeyError: no backend of this name was registered by a call.
+    """
+    for spec in _registered:
+        if spec.name == name:
+            _registered.remove(spec)
+            default_backends.cache_clear()
+            return
+    raise KeyError(f"no backend named {name!r} was registered by register_backend()")
+
+
+@cache
+def _entry_point_backends() -> tuple[BackendSpec, ...]:
+    found: list[BackendSpec] = []
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+        spec = _load(entry_point)
+        _check_spec(spec, taken=[*seed_backends(), *found])
+        found.append(spec)
+    return tuple(found)
+
+
+def _load(entry_point: EntryPoint) -> BackendSpec:
+    """An entry point names a `BackendSpec`, a function that returns one, or an experts class."""
+    distribution = entry_point.dist.name if entry_point.dist is not None else "an unknown distribution"
+    where = f"entry point {entry_point.name!r} of {distribution} ({entry_point.value})"
+    try:
+        target: Any = entry_point.load()
+        if not inspect.isclass(target) and not isinstance(target, BackendSpec) and isinstance(target, Callable):  # type: ignore[arg-type]
+            target = target()
+    except Exception as error:
+        raise BackendContractError(f"{where}: loading it raised {type(error).__name__}: {error}") from error
+    if inspect.isclass(target):
+        target = BackendSpec(entry_point.name, target)
+    if not isinstance(target, BackendSpec):
+        raise BackendContractError(f"{where}: expected a BackendSpec, a function returning one, or an experts class")
+    return BackendSpec(target.name, target.experts_cls, target.position, target.returns_class, distribution)
+
+
+def _who(spec: BackendSpec) -> str:
+    return f"backend {spec.name!r}" + (f" of {spec.distribution}" if spec.distribution else "")
+
+
+def _check_spec(spec: BackendSpec, taken: Iterable[BackendSpec]) -> None:
+    from fp8moe.experts import contract_violations
+
+    if not isinstance(spec.name, str) or not spec.name:
+        raise BackendContractError(f"BackendSpec.name={spec.name!r}: expected a non-empty name")
+    for other in taken:
+        if other.name.upper() == spec.name.upper():
+            raise BackendContractError(
+                f"{_who(spec)}: the name is taken by {_who(other)} ({other.experts_cls.__module__}); choose another"
+            )
+    if spec.name.upper() == "NONE":
+        raise BackendContractError(f"{_who(spec)}: the name stands for 'no backend'; choose another")
+    violations = contract_violations(spec.experts_cls)
+    if violations:
+        raise BackendContractError(f"{_who(spec)}: {'; '.join(violations)}")

@@ -1,0 +1,392 @@
+"""The selector: `select_fp8_moe_backend`, and `explain_fp8_moe_backend` which tells every candidate's verdict.
+
+The rules stand in `_decide`, R1 to R9, in the order of the specification's section 1.1; both functions walk it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fp8moe.candidates import Candidates, compiled
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
+from fp8moe.envs import DEEP_GEMM, FLASHINFER_BACKEND, FLASHINFER_FP8, Env, MalformedVariable
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.keys import QuantKey
+from fp8moe.platforms import Platform, detected_platform
+from fp8moe.registry import AnyBackend, BackendSpec, Fp8MoeBackend, Reason, default_backends, seed_backends
+
+_LOGGER = logging.getLogger("fp8moe.selector")
+
+ExpertsClass = type[FusedMoEPermuteExpertsUnpermute]
+
+
+class BackendNotSupported(ValueError):
+    """A backend that a variable asks for by name does not take the configuration; no other is tried instead."""
+
+    def __init__(self, backend: AnyBackend, reason: Reason, detail: str) -> None:
+        super().__init__(f"{backend.value} was asked for and cannot be used: {reason.value}: {detail}")
+        self.backend = backend
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[AnyBackend, Reason, str]]:
+        return type(self), (self.backend, self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One candidate's answer. `consulted` is False where the rules decided before they reached it."""
+
+    backend: AnyBackend
+    supported: bool
+    reason: Reason | None
+    detail: str
+    consulted: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was selected, by which rule, and what every candidate answers.
+
+    `error` is the exception that `select_fp8_moe_backend` raises for the same arguments, or None.
+    """
+
+    backend: AnyBackend | None
+    experts_cls: ExpertsClass | None
+    error: Exception | None
+    rule: str
+    verdicts: tuple[Verdict, ...] = field(repr=False)
+
+
+class _Query(NamedTuple):
+    """The arguments of one call, each read once."""
+
+    config: FusedMoEConfig
+    weight_key: QuantKey | None
+    activation_key: QuantKey | None
+    allow_vllm_cutlass: bool
+    platform: Platform
+    env: Env
+    candidates: Candidates
+
+    def supported(self) -> int:
+        return self.candidates.supported(
+            self.platform, self.env, self.config.facets, self.weight_key, self.activation_key
+        )
+
+    def refusal(self, position: int) -> tuple[Reason | None, str]:
+        return self.candidates.refusal(
+            position, self.platform, self.env, self.config, self.weight_key, self.activation_key
+        )
+
+    def takes(self, position: int) -> bool:
+        if self.candidates.opaque >> position & 1:
+            return self.refusal(position)[0] is None
+        return bool(self.supported() >> position & 1)
+
+
+class _Decision(NamedTuple):
+    """What the rules came to; masks as in `Candidates`."""
+
+    rule: str
+    chosen: int = -1  # position of the chosen candidate
+    error: Exception | None = None
+    listed: int = 0  # candidates left in the list when the rule decided
+    consulted: int = 0  # candidates asked before the decision, the chosen one included
+    disabled: int = 0  # taken out by a variable
+    not_allowed: int = 0  # taken out by allow_vllm_cutlass=False
+
+
+def _decide(query: _Query) -> _Decision:
+    """The rules, in order; the first that returns wins.
+
+    Raises:
+        MalformedVariable: a rule was reached whose variable holds nonsense.
+    """
+    env, candidates = query.env, query.candidates
+    facets = query.config.facets
+
+    # R1: with LoRA, Triton; no check of any kind.
+    if facets.is_lora_enabled:
+        return _Decision("R1")
+
+    # R2: a fresh list, and the layout that the dispatch calls for.
+    listed = candidates.all
+    disabled = 0
+    standard = facets.activation_format is FusedMoEActivationFormat.Standard
+
+    # R3: FlashInfer, where its variable is set.
+    if env.flashinfer is not None:
+        if not env.flashinfer:  # R3a: off, and on with the rules
+            disabled |= candidates.flashinfer
+            listed &= ~disabled
+        elif env.flashinfer_backend is not None:  # R3b: on, and one of them by name
+            name = flashinfer_backend_named(env.flashinfer_backend, query.platform)
+            if name is None:
+                return _Decision("R3b", error=_no_masked_gemm(), listed=listed)
+            return _must_use(query, "R3b", name, listed, disabled)
+        else:  # R3c: on, whichever of the two
+            return _try_flashinfer(query, listed)
+
+    # R4: DeepGEMM, where either of its variables is set.
+    if env.deep_gemm is not None:
+        if not env.deep_gemm:  # R4a
+            disabled |= candidates.deep_gemm
+            listed &= ~disabled
+        else:  # R4b
+            return _must_use(query, "R4b", "DEEPGEMM" if standard else "BATCHED_DEEPGEMM", listed, disabled)
+
+    # R5: Marlin by force.
+    if env.force_marlin:
+        return _must_use(query, "R5", "MARLIN", listed, disabled)
+
+    # R6: AITER, where either of its variables is set.
+    if env.aiter is not None:
+        if not env.aiter:  # R6a
+            disabled |= candidates.aiter
+            listed &= ~disabled
+        else:  # R6b
+            return _must_use(query, "R6b", "AITER", listed, disabled)
+
+    # R7: vLLM's CUTLASS only where the caller allows it.
+    not_allowed = 0
+    if not query.allow_vllm_cutlass:
+        not_allowed = candidates.vllm_cutlass
+        listed &= ~not_allowed
+
+    # R8: the first in the list that takes the configuration.
+    chosen = _first_supported(query, listed)
+    if chosen >= 0:
+        consulted = (2 << chosen) - 1
+        return _Decision("R8", chosen, None, listed, consulted, disabled, not_allowed)
+
+    # R9: nothing fits.
+    error = None
+    if query.platform.is_cuda or query.platform.is_rocm:
+        error = _nothing_fits(query, disabled, not_allowed)
+    return _Decision("R9", -1, error, listed, candidates.all, disabled, not_allowed)
+
+
+def flashinfer_backend_named(choice: str, platform: Platform) -> str | None:
+    """The backend that a VLLM_FLASHINFER_MOE_BACKEND choice stands for (section 1.4); None for the masked GEMM."""
+    if choice == "masked_gemm":
+        return None
+    return "FLASHINFER_TRTLLM" if choice == "latency" and platform.in_family(100) else "FLASHINFER_CUTLASS"
+
+
+def _first_supported(query: _Query, listed: int) -> int:
+    opaque = query.candidates.opaque
+    remaining = listed & (query.supported() | opaque)
+    while remaining:
+        lowest = remaining & -remaining
+        position = lowest.bit_length() - 1
+        if not lowest & opaque or query.takes(position):
+            return position
+        remaining ^= lowest
+    return -1
+
+
+def _must_use(query: _Query, rule: str, name: str, listed: int, disabled: int) -> _Decision:
+    """The named backend, or an error: never the scan."""
+    position = query.candidates.index.get(name, -1)
+    if position < 0:
+        detail = "it is not among the backends given"
+        return _Decision(rule, -1, BackendNotSupported(Fp8MoeBackend[name], Reason.NOT_ALLOWED, detail), listed, 0, disabled)
+    bit = 1 << position
+    if query.takes(position):
+        return _Decision(rule, position, None, listed, bit, disabled)
+    reason, detail = query.refusal(position)
+    assert reason is not None, f"{name} refuses without a reason"
+    return _Decision(rule, -1, BackendNotSupported(Fp8MoeBackend[name], reason, detail), listed, bit, disabled)
+
+
+def _try_flashinfer(query: _Query, listed: int) -> _Decision:
+    consulted = 0
+    lines = []
+    for name in ("FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS"):
+        position = query.candidates.index.get(name, -1)
+        if position < 0:
+            lines.append(f"{name}: {Reason.NOT_ALLOWED.value}: it is not among the backends given")
+            continue
+        consulted |= 1 << position
+        if query.takes(position):
+            return _Decision("R3c", position, None, listed, consulted)
+        lines.append(_refusal_line(query, position))
+    text = f"{FLASHINFER_FP8}=1 asks for FlashInfer, and no FlashInfer FP8 MoE backend fits:"
+    return _Decision("R3c", -1, NotImplementedError("\n  ".join([text, *lines])), listed, consulted)
+
+
+def _refusal_line(query: _Query, position: int) -> str:
+    reason, detail = query.refusal(position)
+    assert reason is not None
+    return f"{query.candidates.specs[position].name}: {reason.value}: {detail}"
+
+
+def _no_masked_gemm() -> ValueError:
+    return ValueError(
+        f"{FLASHINFER_BACKEND}='masked_gemm': the FlashInfer MaskedGEMM kernels have no FP8 support; "
+        "choose 'throughput' or 'latency'"
+    )
+
+
+def _nothing_fits(query: _Query, disabled: int, not_allowed: int) -> NotImplementedError:
+    lines = [f"no FP8 MoE backend takes this configuration on {query.platform}:"]
+    for position, spec in enumerate(query.candidates.specs):
+        if disabled >> position & 1:
+            lines.append(f"{spec.name}: {Reason.DISABLED_BY_ENV.value}: {_disabled_detail(query.env, spec.name)}")
+        elif not_allowed >> position & 1:
+            lines.append(f"{spec.name}: {Reason.NOT_ALLOWED.value}: {_NOT_ALLOWED_DETAIL}")
+        else:
+            lines.append(_refusal_line(query, position))
+    return NotImplementedError("\n  ".join(lines))
+
+
+_NOT_ALLOWED_DETAIL = "the caller does not allow vLLM's CUTLASS (allow_vllm_cutlass=False)"
+
+
+def _disabled_detail(env: Env, name: str) -> str:
+    family = {"FLASHINFER": "VLLM_USE_FLASHINFER_MOE_FP8", "AITER": "VLLM_ROCM_USE_AITER"}
+    prefix = next((text for start, text in family.items() if name.startswith(start)), None)
+    names = [prefix] if prefix == FLASHINFER_FP8 else [f"{prefix}", f"{prefix}_MOE"]
+    if prefix is None:
+        names = [DEEP_GEMM, "VLLM_MOE_USE_DEEP_GEMM"]
+    return "taken out by " + ", ".join(f"{key}={env[key]!r}" for key in names if key in env)
+
+
+def _query(
+    config: FusedMoEConfig,
+    weight_key: QuantKey | None,
+    activation_key: QuantKey | None,
+    allow_vllm_cutlass: bool,
+    platform: Platform | None,
+    env: Mapping[str, str] | None,
+    backends: Sequence[BackendSpec] | None,
+) -> _Query:
+    return _Query(
+        config,
+        weight_key,
+        activation_key,
+        allow_vllm_cutlass,
+        detected_platform() if platform is None else platform,
+        Env.of(env),
+        compiled(default_backends() if backends is None else backends),
+    )
+
+
+def select_fp8_moe_backend(
+    config: FusedMoEConfig,
+    weight_key: QuantKey | None,
+    activation_key: QuantKey | None,
+    allow_vllm_cutlass: bool = False,
+    *,
+    platform: Platform | None = None,
+    env: Mapping[str, str] | None = None,
+    backends: Sequence[BackendSpec] | None = None,
+) -> tuple[AnyBackend, ExpertsClass | None]:
+    """The FP8 MoE backend for a layer, and the class that computes it (None for FLASHINFER_TRTLLM and NONE).
+
+    Args:
+        config: the layer.
+        weight_key, activation_key: the quantisation scheme; None stands for unquantised.
+        allow_vllm_cutlass: whether VLLM_CUTLASS and BATCHED_VLLM_CUTLASS may be chosen.
+        platform: default the detected device.
+        env: default `os.environ`; only the variables of `fp8moe.envs.SELECTOR_VARIABLES` are read.
+        backends: candidates in their order; default the registry's.
+
+    Raises:
+        BackendNotSupported: (a ValueError) a variable asks for a backend that does not take the configuration.
+        MalformedVariable: (a ValueError) a variable that a rule reached holds nonsense.
+        ValueError: VLLM_FLASHINFER_MOE_BACKEND=masked_gemm with VLLM_USE_FLASHINFER_MOE_FP8 on.
+        NotImplementedError: nothing fits on CUDA or ROCm, or no FlashInfer backend where FlashInfer is asked for.
+    """
+    if config.is_lora_enabled:  # R1 reads neither platform nor environment
+        return _triton()
+    query = _query(config, weight_key, activation_key, allow_vllm_cutlass, platform, env, backends)
+    decision = _decide(query)
+    if _LOGGER.isEnabledFor(logging.INFO):
+        _log(query, decision)
+    if decision.error is not None:
+        raise decision.error
+    if decision.chosen < 0:
+        return Fp8MoeBackend.NONE, None
+    return query.candidates.results[decision.chosen]
+
+
+def explain_fp8_moe_backend(
+    config: FusedMoEConfig,
+    weight_key: QuantKey | None,
+    activation_key: QuantKey | None,
+    allow_vllm_cutlass: bool = False,
+    *,
+    platform: Platform | None = None,
+    env: Mapping[str, str] | None = None,
+    backends: Sequence[BackendSpec] | None = None,
+) -> Selection:
+    """The same rules, with every candidate's verdict; arguments as `select_fp8_moe_backend`.
+
+    Never raises where nothing fits or a variable is malformed: the exception is in `Selection.error`.
+    """
+    query = _query(config, weight_key, activation_key, allow_vllm_cutlass, platform, env, backends)
+    try:
+        decision = _decide(query)
+    except MalformedVariable as error:
+        rule = {FLASHINFER_FP8: "R3", FLASHINFER_BACKEND: "R3b"}.get(error.variable, "R4")
+        disabled = query.candidates.flashinfer if rule == "R4" and query.env.flashinfer is not None else 0
+        decision = _Decision(rule, error=error, listed=query.candidates.all & ~disabled, disabled=disabled)
+    verdicts = tuple(_verdict(query, decision, position) for position in range(len(query.candidates.specs)))
+    if decision.rule == "R1":
+        return Selection(*_triton(), None, "R1", verdicts)
+    if decision.chosen >= 0:
+        return Selection(*query.candidates.results[decision.chosen], None, decision.rule, verdicts)
+    nothing = Fp8MoeBackend.NONE if decision.error is None else None
+    return Selection(nothing, None, decision.error, decision.rule, verdicts)
+
+
+def _triton() -> tuple[AnyBackend, ExpertsClass | None]:
+    return next((spec.backend, spec.experts_cls) for spec in seed_backends() if spec.name == "TRITON")
+
+
+def _verdict(query: _Query, decision: _Decision, position: int) -> Verdict:
+    spec = query.candidates.specs[position]
+    if decision.rule == "R1" and spec.name == "TRITON":
+        return Verdict(spec.backend, True, None, "LoRA is on: TRITON by rule R1, unchecked", False)
+    if decision.disabled >> position & 1:
+        return Verdict(spec.backend, False, Reason.DISABLED_BY_ENV, _disabled_detail(query.env, spec.name), True)
+    if decision.not_allowed >> position & 1:
+        return Verdict(spec.backend, False, Reason.NOT_ALLOWED, _NOT_ALLOWED_DETAIL, True)
+    consulted = bool(decision.consulted >> position & 1)
+    try:
+        reason, detail = query.refusal(position)
+    except MalformedVariable as error:
+        return Verdict(spec.backend, False, Reason.DEVICE, f"cannot be told: {error}", consulted)
+    return Verdict(spec.backend, reason is None, reason, detail, consulted)
+
+
+_logged: set[str] = set()
+
+
+def reset_log_deduplication() -> None:
+    """Forgets which texts were logged; each text is logged once a process."""
+    _logged.clear()
+
+
+def _log(query: _Query, decision: _Decision) -> None:
+    """One INFO for a choice, with the candidates left; one DEBUG for each refusal of a scan."""
+    if _LOGGER.isEnabledFor(logging.DEBUG) and decision.rule in ("R3c", "R8", "R9"):
+        asked = decision.consulted & decision.listed
+        for position in range(len(query.candidates.specs)):
+            if asked >> position & 1 and position != decision.chosen:
+                _log_once(logging.DEBUG, f"refused {_refusal_line(query, position)}")
+    if decision.chosen >= 0:
+        spec = query.candidates.specs[decision.chosen]
+        left = ", ".join(query.candidates.names(decision.listed))
+        _log_once(logging.INFO, f"FP8 MoE backend {spec.name} out of [{left}]")
+
+
+def _log_once(level: int, text: str) -> None:
+    if text not in _logged:
+        _logged.add(text)
+        _LOGGER.log(level, text)
