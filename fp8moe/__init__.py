@@ -19,15 +19,23 @@ if TYPE_CHECKING:
     )
     from fp8moe.envs import MalformedVariable
     from fp8moe.experts import Contract, FusedMoEPermuteExpertsUnpermute, MoEWeights
-    from fp8moe.platforms import PLATFORMS, Platform
-    from fp8moe.quant import (
-        FusedMoEQuantConfig,
+    from fp8moe.keys import (
         GroupShape,
         QuantKey,
         ScaleDesc,
-        dequantize,
-        quantize,
+        kFp8Dynamic64Sym,
+        kFp8Dynamic128Sym,
+        kFp8DynamicTensorSym,
+        kFp8DynamicTokenSym,
+        kFp8Static128BlockSym,
+        kFp8StaticChannelSym,
+        kFp8StaticTensorSym,
+        kFp8StaticTokenSym,
+        kNvfp4Dynamic,
+        kNvfp4Static,
     )
+    from fp8moe.platforms import PLATFORMS, Platform
+    from fp8moe.quant import FusedMoEQuantConfig
     from fp8moe.recipe import Arithmetic, Recipe
     from fp8moe.registry import (
         BackendContractError,
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
         register_backend,
         unregister_backend,
     )
+    from fp8moe.scaling import dequantize, quantize
     from fp8moe.selector import (
         BackendNotSupported,
         Selection,
@@ -100,7 +109,52 @@ _MODULE_OF = {
     ),
 }
 
-__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604
+__all__ = [
+    "PLATFORMS",
+    "Arithmetic",
+    "BackendContractError",
+    "BackendNotSupported",
+    "BackendSpec",
+    "BackendUnavailable",
+    "Contract",
+    "Fp8MoeBackend",
+    "FusedMoEActivationFormat",
+    "FusedMoEConfig",
+    "FusedMoEParallelConfig",
+    "FusedMoEPermuteExpertsUnpermute",
+    "FusedMoEQuantConfig",
+    "GroupShape",
+    "InvalidMoEInput",
+    "MalformedVariable",
+    "MoEWeights",
+    "Platform",
+    "Position",
+    "QuantKey",
+    "Reason",
+    "Recipe",
+    "RoutingMethodType",
+    "ScaleDesc",
+    "Selection",
+    "Support",
+    "Verdict",
+    "__version__",
+    "dequantize",
+    "explain_fp8_moe_backend",
+    "kFp8Dynamic64Sym",
+    "kFp8Dynamic128Sym",
+    "kFp8DynamicTensorSym",
+    "kFp8DynamicTokenSym",
+    "kFp8Static128BlockSym",
+    "kFp8StaticChannelSym",
+    "kFp8StaticTensorSym",
+    "kFp8StaticTokenSym",
+    "kNvfp4Dynamic",
+    "kNvfp4Static",
+    "quantize",
+    "register_backend",
+    "select_fp8_moe_backend",
+    "unregister_backend",
+]
 
 
 def __getattr__(name: str) -> Any:

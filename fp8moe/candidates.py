@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fp8moe.config import FusedMoEConfig
-from fp8moe.envs import Env
+from fp8moe.envs import Env, MalformedVariable
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.facets import SelectionFacets
 from fp8moe.keys import QuantKey
@@ -72,7 +72,7 @@ class Candidates:
             device = self._ask(
                 self._by_device,
                 device_key,
-                lambda support: support.takes_device_and_scheme(platform, env, weight_key, activation_key),
+                lambda support: _takes(support, platform, env, weight_key, activation_key),
             )
         layer = self._by_layer.get(facets)
         if layer is None:
@@ -120,6 +120,17 @@ class Candidates:
                 return None, ""
             return reason, describe(reason, support, platform, facets, (weight_key, activation_key))
         return _ask_own_predicate(self.specs[position], platform, env, config, weight_key, activation_key)
+
+
+def _takes(
+    support: Support, platform: Platform, env: Env, weight_key: QuantKey | None, activation_key: QuantKey | None
+) -> bool:
+    """A device check that meets a malformed variable counts as a refusal here: the rules raise before they get to it,
+    or never ask for this backend (see `Env.device_bits`)."""
+    try:
+        return support.takes_device_and_scheme(platform, env, weight_key, activation_key)
+    except MalformedVariable:
+        return False
 
 
 def _declared_support(spec: BackendSpec) -> Support | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fp8moe.frozen import hash_once, state_without_derived
 
@@ -52,6 +52,19 @@ class RoutingMethodType(IntEnum):
     Unspecified = 8
 
 
+PASSED_THROUGH = (
+    *(f"{kind}_{what}" for kind in ("tp", "dp", "pcp", "ep") for what in ("size", "rank")),
+    "use_ep",
+    "use_pplx_kernels",
+    "use_deepep_ht_kernels",
+    "use_deepep_ll_kernels",
+    "use_mori_kernels",
+    "use_fi_all2allv_kernels",
+    "use_naive_all2all_kernels",
+)
+"""What a `FusedMoEConfig` answers from its parallel part."""
+
+
 def default_max_num_tokens() -> int:
     """The default of `FusedMoEConfig.max_num_tokens`: VLLM_MOE_DP_CHUNK_SIZE, or 256; read once, at import.
 
@@ -64,7 +77,9 @@ def default_max_num_tokens() -> int:
     except ValueError:
         value = 0
     if value < 1:
-        raise ValueError(f"VLLM_MOE_DP_CHUNK_SIZE={text!r}: expected a positive integer (default 256); unset it or fix it")
+        raise ValueError(
+            f"VLLM_MOE_DP_CHUNK_SIZE={text!r}: expected a positive integer (default 256); unset it or fix it"
+        )
     return value
 
 
@@ -269,9 +284,7 @@ class FusedMoEConfig:
             )
         for name in ("num_local_experts", "experts_per_token"):
             if getattr(self, name) > experts:
-                raise ValueError(
-                    f"FusedMoEConfig.{name}={getattr(self, name)}: expected at most num_experts={experts}"
-                )
+                raise ValueError(f"FusedMoEConfig.{name}={getattr(self, name)}: expected at most num_experts={experts}")
         if self.router_logits_dtype is None:
             object.__setattr__(self, "router_logits_dtype", self.in_dtype)
 
@@ -288,27 +301,8 @@ class FusedMoEConfig:
             object.__setattr__(self, "_facets", found)
         return found
 
-    # Pass-through properties, for adapters that ask the layer rather than its parallel part.
-    @property
-    def tp_size(self) -> int:
-        return self.moe_parallel_config.tp_size
-
-    @property
-    def dp_size(self) -> int:
-        return self.moe_parallel_config.dp_size
-
-    @property
-    def ep_size(self) -> int:
-        return self.moe_parallel_config.ep_size
-
-    @property
-    def tp_rank(self) -> int:
-        return self.moe_parallel_config.tp_rank
-
-    @property
-    def ep_rank(self) -> int:
-        return self.moe_parallel_config.ep_rank
-
-    @property
-    def use_ep(self) -> bool:
-        return self.moe_parallel_config.use_ep
+    def __getattr__(self, name: str) -> Any:
+        """What the layer does not have itself, its parallel part may: sizes, ranks, `use_*` (section 3.1)."""
+        if name.startswith("_") or name not in PASSED_THROUGH:
+            raise AttributeError(f"FusedMoEConfig has no attribute {name!r}")
+        return getattr(self.moe_parallel_config, name)

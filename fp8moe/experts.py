@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -88,9 +88,9 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         self.weights = weights
 
     @staticmethod
+    @abstractmethod
     def activation_format() -> FusedMoEActivationFormat:
         """The layout this class takes."""
-        raise NotImplementedError("a backend implements activation_format()")
 
     @staticmethod
     def is_supported_config(
@@ -183,7 +183,9 @@ def contract_violations(cls: object) -> list[str]:
     else:
         found.append(f"{cls.__name__}.activation_format() gave {layout!r}: expected a FusedMoEActivationFormat")
     if cls.support is not None and not isinstance(cls.support, Support):
-        found.append(f"{cls.__name__}.support is {type(cls.support).__name__}: expected a fp8moe.support.Support or None")
+        found.append(
+            f"{cls.__name__}.support is {type(cls.support).__name__}: expected a fp8moe.support.Support or None"
+        )
     if cls.support is not None and isinstance(cls.support, Support) and cls.support.activation_format is not layout:
         found.append(f"{cls.__name__}.support.activation_format differs from activation_format()")
     if not isinstance(inspect.getattr_static(cls, "is_supported_config"), staticmethod):
@@ -195,11 +197,18 @@ def contract_violations(cls: object) -> list[str]:
 
 
 def _signature_violations(cls: type[FusedMoEPermuteExpertsUnpermute]) -> list[str]:
-    """The suite passes three arguments by position and the rest by keyword; `**kwargs` takes them all."""
-    parameters = inspect.signature(cls.apply).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return []
-    missing = [
-        name for name in ("expert_map", "apply_router_weight_on_input", "output") if name not in parameters
-    ]
-    return [f"{cls.__name__}.apply lacks the keyword {', '.join(missing)}"] if missing else []
+    """The suite passes three arguments by position and the rest by keyword; `**kwargs` and `*args` take them all."""
+    parameters = list(inspect.signature(cls.apply).parameters.values())
+    kinds = [parameter.kind for parameter in parameters]
+    found = []
+    positional = sum(
+        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
+    if positional < 4 and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        found.append(f"{cls.__name__}.apply takes no hidden_states, topk_weights and topk_ids by position")
+    names = [parameter.name for parameter in parameters]
+    keywords = ("expert_map", "apply_router_weight_on_input", "output")
+    missing = [name for name in keywords if name not in names]
+    if missing and inspect.Parameter.VAR_KEYWORD not in kinds:
+        found.append(f"{cls.__name__}.apply lacks the keyword {', '.join(missing)}")
+    return found

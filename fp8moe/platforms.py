@@ -47,7 +47,9 @@ class Platform:
                 raise ValueError(f"Platform.{name}={value!r}: expected (major, minor), such as (9, 0)")
             object.__setattr__(self, name, pair)
         if isinstance(self.libraries, str):
-            raise ValueError(f"Platform.libraries={self.libraries!r}: expected a set of names, such as {{'flashinfer'}}")
+            raise ValueError(
+                f"Platform.libraries={self.libraries!r}: expected a set of names, such as {{'flashinfer'}}"
+            )
         object.__setattr__(self, "libraries", frozenset(self.libraries))
 
     @property
@@ -106,8 +108,10 @@ class Platform:
 
     def __str__(self) -> str:
         libraries = ", ".join(sorted(self.libraries)) or "no kernel libraries"
-        return f"{self.kind} {self.architecture} ({libraries})" if self.architecture != self.kind else (
-            f"{self.kind} ({libraries})"
+        return (
+            f"{self.kind} {self.architecture} ({libraries})"
+            if self.architecture != self.kind
+            else (f"{self.kind} ({libraries})")
         )
 
     @staticmethod

@@ -62,7 +62,7 @@ class FusedMoEQuantConfig:
             raise ValueError(f"FusedMoEQuantConfig: a1={self.a1} and a2={self.a2}: expected the same dtype and groups")
         block = self.w1.shape is not None and self.w1.shape.is_block()
         if block and self.a1.dtype is not None and self.a1.shape is not None and self.a1.shape.is_per_token():
-            raise ValueError("FusedMoEQuantConfig: per-token activations with block weights are exclusive; use groups")
+            raise ValueError("FusedMoEQuantConfig: per-token activations exclude block weights; use groups of columns")
 
     @classmethod
     def from_keys(cls, weight_key: QuantKey | None, activation_key: QuantKey | None) -> FusedMoEQuantConfig:
@@ -97,8 +97,8 @@ class FusedMoEQuantConfig:
             return cls()
         if block_shape is not None and (per_act_token_quant or per_out_ch_quant):
             raise ValueError(
-                f"FusedMoEQuantConfig.make: block_shape={block_shape} excludes per_act_token_quant={per_act_token_quant} "
-                f"and per_out_ch_quant={per_out_ch_quant}"
+                f"FusedMoEQuantConfig.make: block_shape={block_shape} excludes "
+                f"per_act_token_quant={per_act_token_quant} and per_out_ch_quant={per_out_ch_quant}"
             )
         if block_shape is not None:
             weight, activation = GroupShape(*block_shape), GroupShape(1, block_shape[1])

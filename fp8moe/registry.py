@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
@@ -150,8 +150,8 @@ def default_backends() -> tuple[BackendSpec, ...]:
             spec = waiting[0]
             assert spec.position is not None
             raise BackendContractError(
-                f"{_who(spec)}: position is beside {spec.position.before or spec.position.after!r}, which is no backend "
-                f"in the order; known: {', '.join(known.name for known in order)}"
+                f"{_who(spec)}: position is beside {spec.position.before or spec.position.after!r}, which is no "
+                f"backend in the order; known: {', '.join(known.name for known in order)}"
             )
         waiting = [spec for spec in waiting if spec not in placed]
     return tuple(order)
@@ -204,6 +204,10 @@ def register_backend(
         if experts_cls is None:
             raise BackendContractError(f"register_backend({spec!r}): expected an experts class beside the name")
         spec = BackendSpec(spec, experts_cls, Position(before, after) if before or after else None)
+    elif not isinstance(spec, BackendSpec):
+        raise BackendContractError(f"register_backend({spec!r}): expected a name with a class, or a BackendSpec")
+    elif before or after or experts_cls is not None:
+        raise BackendContractError(f"register_backend({spec!r}): the class and the position are the BackendSpec's own")
     _check_spec(spec, taken=[*seed_backends(), *registered_backends()])
     _registered.append(spec)
     default_backends.cache_clear()
@@ -221,13 +225,16 @@ def unregister_backend(name: str) -> None:
 
     Raises:
         KeyError: no backend of this name was registered by a call.
+        BackendContractError: another one has its position beside it.
     """
-    for spec in _registered:
-        if spec.name == name:
-            _registered.remove(spec)
-            default_backends.cache_clear()
-            return
-    raise KeyError(f"no backend named {name!r} was registered by register_backend()")
+    found = next((spec for spec in _registered if spec.name == name), None)
+    if found is None:
+        raise KeyError(f"no backend named {name!r} was registered by register_backend()")
+    for spec in registered_backends():
+        if spec.position is not None and name in (spec.position.before, spec.position.after):
+            raise BackendContractError(f"{_who(spec)} has its position beside {name!r}; unregister it first")
+    _registered.remove(found)
+    default_backends.cache_clear()
 
 
 @cache
@@ -246,12 +253,12 @@ def _load(entry_point: EntryPoint) -> BackendSpec:
     where = f"entry point {entry_point.name!r} of {distribution} ({entry_point.value})"
     try:
         target: Any = entry_point.load()
-        if not inspect.isclass(target) and not isinstance(target, BackendSpec) and isinstance(target, Callable):  # type: ignore[arg-type]
+        if not inspect.isclass(target) and not isinstance(target, BackendSpec) and callable(target):
             target = target()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BackendContractError(f"{where}: loading it raised {type(error).__name__}: {error}") from error
     if inspect.isclass(target):
-        target = BackendSpec(entry_point.name, target)
+        target = BackendSpec(entry_point.name, cast("type[FusedMoEPermuteExpertsUnpermute]", target))
     if not isinstance(target, BackendSpec):
         raise BackendContractError(f"{where}: expected a BackendSpec, a function returning one, or an experts class")
     return BackendSpec(target.name, target.experts_cls, target.position, target.returns_class, distribution)
@@ -266,6 +273,10 @@ def _check_spec(spec: BackendSpec, taken: Iterable[BackendSpec]) -> None:
 
     if not isinstance(spec.name, str) or not spec.name:
         raise BackendContractError(f"BackendSpec.name={spec.name!r}: expected a non-empty name")
+    if spec.position is not None and not isinstance(spec.position, Position):
+        raise BackendContractError(
+            f"{_who(spec)}: position is {spec.position!r}: expected Position(before=...), Position(after=...) or None"
+        )
     for other in taken:
         if other.name.upper() == spec.name.upper():
             raise BackendContractError(

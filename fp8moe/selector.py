@@ -194,7 +194,9 @@ def _must_use(query: _Query, rule: str, name: str, listed: int, disabled: int) -
     position = query.candidates.index.get(name, -1)
     if position < 0:
         detail = "it is not among the backends given"
-        return _Decision(rule, -1, BackendNotSupported(Fp8MoeBackend[name], Reason.NOT_ALLOWED, detail), listed, 0, disabled)
+        return _Decision(
+            rule, -1, BackendNotSupported(Fp8MoeBackend[name], Reason.NOT_ALLOWED, detail), listed, 0, disabled
+        )
     bit = 1 << position
     if query.takes(position):
         return _Decision(rule, position, None, listed, bit, disabled)

@@ -9,8 +9,8 @@ from typing import Any
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEParallelConfig, RoutingMethodType
 from fp8moe.envs import Env
 from fp8moe.facets import SelectionFacets
-from fp8moe.platforms import Platform
 from fp8moe.keys import QuantKey
+from fp8moe.platforms import Platform
 from fp8moe.registry import Reason
 from fp8moe.schemes import Scheme, scheme_name
 
@@ -94,7 +94,9 @@ class Support:
             and self.logits_dtype(facets.routing_method, facets.router_logits_dtype)
         )
 
-    def takes_routing(self, method: RoutingMethodType, weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
+    def takes_routing(
+        self, method: RoutingMethodType, weight_key: QuantKey | None, activation_key: QuantKey | None
+    ) -> bool:
         return self.routing(method, weight_key, activation_key)
 
     def and_fallback(self, fallback: Support) -> Support:
@@ -104,7 +106,9 @@ class Support:
             ValueError: the two take different layouts.
         """
         if self.activation_format is not fallback.activation_format:
-            raise ValueError(f"a composite of {self.activation_format} and {fallback.activation_format}: expected one layout")
+            raise ValueError(
+                f"a composite of {self.activation_format} and {fallback.activation_format}: expected one layout"
+            )
         return Support(
             device=lambda platform, env: self.device(platform, env) and fallback.device(platform, env),
             needs=self.needs,
@@ -114,14 +118,20 @@ class Support:
             parallel=lambda parallel: self.parallel(parallel) and fallback.parallel(parallel),
             non_gated=self.non_gated and fallback.non_gated,
             routing=lambda method, w, a: self.routing(method, w, a) and fallback.routing(method, w, a),
-            logits_dtype=lambda method, dtype: self.logits_dtype(method, dtype) and fallback.logits_dtype(method, dtype),
+            logits_dtype=lambda method, dtype: (
+                self.logits_dtype(method, dtype) and fallback.logits_dtype(method, dtype)
+            ),
         )
 
 
 def describe(reason: Reason, support: Support, platform: Platform, facets: SelectionFacets, scheme: Scheme) -> str:
     """One sentence for a person: what the backend lacks, and what it would take."""
     parallel = facets.parallel
-    layouts = {FusedMoEActivationFormat.Standard: "standard", FusedMoEActivationFormat.BatchedExperts: "batched_experts"}
+    method = getattr(facets.routing_method, "name", facets.routing_method)
+    layouts = {
+        FusedMoEActivationFormat.Standard: "standard",
+        FusedMoEActivationFormat.BatchedExperts: "batched_experts",
+    }
     sentences: dict[Reason, str] = {
         Reason.DEVICE: f"needs {support.needs}; here: {platform}",
         Reason.GATING: "has no support for an MLP that is not gated (is_act_and_mul=False)",
@@ -132,14 +142,11 @@ def describe(reason: Reason, support: Support, platform: Platform, facets: Selec
             f"ep={parallel.ep_size}, use_ep={parallel.use_ep}, sequence parallel={parallel.is_sequence_parallel}, "
             f"EPLB={parallel.enable_eplb})"
         ),
-        Reason.ROUTING: f"does not take the routing method {getattr(facets.routing_method, 'name', facets.routing_method)}",
+        Reason.ROUTING: f"does not take the routing method {method}",
         Reason.FORMAT: (
             f"takes the {layouts[support.activation_format]!r} activation format, "
             f"not {layouts[facets.activation_format]!r}"
         ),
-        Reason.LOGITS_DTYPE: (
-            f"does not take {facets.router_logits_dtype} router logits with "
-            f"{getattr(facets.routing_method, 'name', facets.routing_method)} routing"
-        ),
+        Reason.LOGITS_DTYPE: (f"does not take {facets.router_logits_dtype} router logits with {method} routing"),
     }
     return sentences[reason]

@@ -53,6 +53,9 @@ def check_weights(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: o
 
     if not isinstance(weights, MoEWeights):
         raise InvalidMoEInput("weights", f"a {type(weights).__name__}", "a fp8moe.MoEWeights")
+    for name, tensor in vars(weights).items():
+        if tensor is not None and tensor.device != weights.w13.device:
+            raise InvalidMoEInput(name, f"on {tensor.device}", f"the device of w13, {weights.w13.device}")
     experts, hidden = config.num_local_experts, config.hidden_dim
     inter, rows = config.intermediate_size_per_partition, weight_rows(config)
     _shape("w13", weights.w13, (experts, rows, hidden), "(num_local_experts, 2I or I, hidden_dim)")
@@ -68,9 +71,6 @@ def check_weights(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: o
         raise InvalidMoEInput("w2", f"of dtype {weights.w2.dtype}", f"the dtype of w13, {weights.w13.dtype}")
     _check_scales(quant, weights, experts, rows, hidden, inter, 2 if config.is_act_and_mul else 1)
     _check_biases(weights, experts, rows, hidden)
-    for name, tensor in vars(weights).items():
-        if tensor is not None and tensor.device != weights.w13.device:
-            raise InvalidMoEInput(name, f"on {tensor.device}", f"the device of w13, {weights.w13.device}")
 
 
 def _check_scales(
@@ -144,7 +144,9 @@ def check_call(
             "hidden_states", f"of shape {tuple(hidden_states.shape)}", f"(M, hidden_dim={config.hidden_dim})"
         )
     if hidden_states.dtype != config.in_dtype:
-        raise InvalidMoEInput("hidden_states", f"of dtype {hidden_states.dtype}", f"config.in_dtype = {config.in_dtype}")
+        raise InvalidMoEInput(
+            "hidden_states", f"of dtype {hidden_states.dtype}", f"config.in_dtype = {config.in_dtype}"
+        )
     tokens = hidden_states.shape[0]
     _shape("topk_ids", topk_ids, (tokens, topk_ids.shape[-1] if topk_ids.dim() == 2 else 1), "(M, top-k)")
     _shape("topk_weights", topk_weights, tuple(topk_ids.shape), "the shape of topk_ids")
@@ -154,8 +156,10 @@ def check_call(
         raise InvalidMoEInput("topk_ids", f"of dtype {topk_ids.dtype}", "int32, int64 or uint32")
     if apply_router_weight_on_input and topk_ids.shape[1] != 1:
         raise InvalidMoEInput(
-            "apply_router_weight_on_input", f"True with top-k = {topk_ids.shape[1]}", "False, or top-1 routing: "
-            "the activation is not linear, so weighting the input is another function for more experts"
+            "apply_router_weight_on_input",
+            f"True with top-k = {topk_ids.shape[1]}",
+            "False, or top-1 routing: "
+            "the activation is not linear, so weighting the input is another function for more experts",
         )
     if expert_map is not None:
         _shape("expert_map", expert_map, (config.num_experts,), "(num_experts,)")
@@ -195,6 +199,7 @@ def _check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | No
         local = expert_map.to(torch.int64)
         if bool(((local < -1) | (local >= config.num_local_experts)).any()):
             raise InvalidMoEInput(
-                "expert_map", f"from {int(local.min())} to {int(local.max())}",
+                "expert_map",
+                f"from {int(local.min())} to {int(local.max())}",
                 f"-1 or a local id below num_local_experts = {config.num_local_experts}",
             )

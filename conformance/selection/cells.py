@@ -94,7 +94,8 @@ class Cell:
 def platform_at(indices: Indices) -> Platform:
     """The platform with these values of ``PLATFORM_AXES``."""
     device, libraries = _values(PLATFORM_AXES, indices)
-    return replace(device, libraries=libraries)
+    platform: Platform = replace(device, libraries=libraries)
+    return platform
 
 
 @cache
@@ -116,8 +117,9 @@ def config_at(indices: Indices) -> FusedMoEConfig:
 def environment_at(indices: Indices) -> dict[str, str]:
     """The environment with these values of ``ENVIRONMENT_AXES``; not to be changed."""
     *texts, unread = _values(ENVIRONMENT_AXES, indices)
-    read = {name: text for name, text in zip(VARIABLES, texts, strict=True) if text is not None}
-    return read | unread
+    read: dict[str, str] = {name: text for name, text in zip(VARIABLES, texts, strict=True) if text is not None}
+    read.update(unread)
+    return read
 
 
 def _values(axes: tuple[str, ...], indices: Indices) -> list[Any]:

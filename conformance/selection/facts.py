@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from fp8moe.quant import (
     kNvfp4Static,
 )
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = Any
+"""A numpy array, or the scalar that numpy makes of an array without dimensions; operators between them are untyped."""
 
 KEYS: tuple[QuantKey | None, ...] = (
     None,

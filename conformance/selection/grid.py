@@ -21,7 +21,7 @@ from conformance.selection.cells import (
     environment_at,
     platform_at,
 )
-from conformance.selection.facts import Array, Facts, facts_from
+from conformance.selection.facts import FACTS, Array, Facts, facts_from
 from conformance.selection.predicates import Scheme
 from fp8moe import FusedMoEConfig, Platform
 
@@ -77,6 +77,11 @@ class Product:
                     found[fact] = small[grid.ravel()].reshape(shape)
         return facts_from(found)
 
+    def facts_at(self, numbers: Array) -> Facts:
+        """The facts of the cells with these numbers, each fact one value a cell."""
+        everywhere, positions = self.facts(), np.unravel_index(numbers, self.shape)
+        return Facts(**{name: np.broadcast_to(getattr(everywhere, name), self.shape)[positions] for name in FACTS})
+
     def cell(self, number: int) -> Cell:
         """The cell of a number."""
         return Cell(tuple(int(index[0]) for index in self.indices(np.asarray([number]))))
@@ -88,11 +93,9 @@ class Product:
 
     def columns(self, numbers: Array) -> Iterator[tuple[Platform, Scheme, FusedMoEConfig, bool, Mapping[str, str]]]:
         """Platform, keys, configuration, flag and environment of each of the cells; costs a fraction of a selection."""
-        positions = np.unravel_index(numbers, self.shape)
-        columns = [
-            map(table.__getitem__, position.tolist())
-            for table, position in zip(self._tables, positions, strict=True)
-        ]
+        positions: Array = np.unravel_index(numbers, self.shape)
+        tables = zip(self._tables, positions, strict=True)
+        columns = [[table[index] for index in position.tolist()] for table, position in tables]
         return zip(*columns, strict=True)
 
     @cached_property
@@ -226,7 +229,7 @@ MAIN: tuple[Product, ...] = (
         device=("sm89", "sm90", "sm100", "gfx942", "cpu"),
         scheme=("block", "tensor_static"),
         parallel=BOTH_FORMATS,
-        **{name: "*" for name in VARIABLES},
+        **dict.fromkeys(VARIABLES, "*"),
     ),
     Product.over(
         "unread variables",

@@ -60,7 +60,7 @@ class Expectation:
     predicates: tuple[Array, ...]
     """A backend: the code of the first failing check, ``SUPPORTED`` or ``UNKNOWN``, whatever the rules do."""
     removed: tuple[Array, ...]
-    """A backend: ``DISABLED`` or ``NOT_ALLOWED`` where a rule removed it before the selection ended, else ``SUPPORTED``."""
+    """A backend: ``DISABLED`` or ``NOT_ALLOWED`` where a rule removed it before the end, else ``SUPPORTED``."""
     rule: Array
     """Index into ``RULES``."""
     outcome: Array
@@ -70,7 +70,7 @@ class Expectation:
 
     def reason(self, backend: int) -> Array:
         """Code of a candidate's verdict: its removal if it was removed, else its predicate; LoRA overrides TRITON's."""
-        verdict = np.where(self.removed[backend] != SUPPORTED, self.removed[backend], self.predicates[backend])
+        verdict: Array = np.where(self.removed[backend] != SUPPORTED, self.removed[backend], self.predicates[backend])
         if backend == TRITON:
             verdict = np.where(self.rule == RULES.index("R1"), np.int8(SUPPORTED), verdict)
         return verdict
@@ -139,7 +139,7 @@ def expect(f: Facts, order: Sequence[int] = EVERY) -> Expectation:
     ]
 
     # What each removing rule removes, and whether the selection got as far as that rule
-    ended_before = {rule: f.lora for rule in ("R4", "R5", "R6", "R7")}
+    ended_before: dict[str, Array] = dict.fromkeys(("R4", "R5", "R6", "R7"), f.lora)
     for rule, condition, _ in endings:
         for later in ended_before:
             if rule[:2] < later:

@@ -1,4 +1,4 @@
-"""Every way a selection can end as one number below 256, and the classifier that gives a selector's answer its number."""
+"""Every way a selection can end as one number below 256, and the classifier that gives an answer its number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from conformance.selection.facts import CHOICES, DEEP_GEMM, FLASHINFER, FLASHINFER_BACKEND, MOE_DEEP_GEMM
+from conformance.selection.facts import DEEP_GEMM, FLASHINFER, FLASHINFER_BACKEND, MOE_DEEP_GEMM
 from conformance.selection.predicates import BACKENDS, REASONS
 from fp8moe import BackendSpec, Fp8MoeBackend
 
@@ -47,6 +47,9 @@ _TEXTS = {
 } | {code: f"ValueError: {name} is malformed" for name, code in MALFORMED_CODES.items()}
 
 
+_RULES_OF_NOT_IMPLEMENTED = {"R3c": NO_FLASHINFER_FITS, "R9": NOTHING_FITS}
+
+
 def must_use_failure(backend: int, reason: int) -> int:
     """Code of the error of a must-use backend that failed for a reason."""
     return FIRST_FAILURE + backend * len(REASONS) + reason
@@ -83,7 +86,7 @@ class Classifier:
     """
 
     def __init__(self, specs: Iterable[BackendSpec]) -> None:
-        classes = {spec.backend: spec.experts_cls for spec in specs}
+        classes: dict[Any, type | None] = {spec.backend: spec.experts_cls for spec in specs}
         classes[Fp8MoeBackend.FLASHINFER_TRTLLM] = None
         # Identity, not equality: an enum's hash is a Python call, and only the members themselves will do.
         self._answers: dict[int, tuple[int, Any]] = {
@@ -95,6 +98,7 @@ class Classifier:
             for b, backend in enumerate(BACKENDS)
             for r, reason in enumerate(REASONS)
         }
+        self._without_text = dict.fromkeys(range(256), 0)
         self._by_text: dict[tuple[type, str], int] = {}
 
     def result(self, answer: Any) -> int:
@@ -108,18 +112,31 @@ class Classifier:
         return code if answer[1] is experts_cls else code + WRONG_CLASS
 
     def error(self, error: BaseException) -> int:
-        """Code of what a selector raised."""
+        """Code of what a selector raised.
+
+        An error may carry its backend and reason, or its rule, as data, and build its text only when asked. Then the
+        text is compared with the data for the first errors of a code and for some of the later ones.
+        """
         backend = getattr(error, "backend", None)
         if backend is not None:
             code = self._failures.get((id(backend), id(getattr(error, "reason", None))), UNNAMED_FAILURE)
             if not isinstance(error, ValueError):
                 return OTHER_ERROR
-            return code if backend.value in str(error) else UNNAMED_FAILURE
+            if self._is_text_due(code) and backend.value not in str(error):
+                return UNNAMED_FAILURE
+            return code
+        code = _RULES_OF_NOT_IMPLEMENTED.get(getattr(error, "rule", ""), OTHER_ERROR)
+        if isinstance(error, NotImplementedError) and code != OTHER_ERROR and not self._is_text_due(code):
+            return code
         key = (type(error), str(error))
         code = self._by_text.get(key, -1)
         if code < 0:
             code = self._by_text[key] = _error_without_backend(error)
         return code
+
+    def _is_text_due(self, code: int) -> bool:
+        seen = self._without_text[code] = self._without_text[code] + 1
+        return seen <= 100 or seen % 64 == 0
 
     def call(self, select: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
         """Code of one call."""
@@ -135,12 +152,11 @@ def _error_without_backend(error: BaseException) -> int:
     if isinstance(error, NotImplementedError):
         return NO_FLASHINFER_FITS if f"{FLASHINFER}=1" in text else NOTHING_FITS
     if isinstance(error, ValueError):
-        if FLASHINFER_BACKEND in text and all(choice in text for choice in CHOICES):
-            return MALFORMED_FLASHINFER_BACKEND
+        # The option is spelt with an underscore; an error that lists the options does not say "masked GEMM".
         names_backend = any(re.search(rf"\b{backend.value}\b", text) for backend in BACKENDS)
-        if re.search(r"masked.?gemm", text, re.IGNORECASE) and "FP8" in text and not names_backend:
+        if re.search(r"masked ?gemm", text, re.IGNORECASE) and "FP8" in text and not names_backend:
             return MASKED_GEMM_HAS_NO_FP8
-        for name in (FLASHINFER, DEEP_GEMM, MOE_DEEP_GEMM):
+        for name, code in MALFORMED_CODES.items():
             if re.search(rf"\b{name}\b", text):
-                return MALFORMED_CODES[name]
+                return code
     return OTHER_ERROR

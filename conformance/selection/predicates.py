@@ -140,7 +140,7 @@ def refusals(f: Facts) -> list[Array]:
 
 def first_failing(checks: Sequence[tuple[str, Array]]) -> Array:
     """Code of the first check that does not pass, over the checks' broadcast shape."""
-    code: Array = np.int8(SUPPORTED)  # type: ignore[assignment]
+    code: Array = np.int8(SUPPORTED)
     for name, passes in reversed(checks):
         code = np.where(passes, code, np.int8(REASONS.index(Reason[name])))
     return code

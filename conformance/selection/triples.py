@@ -1,10 +1,11 @@
-"""Every (rule, backend, reason) that the specification permits to occur: rebuilt from the model, and the committed list.
+"""Every (rule, backend, reason) that the specification permits: rebuilt from the model, and the committed list.
 
-A triple says at which rule a backend was chosen (reason None) or refused. ``R3a`` ``R4a`` ``R6a`` and ``R7`` remove;
-``R3b`` ``R4b`` ``R5`` ``R6b`` demand; ``R3c`` tries two; ``R8`` is a scan that ended in a choice, ``R9`` one that did not.
+A triple says at which rule a backend was chosen (reason None) or refused: ``R3a`` ``R4a`` ``R6a`` ``R7`` remove,
+``R3b`` ``R4b`` ``R5`` ``R6b`` demand, ``R3c`` tries two, ``R8`` is a scan that ended in a choice, ``R9`` one that did
+not.
 
-That the grid misses none was checked once by 200 million random combinations of the model's facts, which need not be
-those of any device; the property-based tests go on looking.
+That the grid misses none was checked by 200 million random combinations of the model's facts, which need not be those
+of any device; the property-based tests go on looking. ``python -m conformance.selection.triples`` prints the file.
 """
 
 from __future__ import annotations
@@ -46,25 +47,25 @@ def triples_of(expectation: Expectation, shape: tuple[int, ...]) -> Iterator[tup
     rule = np.broadcast_to(expectation.rule, shape)
     outcome = np.broadcast_to(expectation.outcome, shape)
     ends = rule.astype(np.uint16) * 256 + outcome
-    for code in np.flatnonzero(np.bincount(ends.ravel())):
-        name, end = RULES[code // 256], int(code % 256)
+    for end_code in np.flatnonzero(np.bincount(ends.ravel())).tolist():
+        name, end = RULES[end_code // 256], end_code % 256
         if is_must_use_failure(end):
-            backend, reason = must_use_parts(end)
-            yield (name, BACKENDS[backend].value, REASONS[reason].name), ends == code
+            failed, reason = must_use_parts(end)
+            yield (name, BACKENDS[failed].value, REASONS[reason].name), ends == end_code
         elif end <= NO_BACKEND:
-            value = BACKENDS[end].value if end < NO_BACKEND else Fp8MoeBackend.NONE.value
-            yield (name, value, None), ends == code
+            chosen = BACKENDS[end] if end < NO_BACKEND else Fp8MoeBackend.NONE
+            yield (name, chosen.value, None), ends == end_code
     in_scan = np.isin(rule, [RULES.index(name) for name in SCANS])
     for index, backend in enumerate(BACKENDS):
-        for code in {DISABLED, NOT_ALLOWED} & set(np.unique(expectation.removed[index]).tolist()):
-            mask = np.broadcast_to(expectation.removed[index] == code, shape)
-            yield (REMOVED_AT[backend.name], backend.value, REASONS[code].name), mask
-        refused = in_scan & (expectation.removed[index] == SUPPORTED) & (expectation.predicates[index] >= 0)
-        refused &= expectation.consulted(index)
-        codes = np.where(refused, rule.astype(np.int16) * len(REASONS) + expectation.predicates[index] + 1, 0)
-        for code in np.flatnonzero(np.bincount(codes.ravel()))[1:]:
-            name, reason = divmod(int(code) - 1, len(REASONS))
-            yield (RULES[name], backend.value, REASONS[reason].name), codes == code
+        removed, predicate = expectation.removed[index], expectation.predicates[index]
+        for removal in {DISABLED, NOT_ALLOWED} & set(np.unique(removed).tolist()):
+            mask = np.broadcast_to(removed == removal, shape)
+            yield (REMOVED_AT[backend.name], backend.value, REASONS[removal].name), mask
+        refused = in_scan & (removed == SUPPORTED) & (predicate >= 0) & expectation.consulted(index)
+        codes = np.where(refused, rule.astype(np.int16) * len(REASONS) + predicate + 1, 0)
+        for code in np.flatnonzero(np.bincount(codes.ravel()))[1:].tolist():
+            rule_code, reason = divmod(code - 1, len(REASONS))
+            yield (RULES[rule_code], backend.value, REASONS[reason].name), codes == code
 
 
 def witnesses(products: Sequence[Product] = GRID) -> dict[Triple, Cell]:

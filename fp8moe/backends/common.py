@@ -28,8 +28,11 @@ def no_flashinfer_all2all(parallel: FusedMoEParallelConfig) -> bool:
 
 def deep_gemm_device(platform: Platform, env: Env) -> bool:
     """VLLM_USE_DEEP_GEMM's value first, then the library, then Hopper or SM10x."""
-    return env.use_deep_gemm and platform.has("deep_gemm") and platform.is_cuda and (
-        platform.cap == 90 or platform.in_family(100)
+    return (
+        env.use_deep_gemm
+        and platform.has("deep_gemm")
+        and platform.is_cuda
+        and (platform.cap == 90 or platform.in_family(100))
     )
 
 

@@ -1,0 +1,163 @@
+"""How far the intermediate of an honest backend may be from the recipe oracle's: intervals through every stage.
+
+error of the first GEMM -> declared rounding -> activation -> declared rounding -> amax -> scale -> FP8 code.
+Each stage is monotone, or its extremes are known, so an interval's ends suffice; given the first one all are sound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conformance.bounds.accumulation import U
+from fp8moe.keys import GroupShape
+from fp8moe.recipe import Rounding
+from fp8moe.reference.activation import Activation
+from fp8moe.reference.problem import MoEProblem, Pairs
+from fp8moe.reference.quantisation import columns_of, group_amax, spread
+from fp8moe.reference.recipe import RecipeTrace
+from fp8moe.reference.rounding import round_to, to_float32, up_to_power_of_two
+
+ACTIVATION_ROUNDINGS = 12
+"""Roundings, in units of u, of an activation in fp32: exp through ex2.approx 4 (2^-22), its argument's product counted
+apart, 1 + e 1, div.full 4 (2 ulp), times up 1, up + 1 or a second product 1, one to spare (spec/tensor_core.md)."""
+ERF_ROUNDINGS = 2
+"""x (1 + erf) / 2 has an absolute error of 2 u |x|: erf within 2 ulp, its argument rounded, the sum rounded: 4 u / 2."""
+SCALE_ROUNDINGS = 3
+"""amax / 448 against amax times its reciprocal (spec/bounds.md)."""
+QUOTIENT_ROUNDINGS = 2
+"""x / s against x (1 / s)."""
+
+Interval = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the dequantised intermediate may lie around the nominal one; all float64.
+
+    Args:
+        below, above: (P, I) distances, not negative, at the nominal scale.
+        flips: whether they are jumps between a few values (FP8 codes, bf16 numbers), or a continuous range.
+        relative: (P, groups) relative width of the scale's interval.
+        group: what shares a scale; None where nothing is quantised.
+    """
+
+    below: Tensor
+    above: Tensor
+    flips: bool
+    relative: Tensor
+    group: GroupShape | None
+
+    @property
+    def farthest(self) -> Tensor:
+        """(P, I): U, the distance of the farther end."""
+        return torch.maximum(self.below, self.above)
+
+
+def intermediate_spread(trace: RecipeTrace, error: Tensor) -> Spread:
+    """From the bound on the first GEMM's result, (P, 2I or I), to the spread of what the second GEMM multiplies."""
+    problem = trace.problem
+    recipe = problem.recipe
+    first = _rounded((trace.first - error, trace.first + error), problem, recipe.gemm1_output)
+    low, high = _rounded(_activated(trace.activation, first), problem, recipe.activation_output)
+    nominal = trace.intermediate
+    group = problem.activation_group(problem.quant.a2) if recipe.requantize else None
+    if group is None:
+        flips = recipe.activation_output == "input" or recipe.gemm1_output == "input"
+        none = torch.zeros_like(trace.scale)
+        return Spread((nominal - low).clamp(min=0), (high - nominal).clamp(min=0), flips, none, None)
+    scales = _scale_interval(problem, trace.pairs, trace.scale, low, high, group)
+    if recipe.scale_rounding == "power_of_two" and not problem.quant.a2.static:
+        below, above = torch.zeros_like(nominal), torch.zeros_like(nominal)
+        for scale in scales:  # both admissible scales, each exact
+            bottom, top = _quantised(problem, (low, high), (scale, scale), scale, group)
+            below, above = torch.maximum(below, nominal - bottom), torch.maximum(above, top - nominal)
+        relative = torch.full_like(trace.scale, 2 * U)
+    else:
+        bottom, top = _quantised(problem, (low, high), scales, trace.scale, group)
+        below, above = (nominal - bottom).clamp(min=0), (top - nominal).clamp(min=0)
+        relative = torch.maximum(scales[1] - trace.scale, trace.scale - scales[0]) / trace.scale + 2 * U
+    return Spread(below, above, True, relative, group)
+
+
+def _rounded(interval: Interval, problem: MoEProblem, where: Rounding) -> Interval:
+    if where != "input":
+        return interval
+    low, high = (round_to(to_float32(end), problem.carrier) for end in interval)
+    return low, high
+
+
+def _activated(activation: Activation, first: Interval) -> Interval:
+    """Range of the activation over the box of gate and up, and the errors of evaluating it in fp32."""
+    if activation.linear is None:
+        low, high = _curve_range(activation, first)
+        return _widened(activation, low, high, first, torch.ones_like(low))
+    (gate_low, up_low), (gate_high, up_high) = first[0].chunk(2, dim=-1), first[1].chunk(2, dim=-1)
+    curve = _curve_range(activation, (gate_low, gate_high))
+    linear = activation.linear(up_low), activation.linear(up_high)
+    corners = torch.stack([left * right for left in curve for right in linear])
+    magnitude = torch.maximum(linear[0].abs(), linear[1].abs())
+    return _widened(activation, corners.amin(0), corners.amax(0), (gate_low, gate_high), magnitude)
+
+
+def _curve_range(activation: Activation, values: Interval) -> Interval:
+    ends = [activation.curve(end) for end in values]
+    low, high = torch.minimum(*ends), torch.maximum(*ends)
+    if activation.minimum is not None:
+        inside = (values[0] < activation.minimum) & (values[1] > activation.minimum)
+        lowest = activation.curve(torch.full_like(low, activation.minimum))
+        low = torch.where(inside, lowest, low)
+    return low, high
+
+
+def _widened(activation: Activation, low: Tensor, high: Tensor, gate: Interval, linear: Tensor) -> Interval:
+    argument = torch.maximum(gate[0].abs(), gate[1].abs())
+    relative = (ACTIVATION_ROUNDINGS + activation.exponential_slope * argument) * U
+    wider = relative * torch.maximum(low.abs(), high.abs())
+    if activation.erf:
+        wider = wider + ERF_ROUNDINGS * U * argument * linear
+    return low - wider, high + wider
+
+
+def _scale_interval(
+    problem: MoEProblem, pairs: Pairs, nominal: Tensor, low: Tensor, high: Tensor, group: GroupShape
+) -> Interval:
+    """(P, groups) smallest and largest admissible scale."""
+    if problem.quant.a2.static:
+        return nominal, nominal
+    smallest = torch.where((low <= 0) & (high >= 0), 0.0, torch.minimum(low.abs(), high.abs()))
+    largest = torch.maximum(low.abs(), high.abs())
+    ends = []
+    for values, rounding in ((smallest, 1 - SCALE_ROUNDINGS * U), (largest, 1 + SCALE_ROUNDINGS * U)):
+        amax = group_amax(values, group)
+        if group.is_per_tensor():
+            amax = _shared(problem, pairs, amax)
+        scale = amax.clamp(min=problem.recipe.amax_floor) / problem.fp8.largest * rounding
+        ends.append(up_to_power_of_two(scale) if problem.recipe.scale_rounding == "power_of_two" else scale)
+    return torch.minimum(ends[0], nominal), torch.maximum(ends[1], nominal)
+
+
+def _shared(problem: MoEProblem, pairs: Pairs, amax: Tensor) -> Tensor:
+    """The amax of all that shares a per-tensor scale, among the pairs that are kept (`WITNESS_MARGIN`)."""
+    if problem.recipe.dynamic_tensor_scope == "batch":
+        return amax.amax().expand_as(amax) if amax.numel() else amax
+    per_expert = amax.new_zeros(problem.config.num_local_experts)
+    return per_expert.index_reduce(0, pairs.expert, amax[:, 0], "amax")[pairs.expert, None]
+
+
+def _quantised(problem: MoEProblem, values: Interval, scales: Interval, unit: Tensor, group: GroupShape) -> Interval:
+    """Range of the dequantised codes, in units of the scale `unit`."""
+    columns = values[0].shape[1]
+    small, large, factor = (spread(scale, group, columns) for scale in (*scales, unit))
+    wide, narrow = 1 + QUOTIENT_ROUNDINGS * U, 1 - QUOTIENT_ROUNDINGS * U
+    low, high = values
+    bottom = torch.where(low < 0, low / small * wide, low / large * narrow)
+    top = torch.where(high < 0, high / large * narrow, high / small * wide)
+    return round_to(bottom, problem.fp8) * factor, round_to(top, problem.fp8) * factor
+
+
+def groups_of(spread_: Spread, columns: int) -> int:
+    """Columns of the intermediate that share a scale."""
+    return columns if spread_.group is None else columns_of(spread_.group, columns)

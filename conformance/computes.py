@@ -1,0 +1,189 @@
+"""One case on one backend: build, run, judge against the recipe oracle and the ideal one."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from conformance.bounds import Judgement, judge, judge_ideal
+from conformance.build import CaseTensors, build, judged_tokens
+from conformance.cases import Case
+from conformance.plan import Subject, Target, is_triton
+from conformance.results import CheckResult, Evidence, Mismatch, Status
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.recipe import Recipe
+from fp8moe.reference.ideal import ideal_moe
+from fp8moe.reference.recipe import RecipeTrace, recipe_moe
+from fp8moe.registry import BackendUnavailable
+
+CHECK = "computes.equivalence"
+KEPT_CASES = 32
+
+
+@dataclass(frozen=True)
+class Oracles:
+    """What a case must come to, for its judged tokens."""
+
+    tokens: Tensor
+    trace: RecipeTrace
+    ideal: Tensor
+
+
+def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
+    """The verdict on one case; a backend's own exception is its failure, the suite's own is not caught."""
+    tensors = _tensors(case, target.device)
+    evidence = Evidence.SIMULATED if is_triton(subject.experts_cls) and target.device == "cpu" else Evidence.HARDWARE
+
+    def result(status: Status, reason: str, judgement: Judgement | None = None) -> CheckResult:
+        return CheckResult(
+            "computes",
+            CHECK,
+            status,
+            subject.name,
+            case.scheme,
+            str(case),
+            reason,
+            None if judgement is None else judgement.error_over_bound,
+            evidence,
+            {} if judgement is None else dict(judgement.statistics),
+            f"fp8moe repro {case} --backend {subject.origin} --device {target.name}",
+        )
+
+    try:
+        backend = subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
+    except BackendUnavailable as error:
+        return result(Status.NOT_RUN, str(error))
+    except Exception as error:
+        return result(Status.FAILED, f"its constructor raised {_told(error)}")
+    before = [_bits(tensor) for tensor in _inputs(tensors)]
+    try:
+        output = run(backend, tensors)
+    except Exception as error:
+        return result(Status.FAILED, f"apply raised {_told(error)}")
+    broken = _form_of(output, tensors) or _changed(before, tensors)
+    if broken:
+        return result(Status.FAILED, broken)
+    oracles = _oracles(case, backend.contract.recipe, target.device)
+    judged = output[oracles.tokens]
+    arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
+    judgement = judge(oracles.trace, judged, arithmetic)
+    if not judgement.passed:
+        return result(Status.FAILED, _reason(judgement, oracles.tokens), judgement)
+    wide = judge_ideal(oracles.ideal, judged, oracles.trace)
+    if not wide.passed:
+        return result(Status.FAILED, f"outside the band of the ideal oracle: {_reason(wide, oracles.tokens)}", wide)
+    return result(Status.PASSED, "", judgement)
+
+
+def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors) -> Tensor:
+    """One call of `apply`, three arguments by position and the rest by keyword."""
+    output = backend.apply(
+        tensors.hidden_states,
+        tensors.topk_weights,
+        tensors.topk_ids,
+        expert_map=tensors.expert_map,
+        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
+        output=None,
+    )
+    if tensors.hidden_states.device.type == "cuda":
+        torch.cuda.synchronize()
+    return output
+
+
+@lru_cache(maxsize=KEPT_CASES)
+def _tensors_kept(text: str, device: str) -> CaseTensors:
+    return build(Case.parse(text), device)
+
+
+def _tensors(case: Case, device: str) -> CaseTensors:
+    """The case's tensors; small cases are kept, since every backend and every mutant asks for them again."""
+    return _tensors_kept(str(case), device) if _is_small(case) else build(case, device)
+
+
+@lru_cache(maxsize=KEPT_CASES)
+def _oracles_kept(text: str, recipe: Recipe, device: str) -> Oracles:
+    return _compute_oracles(Case.parse(text), recipe, device)
+
+
+def _oracles(case: Case, recipe: Recipe, device: str) -> Oracles:
+    return _oracles_kept(str(case), recipe, device) if _is_small(case) else _compute_oracles(case, recipe, device)
+
+
+def _is_small(case: Case) -> bool:
+    return case.experts * case.hidden * case.inter <= 1 << 22 and case.tokens * case.hidden <= 1 << 20
+
+
+def _compute_oracles(case: Case, recipe: Recipe, device: str) -> Oracles:
+    tensors = _tensors(case, device)
+    tokens = judged_tokens(case).to(device)
+    arguments = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
+    trace = recipe_moe(
+        tensors.config,
+        tensors.quant,
+        recipe,
+        tensors.weights,
+        *arguments,
+        expert_map=tensors.expert_map,
+        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
+        tokens=tokens,
+    )
+    ideal = ideal_moe(
+        tensors.config,
+        tensors.quant,
+        tensors.weights,
+        *arguments,
+        expert_map=tensors.expert_map,
+        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
+        tokens=tokens,
+    )
+    return Oracles(tokens, trace, ideal)
+
+
+def _inputs(tensors: CaseTensors) -> list[Tensor]:
+    """What a backend must leave as it is."""
+    given = [tensors.hidden_states, tensors.topk_weights, tensors.topk_ids, tensors.expert_map]
+    small = [tensor for tensor in given if tensor is not None]
+    weights = [tensor for tensor in vars(tensors.weights).values() if tensor is not None]
+    return small + [tensor for tensor in weights if tensor.numel() <= 1 << 22]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8).clone()
+
+
+def _changed(before: list[Tensor], tensors: CaseTensors) -> str:
+    for kept, tensor in zip(before, _inputs(tensors), strict=True):
+        if not torch.equal(kept, tensor.contiguous().view(torch.uint8)):
+            return f"it changed an input of shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
+    return ""
+
+
+def _form_of(output: object, tensors: CaseTensors) -> str:
+    hidden = tensors.hidden_states
+    if not isinstance(output, Tensor):
+        return f"apply returned a {type(output).__name__}: expected a tensor"
+    for name in ("shape", "dtype", "device"):
+        if getattr(output, name) != getattr(hidden, name):
+            return f"apply returned {name} {getattr(output, name)}: expected {getattr(hidden, name)}"
+    if output.numel() and output.untyped_storage().data_ptr() == hidden.untyped_storage().data_ptr():
+        return "apply returned memory of its input"
+    return ""
+
+
+def _told(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _reason(judgement: Judgement, tokens: Tensor) -> str:
+    worst: Mismatch | None = judgement.worst
+    if worst is None:
+        return judgement.reason
+    token = int(tokens[worst.token])
+    told = Mismatch(token, worst.expert, worst.column, worst.columns, worst.expected, worst.got, worst.error_over_bound)
+    return f"{judgement.reason}: {told}"

@@ -1,0 +1,100 @@
+"""The tables at the end of a run: backend x scheme, and what was selected for published models."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from conformance.plan import Cell
+from conformance.results import CheckResult, Status
+from conformance.selected import SelectedRow
+
+STYLES = {
+    Status.PASSED: "green",
+    Status.FAILED: "bold red",
+    Status.WAIVED: "yellow",
+    Status.NOT_APPLICABLE: "dim",
+    Status.NOT_SUPPORTED: "dim",
+    Status.NOT_RUN: "yellow",
+}
+LEGEND = "ok N: N cases passed; FAIL N: N cases failed; -: not supported; n/r: not run; e/b: largest error/bound"
+
+
+def cell_status(cell: Cell, results: Sequence[CheckResult]) -> tuple[Status, str]:
+    """A cell's status and its short text, from the results of its cases."""
+    if cell.status is not None:
+        return cell.status, {Status.NOT_SUPPORTED: "-", Status.NOT_APPLICABLE: "n/a"}.get(cell.status, "n/r")
+    failed = [result for result in results if result.status is Status.FAILED]
+    passed = [result for result in results if result.status is Status.PASSED]
+    if failed:
+        return Status.FAILED, f"FAIL {len(failed)}"
+    if passed:
+        return Status.PASSED, f"ok {len(passed)}"
+    return Status.NOT_RUN, "n/r"
+
+
+def matrix(cells: Sequence[Cell], results: Iterable[CheckResult]) -> Table:
+    """Backends down, schemes across."""
+    by_cell: dict[tuple[str, str], list[CheckResult]] = {}
+    for result in results:
+        if result.verdict == "computes" and result.case:
+            by_cell.setdefault((result.backend, result.scheme), []).append(result)
+    table = Table(title="computes", title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE)
+    table.add_column("backend", no_wrap=True)
+    for scheme in dict.fromkeys(cell.scheme for cell in cells):
+        table.add_column(scheme.replace("_", "\n"))
+    table.add_column("e/b", justify="right")
+    table.add_column("evidence")
+    for name in dict.fromkeys(cell.subject.name for cell in cells):
+        row = [cell for cell in cells if cell.subject.name == name]
+        evidence = sorted({cell.evidence.value for cell in row if cell.evidence is not None})
+        texts = []
+        for cell in row:
+            status, text = cell_status(cell, by_cell.get((name, cell.scheme), []))
+            texts.append(Text(text, style=STYLES[status]))
+        ratios = [
+            result.error_over_bound
+            for cell in row
+            for result in by_cell.get((name, cell.scheme), [])
+            if result.error_over_bound is not None
+        ]
+        table.add_row(name, *texts, f"{max(ratios):.2f}" if ratios else "-", ", ".join(evidence) or "-")
+    return table
+
+
+def reasons(cells: Sequence[Cell], status: Status) -> list[str]:
+    """One line for each backend and reason: the schemes that it concerns."""
+    schemes: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        if cell.status is status:
+            schemes.setdefault((cell.subject.name, cell.reason), []).append(cell.scheme)
+    everything = len({cell.scheme for cell in cells})
+    return [
+        f"{name}: {reason} ({'every scheme' if len(found) == everything else ', '.join(found)})"
+        for (name, reason), found in schemes.items()
+    ]
+
+
+def selected_table(rows: Sequence[SelectedRow], devices: Sequence[str]) -> Table:
+    """Published models down, devices across: which backend is selected."""
+    title = "selects: the backend for each published model, no variable set, all libraries but `here`'s own"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table.add_column("model", no_wrap=True)
+    table.add_column("scheme")
+    for device in devices:
+        table.add_column(device)
+    for row in rows:
+        table.add_row(row.model, row.scheme, *row.selected)
+    return table
+
+
+def render(table: Table, width: int, colour: bool) -> str:
+    """The table as text for a terminal of this width."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=max(width, 100), force_terminal=colour, no_color=not colour).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").split("\n"))

@@ -1,0 +1,49 @@
+"""The cases that every run has: each law, regime and activation once, the sizes at tile edges, published models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from conformance.cases import LAWS, VALUES, Case
+from conformance.plan import Cell, Target
+from conformance.strategies import seed_cases
+
+CPU_WEIGHT_BYTES = 96 << 20
+GPU_WEIGHT_BYTES = 24 << 30
+TILE_EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129)
+
+
+def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
+    """Each law, each regime and each activation in one case, the edges of M, N and K, the options of the contract.
+
+    `small` keeps the sizes to what a CPU, or Triton's interpreter, does in a moment.
+    """
+    base = Case(scheme=cell.scheme, activation=cell.activations[0], tokens=17, experts=4, top_k=2)
+    if not small:
+        base = replace(base, tokens=130, experts=16, top_k=4, hidden=1024, inter=512)
+    for law in LAWS:
+        yield replace(base, law=law)
+    for values in VALUES:
+        yield replace(base, values=values, seed=1)
+    for activation in cell.activations:
+        yield replace(base, activation=activation, seed=2)
+    for tokens in TILE_EDGES if not small else TILE_EDGES[:7]:
+        yield replace(base, tokens=tokens, seed=3)
+    for hidden, inter in ((128, 128), (144, 72), (272, 200), (384, 136)):
+        yield replace(base, hidden=hidden, inter=inter, seed=4)
+    yield replace(base, dtype="fp16", seed=5)
+    yield replace(base, bias=True, seed=6)
+    yield replace(base, layout="strided", seed=7)
+    yield replace(base, ep="2:1", seed=8)
+    yield replace(base, top_k=1, weight_on_input=True, seed=9)
+    yield replace(base, experts=1, top_k=1, seed=10)
+    yield replace(base, experts=5, top_k=5, values="block_scales", seed=11)
+
+
+def model_cases(cell: Cell, target: Target) -> Iterator[Case]:
+    """The published models on this cell's scheme, as far as their weights fit."""
+    budget = CPU_WEIGHT_BYTES if target.device == "cpu" else GPU_WEIGHT_BYTES
+    for case in seed_cases(budget):
+        if case.scheme == cell.scheme and case.activation in cell.activations:
+            yield case

@@ -1,0 +1,187 @@
+"""What a run will do: the device, the backends, and for every (backend, scheme) whether it runs, and if not, why."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from conformance.cases import SCHEME_NAMES
+from conformance.results import Evidence, Status
+from fp8moe.backends.common import AdapterNotWritten
+from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
+from fp8moe.config import ACTIVATIONS, FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+from fp8moe.envs import Env
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
+from fp8moe.platforms import PLATFORMS, Platform, detected_platform
+from fp8moe.registry import BackendContractError, backend_named, registered_backends, seed_backends
+from fp8moe.schemes import SCHEMES
+
+DEVICES = ("auto", "cpu", "interpreter", "cuda", "rocm", "xpu")
+SIMULATED_PLATFORM = PLATFORMS["h100"]
+"""What the interpreter stands for: our kernels' support is asked for this device."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run takes place: the platform that selection is asked about, and torch's device for the tensors."""
+
+    name: str
+    platform: Platform
+    device: str
+
+    @property
+    def interpreter(self) -> bool:
+        """Triton's kernels run in its interpreter."""
+        return self.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def resolve_target(name: str = "auto") -> Target:
+    """The device to run on. Without a GPU, Triton's interpreter is switched on: before triton is first imported.
+
+    Raises:
+        ValueError: an unknown name, or a device that is not there.
+    """
+    if name not in DEVICES:
+        raise ValueError(f"--fp8moe-device={name}: expected one of {', '.join(DEVICES)}")
+    here = detected_platform()
+    if name == "auto":
+        name = here.kind if here.kind in ("cuda", "rocm", "xpu") else "interpreter"
+    if name in ("cuda", "rocm", "xpu"):
+        if here.kind != name:
+            raise ValueError(f"--fp8moe-device={name}: torch {torch.__version__} sees a {here.kind} device here")
+        return Target(name, here, "xpu" if name == "xpu" else "cuda")
+    if name == "interpreter":
+        os.environ["TRITON_INTERPRET"] = "1"
+    return Target(name, here if here.kind == "cpu" else PLATFORMS["cpu"], "cpu")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backend under test. `origin` is what `--fp8moe-backend` takes to name it again."""
+
+    name: str
+    experts_cls: type[FusedMoEPermuteExpertsUnpermute]
+    origin: str
+
+
+def load_subject(text: str) -> Subject:
+    """A backend by name, or a class by "module:Class".
+
+    Raises:
+        ValueError: no such backend, module or class; the text says which are there.
+        BackendContractError: the class breaks the contract.
+    """
+    for subject in reference_subjects():
+        if text == subject.name:
+            return subject
+    if ":" not in text:
+        try:
+            spec = backend_named(text)
+        except KeyError as error:
+            known = ", ".join(subject.name for subject in reference_subjects())
+            raise ValueError(f"--fp8moe-backend={text}: {error.args[0]}, {known}, or module:Class") from None
+        return Subject(spec.name, spec.experts_cls, text)
+    module, _, path = text.partition(":")
+    try:
+        found: object = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--fp8moe-backend={text}: {error}; expected module:Class on the import path") from error
+    violations = contract_violations(found)
+    if violations:
+        raise BackendContractError(f"--fp8moe-backend={text}: {'; '.join(violations)}")
+    assert isinstance(found, type)
+    return Subject(path, found, text)
+
+
+def reference_subjects() -> tuple[Subject, ...]:
+    """Our honest backends in plain PyTorch: in no selection list, run everywhere."""
+    return tuple(Subject(cls.__name__, cls, cls.__name__) for cls in (TorchExperts, BatchedTorchExperts))
+
+
+def default_subjects() -> tuple[Subject, ...]:
+    """The eleven, those registered from outside the tree, and the plain PyTorch backends."""
+    named = [Subject(spec.name, spec.experts_cls, spec.name) for spec in (*seed_backends(), *registered_backends())]
+    return (*named, *reference_subjects())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One backend on one scheme. `status` is None where it runs; `activations` are those it takes."""
+
+    subject: Subject
+    scheme: str
+    status: Status | None
+    reason: str
+    evidence: Evidence | None
+    activations: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"{self.subject.name}-{self.scheme}"
+
+
+def plan(subjects: Sequence[Subject], target: Target, schemes: Sequence[str] = SCHEME_NAMES) -> list[Cell]:
+    """Every (backend, scheme), in order."""
+    return [_cell(subject, scheme, target) for subject in subjects for scheme in schemes]
+
+
+def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
+    cls = subject.experts_cls
+    simulated = is_triton(cls) and target.device == "cpu"
+    platform = SIMULATED_PLATFORM if simulated else target.platform
+    activations = tuple(name for name in ACTIVATIONS if _refusal(cls, scheme, name, platform) is None)
+    if not activations:
+        reason = _refusal(cls, scheme, "silu", platform)
+        return Cell(subject, scheme, Status.NOT_SUPPORTED, str(reason), None)
+    if issubclass(cls, AdapterNotWritten):
+        return Cell(subject, scheme, Status.NOT_RUN, f"no adapter for {cls.package} yet", None)
+    if simulated and not target.interpreter:
+        return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; --fp8moe-device=interpreter simulates", None)
+    runnable = runnable_activations(cls, scheme, activations)
+    if not runnable:
+        return Cell(subject, scheme, Status.NOT_RUN, "its kernels for this scheme are not written yet", None)
+    evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
+    return Cell(subject, scheme, None, "", evidence, runnable)
+
+
+def is_triton(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:
+    """Ours, or derived from it: what the interpreter can stand in for."""
+    from fp8moe.backends.triton_experts import TritonExperts
+
+    return issubclass(cls, TritonExperts)
+
+
+def runnable_activations(
+    cls: type[FusedMoEPermuteExpertsUnpermute], scheme: str, activations: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Of the supported activations, those that the adapter has kernels for (all, unless the class says less)."""
+    implemented = getattr(cls, "implemented", None)
+    if implemented is None:
+        return activations
+    return tuple(name for name in activations if implemented(scheme, name))
+
+
+def _refusal(
+    cls: type[FusedMoEPermuteExpertsUnpermute], scheme: str, activation: str, platform: Platform
+) -> str | None:
+    """Why the class does not take this scheme and activation, asked in its own format; None where it does."""
+    batched = cls.activation_format() is FusedMoEActivationFormat.BatchedExperts
+    config = replace(_probe_config(batched), activation=activation, is_act_and_mul=not activation.endswith("_no_mul"))
+    weight_key, activation_key = SCHEMES[scheme]
+    supported, reason = cls.is_supported_config(
+        cls, config, weight_key, activation_key, cls.activation_format(), platform=platform, env=Env.of({})
+    )
+    return None if supported else getattr(reason, "value", str(reason))
+
+
+def _probe_config(batched: bool) -> FusedMoEConfig:
+    parallel = FusedMoEParallelConfig.make(
+        dp_size=2 if batched else 1, enable_expert_parallel=batched, all2all_backend="deepep_low_latency"
+    )
+    return FusedMoEConfig(8, 2, 256, 256, 8, "silu", "cpu", RoutingMethodType.Renormalize, parallel, torch.bfloat16)

@@ -1,0 +1,110 @@
+"""The pytest plug-in: options, markers, the header and the tables. Loads neither torch nor triton by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conformance.session import Session
+
+HERE = Path(__file__).parent
+SESSION_KEY = pytest.StashKey["Session"]()
+RESULTS_KEY = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fp8moe", "conformance of FP8 MoE backends (pytest conformance)")
+    group.addoption(
+        "--fp8moe-device",
+        default="auto",
+        choices=("auto", "cpu", "interpreter", "cuda", "rocm", "xpu"),
+        help="where backends run; auto: the GPU that torch sees, else the CPU with Triton's interpreter",
+    )
+    group.addoption(
+        "--fp8moe-backend",
+        action="append",
+        default=[],
+        metavar="NAME|MODULE:CLASS",
+        help="judge only this backend; may be given again (default: all)",
+    )
+    group.addoption(
+        "--fp8moe-examples", type=int, default=None, metavar="N", help="random cases for each backend and scheme"
+    )
+    group.addoption("--fp8moe-seed", type=int, default=0, metavar="N", help="seed of the random cases (default 0)")
+    group.addoption("--fp8moe-report", default=None, metavar="FILE", help="write every result as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "selects: checks of the selector")
+    config.addinivalue_line("markers", "computes: checks of what a backend computes")
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The run's plan and ledger; made at the first use, which imports torch."""
+    found = config.stash.get(SESSION_KEY, None)
+    if found is None:
+        from conformance.session import Session
+
+        try:
+            found = config.stash[SESSION_KEY] = Session.of(config)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+    return found
+
+
+def in_suite(item: pytest.Item) -> bool:
+    return HERE in Path(item.path).parents
+
+
+@pytest.fixture(scope="session")
+def fp8moe_session(request: pytest.FixtureRequest) -> Session:
+    """The run's target, plan and options."""
+    return session_of(request.config)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Results travel in the report, so that they arrive from the workers of pytest-xdist as well."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.when == "call" and RESULTS_KEY in item.stash:
+        report.fp8moe_results = item.stash[RESULTS_KEY]
+
+
+class _Collector:
+    """Registered only where the suite was collected: nothing of it runs in other people's test sessions."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        session_of(self.config).take(getattr(report, "fp8moe_results", ()))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        session_of(self.config).write_summary(terminalreporter)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """The header, once it is known that the suite is part of the run."""
+    if not any(in_suite(item) for item in items) and not _suite_asked_for(config):
+        return []
+    config.pluginmanager.register(_Collector(config), "fp8moe-collector")
+    return session_of(config).header()
+
+
+def _suite_asked_for(config: pytest.Config) -> bool:
+    """Under pytest-xdist the controller collects nothing, so it goes by the arguments."""
+    if not config.getoption("numprocesses", None):
+        return False
+    arguments = [str(argument).split("::")[0] for argument in config.args]
+    return (
+        any(
+            Path(argument).resolve() in (HERE, HERE.parent) or HERE in Path(argument).resolve().parents
+            for argument in arguments
+        )
+        or "conformance" in arguments
+    )

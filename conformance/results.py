@@ -1,0 +1,110 @@
+"""What one check came to, and the ledger that keeps every result of a run; nothing declared vanishes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Status(str, Enum):
+    """The status of a check, or of a cell of the matrix."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    WAIVED = "waived"
+    NOT_APPLICABLE = "not_applicable"
+    NOT_SUPPORTED = "not_supported"
+    NOT_RUN = "not_run"
+
+
+class Evidence(str, Enum):
+    """How a result was obtained; a report never mixes the classes."""
+
+    HARDWARE = "hardware"
+    SIMULATED = "simulated"
+    COMPILED = "compiled"
+    CONTRACT = "contract"
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Where an output is farthest outside its bound. `columns` is the block of 128 that holds `column`."""
+
+    token: int
+    expert: int | None
+    column: int
+    columns: tuple[int, int]
+    expected: float
+    got: float
+    error_over_bound: float
+
+    def __str__(self) -> str:
+        expert = "no expert" if self.expert is None else f"expert {self.expert}"
+        return (
+            f"token {self.token}, {expert}, columns {self.columns[0]}-{self.columns[1]} (column {self.column}): "
+            f"expected {self.expected:.9g}, got {self.got:.9g}, error/bound {self.error_over_bound:.3g}"
+        )
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check on one case (or on one cell as a whole, where `case` is empty).
+
+    Args:
+        verdict: "selects", "computes" or "performs".
+        check: the check's id.
+        backend: name of the backend; "" for checks of the selector.
+        scheme: name of the quantisation scheme; "" where it plays no part.
+        case: the case's id.
+        reason: why, for every status but passed.
+        error_over_bound: largest error/bound over the judged elements.
+        statistics: further ratios, each with limit 1.
+    """
+
+    verdict: str
+    check: str
+    status: Status
+    backend: str = ""
+    scheme: str = ""
+    case: str = ""
+    reason: str = ""
+    error_over_bound: float | None = None
+    evidence: Evidence | None = None
+    statistics: dict[str, float] = field(default_factory=dict)
+    reproduce: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckResult:
+        data: dict[str, Any] = json.loads(text)
+        data["status"] = Status(data["status"])
+        data["evidence"] = None if data["evidence"] is None else Evidence(data["evidence"])
+        return cls(**data)
+
+
+class Ledger:
+    """Every result of a run, by (check, backend, scheme, case); a later result replaces an earlier one."""
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[str, str, str, str], CheckResult] = {}
+
+    def add(self, result: CheckResult) -> None:
+        self._results[result.check, result.backend, result.scheme, result.case] = result
+
+    def __iter__(self) -> Iterator[CheckResult]:
+        return iter(self._results.values())
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def of(self, **wanted: str) -> list[CheckResult]:
+        """The results whose fields equal `wanted`."""
+        return [result for result in self if all(getattr(result, name) == value for name, value in wanted.items())]
+
+    def failures(self) -> list[CheckResult]:
+        return [result for result in self if result.status is Status.FAILED]

@@ -1,0 +1,135 @@
+"""One run: its target and plan, the ledger of results, the header and the summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance.matrix import cell_status, matrix, reasons, render, selected_table
+from conformance.plan import Cell, Target, default_subjects, load_subject, plan, resolve_target
+from conformance.results import CheckResult, Ledger, Status
+from conformance.selected import selected_rows
+from fp8moe import __version__
+from fp8moe.detection import describe_device, probe_libraries
+
+if TYPE_CHECKING:
+    import pytest
+
+CPU_EXAMPLES = 12
+GPU_EXAMPLES = 60
+FAILURES_SHOWN = 20
+
+
+class Session:
+    """What a run does and what came of it."""
+
+    def __init__(self, target: Target, cells: list[Cell], examples: int, seed: int, report: str | None) -> None:
+        self.target = target
+        self.cells = cells
+        self.examples = examples
+        self.seed = seed
+        self.report = report
+        self.ledger = Ledger()
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Session:
+        """From the options.
+
+        Raises:
+            ValueError: an option that names an unknown device or backend.
+        """
+        target = resolve_target(config.getoption("--fp8moe-device"))
+        names: list[str] = config.getoption("--fp8moe-backend")
+        try:
+            subjects = tuple(load_subject(name) for name in names) or default_subjects()
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        examples = config.getoption("--fp8moe-examples")
+        if examples is None:
+            examples = CPU_EXAMPLES if target.device == "cpu" else GPU_EXAMPLES
+        return cls(
+            target,
+            plan(subjects, target),
+            examples,
+            config.getoption("--fp8moe-seed"),
+            config.getoption("--fp8moe-report"),
+        )
+
+    @property
+    def runnable(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.status is None]
+
+    def take(self, texts: Iterable[str]) -> None:
+        """Adds results as a test's report carries them."""
+        for text in texts:
+            self.ledger.add(CheckResult.from_json(text))
+
+    def header(self) -> list[str]:
+        """Device, driver, versions, libraries, evidence."""
+        device = describe_device()
+        libraries = [
+            f"{probe.name} {probe.version or ''}".strip() if probe.present else f"no {probe.name}"
+            for probe in probe_libraries(self.target.platform.kind)
+        ]
+        evidence = sorted({cell.evidence.value for cell in self.runnable if cell.evidence is not None})
+        return [
+            f"fp8moe {__version__}: {self.target.name}, {device}",
+            f"kernel libraries: {', '.join(libraries)}",
+            f"evidence in this run: {', '.join(evidence) or 'none'}",
+            f"random cases for each cell: {self.examples}, seed {self.seed}",
+        ]
+
+    def write_summary(self, terminal: Any) -> None:
+        """The tables, the reasons, the failures with their reproduction; and the JSON report where asked for."""
+        width, colour = terminal._tw.fullwidth, terminal.hasmarkup
+        terminal.section("fp8moe conformance")
+        devices, rows = selected_rows(self.target)
+        terminal.write_line(render(selected_table(rows, devices), width, colour))
+        terminal.write_line("")
+        terminal.write_line(render(matrix(self.cells, self.ledger), width, colour))
+        for status in (Status.NOT_SUPPORTED, Status.NOT_RUN):
+            for line in reasons(self.cells, status):
+                terminal.write_line(f"{status.value.replace('_', ' ')}: {line}")
+        failures = self.ledger.failures()
+        for result in failures[:FAILURES_SHOWN]:
+            terminal.write_line(f"FAILED {result.check} {result.backend} {result.case}: {result.reason}", red=True)
+            if result.reproduce:
+                terminal.write_line(f"  reproduce: {result.reproduce}")
+        if len(failures) > FAILURES_SHOWN:
+            terminal.write_line(f"... and {len(failures) - FAILURES_SHOWN} more; --fp8moe-report FILE has them all")
+        if self.report:
+            Path(self.report).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            terminal.write_line(f"report: {self.report}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything the run knows, for machines."""
+        device = describe_device()
+        cells = []
+        for cell in self.cells:
+            results = self.ledger.of(backend=cell.subject.name, scheme=cell.scheme, verdict="computes")
+            status, _ = cell_status(cell, results)
+            cells.append(
+                {
+                    "backend": cell.subject.name,
+                    "scheme": cell.scheme,
+                    "status": status.value,
+                    "reason": cell.reason,
+                    "evidence": None if cell.evidence is None else cell.evidence.value,
+                    "cases": len(results),
+                }
+            )
+        return {
+            "format": 1,
+            "fp8moe": __version__,
+            "target": self.target.name,
+            "device": asdict(device),
+            "platform": str(self.target.platform),
+            "libraries": [asdict(probe) for probe in probe_libraries(self.target.platform.kind)],
+            "seed": self.seed,
+            "examples": self.examples,
+            "cells": cells,
+            "results": [asdict(result) for result in self.ledger],
+        }

@@ -1,0 +1,57 @@
+"""From a failing case to a small one: fields back to their defaults, then sizes down, as long as it still fails.
+
+Hypothesis finds failures; this makes them small. It knows that a case is a handful of named fields, so it needs some
+dozens of runs where a general shrinker needs hundreds, and it serves cases that no strategy drew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+
+from conformance.cases import Case
+
+SIZES = ("tokens", "inter", "hidden", "experts", "top_k")
+SECONDS_AT_MOST = 60.0
+
+
+def shrink(case: Case, fails: Callable[[Case], bool], seconds: float = SECONDS_AT_MOST) -> Case:
+    """The smallest case found that still fails; stops when no step helps, or after `seconds`."""
+    deadline = time.monotonic() + seconds
+    improved = True
+    while improved:
+        improved = False
+        for smaller in _steps(case):
+            if time.monotonic() > deadline:
+                return case
+            if fails(smaller):
+                case, improved = smaller, True
+                break
+    return case
+
+
+def _steps(case: Case) -> Iterator[Case]:
+    """Simpler cases, the boldest first; those that the constructor refuses are left out."""
+    default = Case()
+    changed = [field.name for field in fields(Case) if getattr(case, field.name) != getattr(default, field.name)]
+    for name in changed:
+        yield from _valid(case, name, getattr(default, name))
+    for name in SIZES:
+        value, floor = getattr(case, name), getattr(default, name)
+        for candidate in (floor + (value - floor) // 2, value - 1):
+            if value > floor and candidate < value:
+                yield from _valid(case, name, candidate)
+
+
+def _valid(case: Case, name: str, value: object) -> Iterator[Case]:
+    try:
+        yield replace(case, **{name: value})  # type: ignore[arg-type]
+    except ValueError:
+        return
+
+
+def non_default_fields(case: Case) -> list[str]:
+    """Names of the fields that differ from the default case."""
+    default = Case()
+    return [field.name for field in fields(Case) if getattr(case, field.name) != getattr(default, field.name)]

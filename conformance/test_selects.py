@@ -1,0 +1,55 @@
+"""Selects: every named invariant over the declared grid, and the selector against the model over any input."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from conformance.selection.agreement import explain_disagrees, select_disagrees
+from conformance.selection.draw import Call, calls
+from conformance.selection.grid import GRID, cell_keys, uncovered_pairs
+from conformance.selection.judge import NAMES, REMOVALS, GridReport, judge
+from conformance.selection.triples import FILE, committed, witnesses
+
+# One worker of pytest-xdist judges the grid, in processes of its own (with --dist loadgroup).
+pytestmark = [pytest.mark.selects, pytest.mark.xdist_group("selection-grid")]
+
+CELLS = 5_000_000
+SECONDS = 60
+"""What the grid may take on two cores; reported, not asserted: a shared machine is no stopwatch."""
+
+
+@pytest.fixture(scope="module")
+def report() -> GridReport:
+    """The selector judged over the whole grid, once."""
+    return judge()
+
+
+@pytest.mark.parametrize("invariant", NAMES)
+def test_invariant(invariant: str, report: GridReport) -> None:
+    violation = report.violations[invariant]
+    if violation is not None:
+        pytest.fail(str(violation), pytrace=False)
+
+
+def test_grid_has_as_many_cells_as_declared(report: GridReport) -> None:
+    keys = cell_keys(GRID)
+    keys.sort()
+    assert 1 + int((keys[1:] != keys[:-1]).sum()) >= CELLS
+    assert report.cells == len(keys)
+    assert report.removals >= REMOVALS
+
+
+def test_grid_brings_every_two_values_together() -> None:
+    assert uncovered_pairs(GRID) == []
+
+
+def test_committed_triples_are_those_of_the_specification() -> None:
+    assert tuple(witnesses()) == committed(), f"`python -m conformance.selection.triples` writes {FILE}"
+
+
+@settings(max_examples=500, deadline=None)
+@given(calls())
+def test_any_call_agrees_with_the_specification(call: Call) -> None:
+    assert select_disagrees(call) is None
+    assert explain_disagrees(call) is None

@@ -1,0 +1,225 @@
+"""The `fp8moe` command: its options. What they do is in `commands/`, imported when a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fp8moe.commands.question import Question
+
+EXIT_NOTHING_SELECTED = 2
+EXIT_BAD_INPUT = 64
+"""As sysexits.h has it, so that it cannot be taken for an answer."""
+
+app = typer.Typer(
+    name="fp8moe",
+    help="Which FP8 MoE backend is selected on a device, why, and whether it computes the right MoE.",
+    epilog=f"Exit status {EXIT_BAD_INPUT}: an option or name is not understood.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys instead of a table.")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Bad input ends the command with one line on standard error."""
+    try:
+        from fp8moe.commands.question import BadInput
+        from fp8moe.registry import BackendContractError
+    except ValueError as error:  # a variable that is read at import holds nonsense
+        raise _bad_input(error) from None
+    try:
+        yield
+    except (BadInput, BackendContractError) as error:
+        raise _bad_input(error) from None
+
+
+def _bad_input(error: Exception) -> typer.Exit:
+    typer.echo(f"fp8moe: {error}", err=True)
+    return typer.Exit(EXIT_BAD_INPUT)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from fp8moe import __version__
+
+        typer.echo(f"fp8moe {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("platform")
+def platform_command(as_json: JsonOption = False) -> None:
+    """What is here: device, driver, libraries, and what each backend lacks."""
+    with _told():
+        from fp8moe.commands.platform import backend_states, detection_json, print_detection
+        from fp8moe.detection import detect
+
+        detection = detect()
+        backends = backend_states(detection.platform, os.environ)
+        if as_json:
+            _print_json(detection_json(detection, backends))
+        else:
+            print_detection(detection, backends)
+
+
+@app.command("explain")
+def explain_command(
+    platform: Annotated[
+        str | None, typer.Option(help="A device of the catalogue, such as h100; default: the one that is here.")
+    ] = None,
+    all_platforms: Annotated[bool, typer.Option("--all-platforms", help="One row for each catalogue device.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="A published model, such as deepseek-v3 or deepseek-v3:ep64.")
+    ] = None,
+    experts: Annotated[int | None, typer.Option(min=1, help="Experts of the layer, over all ranks.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Experts of a token.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size.")] = None,
+    intermediate: Annotated[int | None, typer.Option(min=1, help="Intermediate size of an expert, unsplit.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Quantisation scheme, such as block or channel_tok.")] = None,
+    activation: Annotated[str | None, typer.Option(help="Activation, such as silu or relu2_no_mul.")] = None,
+    routing: Annotated[str | None, typer.Option(help="Routing method, such as DeepSeekV3 or Renormalize.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option("--format", help="standard, or batched: alone it means --dp 2 --ep --all2all deepep_low_latency."),
+    ] = None,
+    all2all: Annotated[str | None, typer.Option(help="Exchange of tokens between data-parallel ranks.")] = None,
+    tp: Annotated[int | None, typer.Option(min=1, help="Tensor-parallel ranks.")] = None,
+    dp: Annotated[int | None, typer.Option(min=1, help="Data-parallel ranks.")] = None,
+    ep: Annotated[bool | None, typer.Option("--ep/--no-ep", help="Expert parallelism over all these ranks.")] = None,
+    eplb: Annotated[bool, typer.Option("--eplb", help="Expert load balancing is on.")] = False,
+    logits_dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    allow_vllm_cutlass: Annotated[
+        bool, typer.Option("--allow-vllm-cutlass", help="The caller lets vLLM's CUTLASS backends be chosen.")
+    ] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="The engine has LoRA on.")] = False,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set a VLLM_* variable; may be given again.")
+    ] = None,
+    clean_env: Annotated[bool, typer.Option("--clean-env", help="Leave out the variables of this process.")] = False,
+    libraries: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Kernel libraries that are there, or `none`.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Why this backend: every candidate's verdict, in the order in which they are considered.
+
+    Exit status 0: something was selected; 2: the selector raises, with the error on standard error.
+    """
+    with _told():
+        from fp8moe.commands.question import (
+            HERE,
+            BadInput,
+            Question,
+            environment,
+            layer_config,
+            layer_named,
+            parallel_config,
+        )
+
+        if all_platforms and platform is not None:
+            raise BadInput(f"--all-platforms has {platform} among its rows; leave one of the two options out")
+        layer = layer_named(
+            model,
+            experts=experts,
+            top_k=top_k,
+            hidden=hidden,
+            intermediate=intermediate,
+            activation=activation,
+            routing=routing,
+            logits_dtype=logits_dtype,
+            scheme=scheme,
+        )
+        parallel = parallel_config(layer, layout, all2all, tp=tp, dp=dp, ep=ep, eplb=eplb)
+        config = layer_config(layer, parallel, lora=lora)
+        variables = environment(env or (), None if clean_env else os.environ)
+        question = Question(layer, config, allow_vllm_cutlass, variables)
+        if all_platforms:
+            _explain_everywhere(question, libraries, as_json)
+        else:
+            _explain_one(question, platform or HERE, libraries, as_json)
+
+
+def _explain_one(question: Question, name: str, libraries: str | None, as_json: bool) -> None:
+    from fp8moe.commands.explain import print_selection, selection_json
+    from fp8moe.commands.question import one_platform
+
+    key, device = one_platform(name, libraries)
+    selection = question.on(device)
+    if as_json:
+        _print_json(selection_json(selection, question, key, device))
+    else:
+        print_selection(selection, question, key, device)
+    if selection.error is not None:
+        typer.echo(f"{type(selection.error).__name__}: {selection.error}", err=True)
+        raise typer.Exit(EXIT_NOTHING_SELECTED)
+
+
+def _explain_everywhere(question: Question, libraries: str | None, as_json: bool) -> None:
+    from fp8moe.commands.explain import print_all_platforms, selection_json
+    from fp8moe.commands.question import one_platform
+    from fp8moe.platforms import PLATFORMS
+
+    devices = [one_platform(name, libraries) for name in PLATFORMS]
+    answers = {key: (device, question.on(device)) for key, device in devices}
+    if as_json:
+        _print_json([selection_json(answer, question, key, device) for key, (device, answer) in answers.items()])
+    else:
+        print_all_platforms(answers, question)
+
+
+@app.command("repro")
+def repro_command(
+    case: Annotated[str, typer.Argument(help="A case's id, as a report prints it.")],
+    backend: Annotated[str, typer.Option(metavar="NAME|MODULE:CLASS", help="The backend to run it on.")] = "TRITON",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+) -> None:
+    """Run one case of a report again, and show what differs.
+
+    Exit status 0: it passed; 1: it failed; 2: it could not be run.
+    """
+    with _told():
+        from conformance.repro import run_case
+
+        raise typer.Exit(run_case(case, backend, device))
+
+
+def main() -> None:
+    """The console script: the exit status of the command, and usage errors in one line as well."""
+    usage_error = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+    try:
+        status = app(prog_name="fp8moe", standalone_mode=False)
+    except Exception as error:
+        if not isinstance(error, usage_error):
+            raise
+        text = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "fp8moe"
+        typer.echo(f"{command}: {text} (see {command} --help)", err=True)
+        status = EXIT_BAD_INPUT
+    sys.exit(status if isinstance(status, int) else 0)

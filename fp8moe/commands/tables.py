@@ -1,0 +1,47 @@
+"""What the commands share when they print: the console, tables, a platform as JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fp8moe.platforms import Platform
+
+FORMAT = 1
+"""Version of the JSON; a key is added without a new one, and taken away or changed only with one."""
+
+WRAPPED = ("detail", "lacks here", "why")
+"""Columns whose texts may run over several lines."""
+
+
+def console() -> Console:
+    """Standard output; wide where it is no terminal, so that a file or a pipe gets whole lines."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 180, highlight=False)
+
+
+def table(title: str, *columns: str) -> Table:
+    made = Table(title=title or None, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column, no_wrap=column not in WRAPPED, overflow="fold")
+    return made
+
+
+def yes_or_no(answer: bool, yes: str, no: str) -> Text:
+    return Text(yes, style="green") if answer else Text(no, style="yellow")
+
+
+def platform_json(platform: Platform) -> dict[str, Any]:
+    return {
+        "kind": platform.kind,
+        "architecture": platform.architecture,
+        "capability": platform.capability,
+        "gcn_arch": platform.gcn_arch,
+        "cuda_version": platform.cuda_version,
+        "libraries": sorted(platform.libraries),
+    }

@@ -1,0 +1,42 @@
+"""Token-expert pairs: from global to local ids, the router's weight on the input, the weighted sum over slots."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def local_ids(topk_ids: Tensor, expert_map: Tensor | None) -> Tensor:
+    """(M, k) int64 local expert ids; -1 where the slot is empty or its expert is on another rank."""
+    ids = topk_ids.to(torch.int64)
+    if expert_map is None:
+        return ids
+    mapped = expert_map.to(torch.int64)[ids.clamp(min=0)]
+    return torch.where(ids < 0, -1, mapped)
+
+
+def weighted_input(hidden_states: Tensor, topk_weights: Tensor) -> Tensor:
+    """Top-1: each token times its routing weight in fp32, rounded to the tokens' dtype."""
+    return (hidden_states.float() * topk_weights).to(hidden_states.dtype)
+
+
+def combine(slots: Tensor, weights: Tensor, present: Tensor, dtype: torch.dtype, round_sum: bool) -> Tensor:
+    """Sum over the slots of a token, in their order: each result times its weight, added in fp32.
+
+    Args:
+        slots: (M, k, H) fp32; what absent slots hold is never read.
+        weights: (M, k) fp32.
+        present: (M, k) bool.
+        dtype: of the output.
+        round_sum: round the running sum to `dtype` after each slot.
+
+    Returns:
+        (M, H) in `dtype`.
+    """
+    total = slots.new_zeros(slots.shape[0], slots.shape[2])
+    for slot in range(slots.shape[1]):
+        term = torch.where(present[:, slot, None], slots[:, slot] * weights[:, slot, None], 0.0)
+        total = total + term
+        if round_sum:
+            total = total.to(dtype).float()
+    return total.to(dtype)

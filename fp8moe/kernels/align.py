@@ -1,0 +1,75 @@
+"""Sorts token-expert pairs by expert and cuts each expert's pairs into tiles, for the grouped GEMM.
+
+Torch operations only, whose shapes follow from the inputs' shapes: nothing waits for the device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which pairs each tile holds. A pair is a (token, slot), numbered token * top_k + slot; P = M * top_k.
+
+    Args:
+        local_ids: (P,) int32, the pair's local expert, -1 where it has none here.
+        pairs: (tiles, tile_rows) int32, the pair in each row, -1 in rows that pad.
+        tile_experts: (tiles,) int32, the tile's expert, -1 for a tile that is not needed.
+    """
+
+    local_ids: Tensor
+    pairs: Tensor
+    tile_experts: Tensor
+
+    @property
+    def tiles(self) -> int:
+        return self.pairs.shape[0]
+
+    @property
+    def tile_rows(self) -> int:
+        return self.pairs.shape[1]
+
+
+def most_tiles(pairs: int, experts: int, tile_rows: int) -> int:
+    """The most tiles that `pairs` pairs can need: each expert in use has one tile with as little as one row."""
+    return (pairs + min(experts, pairs) * (tile_rows - 1)) // tile_rows
+
+
+def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tensor | None = None) -> Alignment:
+    """Groups the pairs of `topk_ids` by local expert, in the order of the pairs within an expert.
+
+    Args:
+        topk_ids: (M, top_k) integers, any strides; ids outside the experts, -1 among them, count as absent.
+        experts: local experts E.
+        tile_rows: rows of a tile.
+        expert_map: (global experts,) int32 or int64 to local ids, -1 for experts elsewhere; None: ids are local.
+
+    Returns:
+        An `Alignment` of `most_tiles(P, E, tile_rows)` tiles, those in use first; experts ascend.
+    """
+    ids = topk_ids.reshape(-1).to(torch.int64)
+    if expert_map is not None:
+        known = (ids >= 0) & (ids < expert_map.numel())
+        ids = torch.where(known, expert_map.to(torch.int64)[ids.clamp(0, expert_map.numel() - 1)], -1)
+    absent = (ids < 0) | (ids >= experts)
+    local_ids = torch.where(absent, -1, ids).to(torch.int32)
+    tiles = most_tiles(ids.numel(), experts, tile_rows)
+    if tiles == 0:
+        pairs = torch.empty((0, tile_rows), dtype=torch.int32, device=ids.device)
+        return Alignment(local_ids, pairs, pairs.new_empty(0))
+
+    sorted_ids, order = torch.sort(torch.where(absent, experts, ids), stable=True)
+    # starts[e] is where expert e's pairs start in `order`, and starts[experts] where the absent ones do.
+    starts = torch.searchsorted(sorted_ids, torch.arange(experts + 1, device=ids.device))
+    tiles_of = (starts.diff() + (tile_rows - 1)) // tile_rows
+    tile_ends = tiles_of.cumsum(0)
+    tile = torch.arange(tiles, device=ids.device)
+    owner = torch.searchsorted(tile_ends, tile, right=True)  # `experts` for tiles past the last one in use
+    expert = owner.clamp(max=experts - 1)
+    first = starts[expert] + (tile - (tile_ends - tiles_of)[expert]) * tile_rows
+    position = first[:, None] + torch.arange(tile_rows, device=ids.device)
+    used = (owner < experts)[:, None] & (position < starts[expert + 1][:, None])
+    pairs = torch.where(used, order[position.clamp(max=order.numel() - 1)], -1)
+    return Alignment(local_ids, pairs.to(torch.int32), torch.where(owner < experts, owner, -1).to(torch.int32))

@@ -1,0 +1,82 @@
+"""The weighted sum over a token's experts, in the order of its slots, rounded once."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fp8moe.kernels.widths import round_float32
+
+BLOCK = 1024
+"""Columns of one program."""
+
+
+@triton.jit
+def weighted_sum_kernel(
+    y,
+    weights,
+    local_ids,
+    output,
+    top_k,
+    columns,
+    stride_y_row,
+    stride_weights_row,
+    stride_weights_slot,
+    stride_output_row,
+    stride_output_column,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = tl.cdiv(columns, BLOCK)
+    token = (tl.program_id(0) // blocks).to(tl.int64)
+    column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    in_range = column < columns
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    ones = tl.full((BLOCK,), 1.0, tl.float32)
+    for slot in range(0, top_k):
+        pair = token * top_k + slot
+        # A pair without a local expert is not read: its row of y was never written.
+        if tl.load(local_ids + pair) >= 0:
+            value = tl.load(y + pair * stride_y_row + column, mask=in_range, other=0.0)
+            if WEIGHTED:
+                weight = tl.load(weights + token * stride_weights_row + slot * stride_weights_slot)
+                total = tl.fma(value, ones * weight, total)
+            else:
+                total += value
+    rounded = round_float32(total, output.dtype.element_ty)
+    column = column.to(tl.int64)
+    tl.store(output + token * stride_output_row + column * stride_output_column, rounded, mask=in_range)
+
+
+def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor | None) -> None:
+    """output[token] = the sum over slots of weight * y[token * top_k + slot], into `output`.
+
+    Recipe: from zero, in the order of the slots, total = fma(weight, y, total) in fp32 (total + y without weights);
+    one rounding to the output's dtype at the end, to nearest even.
+
+    Args:
+        y: (M * top_k, H) fp32, row-major.
+        local_ids: (M * top_k,) int32; a pair where it is negative adds nothing, whatever y and the weight hold.
+        output: (M, H) bf16, fp16 or fp32, any strides.
+        weights: (M, top_k) fp32, any strides, or None for a plain sum.
+    """
+    tokens, columns = output.shape
+    if tokens == 0:
+        return
+    # One program a token and a block of columns, columns fastest; the sum is one program's own, so its order is fixed.
+    weighted_sum_kernel[(tokens * triton.cdiv(columns, BLOCK),)](
+        y,
+        weights,
+        local_ids,
+        output,
+        local_ids.numel() // tokens,
+        columns,
+        y.stride(0),
+        0 if weights is None else weights.stride(0),
+        0 if weights is None else weights.stride(1),
+        output.stride(0),
+        output.stride(1),
+        WEIGHTED=weights is not None,
+        BLOCK=BLOCK,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )

@@ -1,0 +1,1 @@
+"""Oracles that share no code: `ideal` (float64, no quantisation of activations), `recipe` (the declared quantisation)."""

@@ -1,0 +1,193 @@
+"""One call of an MoE layer as the recipe oracle and its bound see it: token-expert pairs and dequantised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fp8moe.config import FusedMoEConfig
+from fp8moe.experts import MoEWeights
+from fp8moe.keys import GroupShape
+from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
+from fp8moe.recipe import Recipe
+from fp8moe.reference.rounding import E4M3FN, FloatFormat, code_values, format_of, round_to, to_float32
+
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Elements of a temporary of the oracles: 32 MiB of float64 on a CPU, 1 GiB on a GPU."""
+
+
+def chunk_elements(device: torch.device) -> int:
+    """How many elements a temporary on this device may have."""
+    return CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Token-expert pairs sorted by expert; all (P,).
+
+    Args:
+        row: the token's row in `hidden_states`.
+        token: its place among the judged tokens; -1 for a pair that only witnesses a shared scale.
+        slot: its place among the token's k experts.
+        expert: local id.
+        weight: routing weight, float64; 1 where it was applied to the input.
+    """
+
+    row: Tensor
+    token: Tensor
+    slot: Tensor
+    expert: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return self.row.numel()
+
+    def segments(self) -> list[tuple[int, slice]]:
+        """(local expert, its pairs) for each expert that has some."""
+        experts, counts = torch.unique_consecutive(self.expert, return_counts=True)
+        found, start = [], 0
+        for expert, count in zip(experts.tolist(), counts.tolist(), strict=True):
+            found.append((int(expert), slice(start, start + int(count))))
+            start += int(count)
+        return found
+
+    def take(self, index: Tensor) -> Pairs:
+        """The pairs at these places, which must keep the order by expert."""
+        return Pairs(*(value[index] for value in vars(self).values()))
+
+
+@dataclass(frozen=True, eq=False)
+class MoEProblem:
+    """The arguments of `recipe_moe`, with what follows from them before anything is computed."""
+
+    config: FusedMoEConfig
+    quant: FusedMoEQuantConfig
+    recipe: Recipe
+    weights: MoEWeights
+    hidden_states: Tensor
+    topk_weights: Tensor
+    topk_ids: Tensor
+    expert_map: Tensor | None
+    apply_router_weight_on_input: bool
+    tokens: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden_states.device
+
+    @property
+    def halves(self) -> int:
+        return 2 if self.config.is_act_and_mul else 1
+
+    @property
+    def fp8(self) -> FloatFormat:
+        """What activations are quantised to: the format of the weights, which is the platform's."""
+        return format_of(self.weights.w13.dtype) if self.quant.w1.dtype is not None else E4M3FN
+
+    @property
+    def carrier(self) -> FloatFormat:
+        """The format of the hidden states, of the output and of a declared rounding to "input"."""
+        return format_of(self.hidden_states.dtype)
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """(M, H) as they are quantised: weighted by the router in float32 and rounded again, where that is asked."""
+        if not self.apply_router_weight_on_input:
+            return self.hidden_states
+        weighted = to_float32(self.hidden_states.double() * self.topk_weights.double())
+        return round_to(weighted, self.carrier).to(self.hidden_states.dtype)
+
+    @cached_property
+    def all_pairs(self) -> Pairs:
+        """Every pair with a local expert; `token` is -1 where the token is not judged."""
+        ids = self.topk_ids.to(torch.int64)
+        if self.expert_map is not None:
+            ids = torch.where(ids < 0, -1, self.expert_map.to(torch.int64)[ids.clamp(min=0)])
+        place = torch.full((ids.shape[0],), -1, device=self.device)
+        place[self.tokens] = torch.arange(self.tokens.numel(), device=self.device)
+        expert = ids.reshape(-1)
+        order = torch.argsort(expert, stable=True)
+        order = order[expert[order] >= 0]
+        row = order // max(ids.shape[1], 1)
+        weight = self.topk_weights.double().reshape(-1)[order]
+        if self.apply_router_weight_on_input:
+            weight = torch.ones_like(weight)
+        return Pairs(row, place[row], order % max(ids.shape[1], 1), expert[order], weight)
+
+    def activation_group(self, desc: FusedMoEQuantDesc) -> GroupShape | None:
+        """What shares a scale in the inputs of a GEMM; None where they are not quantised.
+
+        Raises:
+            ValueError: a granularity other than tensor, token or groups of columns.
+        """
+        if desc.dtype is None:
+            return None
+        group = desc.shape or GroupShape.PER_TENSOR
+        if not (group.is_per_tensor() or group.is_per_token() or group.is_per_group()):
+            raise ValueError(f"activations quantised per {group}: expected per tensor, per token or groups of columns")
+        if desc.static and not group.is_per_tensor():
+            raise ValueError(f"activations with static scales per {group}: expected one static scale per tensor")
+        return group
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, np.ndarray]:
+        values = torch.tensor(code_values(format_of(self.weights.w13.dtype)), dtype=torch.float64)
+        return values.to(self.device), values.numpy()
+
+    def weight_rows(self, name: str, expert: int, start: int, stop: int) -> Tensor:
+        """Rows of expert `expert` of w13 or w2, dequantised: float64 (stop - start, K)."""
+        rows = torch.arange(start, stop, device=self.device)
+        return self._dequantised(name, expert, getattr(self.weights, name)[expert, start:stop], rows, None)
+
+    def weight_columns(self, name: str, expert: int, columns: Tensor) -> Tensor:
+        """Columns of expert `expert` of w13 or w2, dequantised: float64 (rows, columns)."""
+        matrix = getattr(self.weights, name)[expert]
+        rows = torch.arange(matrix.shape[0], device=self.device)
+        raw = matrix.view(torch.uint8)[:, columns].view(matrix.dtype) if matrix.itemsize == 1 else matrix[:, columns]
+        return self._dequantised(name, expert, raw, rows, columns)
+
+    def _dequantised(self, name: str, expert: int, raw: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+        """`raw` is the part of an expert's matrix at these rows and columns; `columns` None: all of them."""
+        scale: Tensor | None = getattr(self.weights, f"{name}_scale")
+        if scale is None:
+            return raw.double()
+        values = self._looked_up(raw.view(torch.uint8))
+        group = self.quant.w1.shape or GroupShape.PER_TENSOR
+        if group.is_per_tensor():
+            return values.mul_(scale[expert].double())
+        if group.is_per_channel():
+            return values.mul_(scale[expert, rows].double())
+        per_half = getattr(self.weights, name).shape[1] // (self.halves if name == "w13" else 1)
+        block_row = rows // per_half * -(-per_half // group.row) + rows % per_half // group.row
+        spread = scale[expert].double()[block_row]
+        if columns is not None:
+            return values.mul_(spread[:, columns // group.col])
+        # One operation for the whole chunk; one for each block would spend its time in waking threads up.
+        if raw.shape[1] % group.col == 0:
+            values.unflatten(1, (-1, group.col)).mul_(spread[:, :, None])
+            return values
+        return values.mul_(spread.repeat_interleave(group.col, dim=1)[:, : raw.shape[1]])
+
+    def _looked_up(self, codes: Tensor) -> Tensor:
+        device_table, host_table = self._tables
+        if self.device.type == "cpu":  # numpy looks up several times faster than torch on a CPU
+            return torch.from_numpy(np.take(host_table, codes.numpy()))
+        return device_table[codes.to(torch.int32)]
+
+    def weight_chunks(self, name: str, expert: int) -> Iterator[tuple[slice, Tensor]]:
+        """An expert's dequantised rows, a chunk at a time: (rows, float64 (rows, K))."""
+        rows, columns = getattr(self.weights, name).shape[1:]
+        step = max(chunk_elements(self.device) // columns, 1)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield slice(start, stop), self.weight_rows(name, expert, start, stop)
+
+    def bias(self, name: str, expert: int) -> Tensor | None:
+        """(rows,) float64, or None."""
+        bias: Tensor | None = getattr(self.weights, f"{name}_bias")
+        return None if bias is None else bias[expert].double()

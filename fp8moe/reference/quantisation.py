@@ -1,0 +1,48 @@
+"""The declared quantisation of activations: amax, scale, rounding; bit for bit, in float64 that holds float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fp8moe.keys import GroupShape
+from fp8moe.recipe import Recipe
+from fp8moe.reference.rounding import FloatFormat, round_to, to_float32, up_to_power_of_two
+
+
+def columns_of(group: GroupShape, columns: int) -> int:
+    """Columns of a row that share a scale."""
+    return min(group.col, columns) if group.is_per_group() else columns
+
+
+def group_amax(values: Tensor, group: GroupShape) -> Tensor:
+    """Largest magnitude of each row's groups of columns, the last one partial: (P, K) to (P, groups)."""
+    width = columns_of(group, values.shape[1])
+    magnitude = torch.nn.functional.pad(values.abs(), (0, -values.shape[1] % width))
+    return magnitude.view(values.shape[0], -1, width).amax(-1)
+
+
+def spread(per_group: Tensor, group: GroupShape, columns: int) -> Tensor:
+    """One value for each column, from one for each group: (P, groups) to (P, columns)."""
+    width = columns_of(group, columns)
+    return per_group if width == columns else per_group.repeat_interleave(width, dim=1)[:, :columns]
+
+
+def scale_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
+    """fp32(amax / largest), with the floor under the amax, rounded up to a power of two where declared."""
+    floor = float(torch.tensor(recipe.amax_floor, dtype=torch.float32))
+    # Both operands are float32 numbers, so a float64 quotient rounded to float32 is the IEEE quotient (53 >= 2*24 + 2).
+    scale = to_float32(amax.clamp(min=floor) / fmt.largest)
+    return up_to_power_of_two(scale) if recipe.scale_rounding == "power_of_two" else scale
+
+
+def scaled(values: Tensor, scale: Tensor, recipe: Recipe) -> Tensor:
+    """What is rounded to FP8: value / scale in float32, or value * fp32(1 / scale)."""
+    if recipe.scaling == "divide":
+        return to_float32(values / scale)
+    return to_float32(values * to_float32(1.0 / scale))
+
+
+def quantised(values: Tensor, scale: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
+    """Quantised and dequantised; `values` are float32 numbers and `scale` broadcasts to them."""
+    return round_to(scaled(values, scale, recipe), fmt) * scale

@@ -1,0 +1,226 @@
+"""The recipe oracle: the declared quantisation bit for bit, everything between the roundings in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fp8moe.config import FusedMoEConfig
+from fp8moe.experts import MoEWeights
+from fp8moe.keys import GroupShape
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Recipe, Rounding
+from fp8moe.reference.activation import Activation, activated, activation_of
+from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
+from fp8moe.reference.quantisation import group_amax, quantised, scale_of, spread
+from fp8moe.reference.rounding import round_to, to_float32
+
+WITNESS_MARGIN = 2.0**-5
+"""A pair this close below a shared amax is kept beside the judged ones, since its errors may move that amax.
+
+The largest relative error of an element that sets an amax is a few 2^-10 for a 14-bit accumulator."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecipeTrace:
+    """What a call comes to under a recipe, for T judged tokens, and what its error bound is computed from.
+
+    Args:
+        problem: the call.
+        R: (T, H) float64, every declared rounding applied but the output's.
+        smooth: (T, H) float64, the roundings of the second GEMM's result and of the running sum left out.
+        pairs: of the judged tokens, sorted by expert, then those that witness a shared dynamic scale among them.
+        first: (P, 2I or I), the first GEMM's result with bias, not rounded.
+        intermediate: (P, I), what the second GEMM multiplies, dequantised.
+        scale: (P, groups), its scales; (P, 1) ones where it is not quantised.
+        second: (P, H), the second GEMM's result with bias, not rounded; zeros for witnesses.
+        kept: bounds and bands computed from this trace, kept by whoever computes them.
+    """
+
+    problem: MoEProblem
+    R: Tensor
+    smooth: Tensor
+    pairs: Pairs
+    first: Tensor
+    intermediate: Tensor
+    scale: Tensor
+    second: Tensor
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def activation(self) -> Activation:
+        return activation_of(self.problem.config.activation)
+
+
+def recipe_moe(
+    config: FusedMoEConfig,
+    quant: FusedMoEQuantConfig,
+    recipe: Recipe,
+    weights: MoEWeights,
+    hidden_states: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *,
+    expert_map: Tensor | None = None,
+    apply_router_weight_on_input: bool = False,
+    tokens: Tensor | None = None,
+) -> RecipeTrace:
+    """The declared MoE in high precision. Shapes as `FusedMoEPermuteExpertsUnpermute.apply`.
+
+    Args:
+        tokens: rows of `hidden_states` to judge, each once; None: all. Dynamic per-tensor scales are measured on all.
+
+    Raises:
+        ValueError: an unknown activation, or activations quantised at a granularity that no scheme has.
+    """
+    if tokens is None:
+        tokens = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+    problem = MoEProblem(
+        config, quant, recipe, weights, hidden_states, topk_weights, topk_ids, expert_map,
+        apply_router_weight_on_input, tokens.to(hidden_states.device),
+    )
+    first_scale = _first_scale(problem)
+    amax = _shared_amax(problem, first_scale) if shares_a_scale(problem) else None
+    pairs = problem.all_pairs.take(_kept_pairs(problem, amax))
+    first = _first_gemm(problem, pairs, first_scale)
+    values = nominal_intermediate(problem, first)
+    group = problem.activation_group(problem.quant.a2) if recipe.requantize else None
+    if group is None:
+        scale = torch.ones(len(pairs), 1, dtype=torch.float64, device=problem.device)
+        intermediate = values
+    else:
+        scale = _second_scale(problem, pairs, values, group, amax)
+        intermediate = quantised(values, spread(scale, group, values.shape[1]), problem.fp8, recipe)
+    second = _second_gemm(problem, pairs, intermediate)
+    smooth = combined(problem, pairs, second, "float32", "float32")
+    exact = recipe.gemm2_output == recipe.combine == "float32"
+    declared = smooth if exact else combined(problem, pairs, second, recipe.gemm2_output, recipe.combine)
+    return RecipeTrace(problem, declared, smooth, pairs, first, intermediate, scale, second)
+
+
+def first_input(problem: MoEProblem, pairs: Pairs, first_scale: Tensor | None = None) -> Tensor:
+    """(P, H) float64: what the first GEMM multiplies for these pairs, quantised and dequantised."""
+    values = problem.inputs[pairs.row].double()
+    group = problem.activation_group(problem.quant.a1)
+    if group is None:
+        return values
+    if group.is_per_tensor():
+        shared = _first_scale(problem) if first_scale is None else first_scale
+        assert shared is not None
+        scale = shared[pairs.expert, None]
+    else:
+        scale = spread(scale_of(group_amax(values, group), problem.fp8, problem.recipe), group, values.shape[1])
+    return quantised(values, scale, problem.fp8, problem.recipe)
+
+
+def nominal_intermediate(problem: MoEProblem, first: Tensor) -> Tensor:
+    """(P, 2I or I) to (P, I) float64 holding float32 numbers, as they are quantised or enter the second GEMM."""
+    rounded = _rounded(problem, first, problem.recipe.gemm1_output)
+    values = activated(activation_of(problem.config.activation), rounded)
+    return to_float32(_rounded(problem, values, problem.recipe.activation_output))
+
+
+def shares_a_scale(problem: MoEProblem) -> bool:
+    """Whether pairs share a dynamic scale of the intermediate."""
+    desc, group = problem.quant.a2, problem.activation_group(problem.quant.a2)
+    return problem.recipe.requantize and group is not None and group.is_per_tensor() and not desc.static
+
+
+def combined(problem: MoEProblem, pairs: Pairs, second: Tensor, gemm2_output: Rounding, combine: Rounding) -> Tensor:
+    """(P, H) to (T, H): weighted, added in the order of the slots, rounded as said."""
+    total = second.new_zeros(problem.tokens.numel(), second.shape[1])
+    for slot in range(problem.topk_ids.shape[1]):
+        here = ((pairs.slot == slot) & (pairs.token >= 0)).nonzero()[:, 0]
+        terms = pairs.weight[here, None] * _rounded(problem, second[here], gemm2_output)
+        token = pairs.token[here]  # each at most once, since a token has one pair a slot
+        total[token] = _rounded(problem, total[token] + terms, combine)
+    return total
+
+
+def _rounded(problem: MoEProblem, values: Tensor, where: Rounding) -> Tensor:
+    """Rounded to the hidden states' dtype, through the float32 that a backend holds; or left as it is."""
+    return round_to(to_float32(values), problem.carrier) if where == "input" else values
+
+
+def _first_scale(problem: MoEProblem) -> Tensor | None:
+    """(E,) the scale of the first GEMM's inputs for each expert, where it is per tensor."""
+    group = problem.activation_group(problem.quant.a1)
+    if group is None or not group.is_per_tensor():
+        return None
+    experts = problem.config.num_local_experts
+    if problem.quant.a1.static:
+        assert problem.weights.a13_scale is not None
+        return problem.weights.a13_scale.double().reshape(1).expand(experts)
+    rows = problem.inputs.abs().amax(-1).double() if problem.inputs.numel() else problem.inputs.double().sum(-1)
+    pairs = problem.all_pairs
+    return scale_of(_by_scope(problem, rows, rows[pairs.row], pairs), problem.fp8, problem.recipe)
+
+
+def _by_scope(problem: MoEProblem, everything: Tensor, per_pair: Tensor, pairs: Pairs) -> Tensor:
+    """(E,) amaxes: of `everything`, or of each expert's own pairs."""
+    experts = problem.config.num_local_experts
+    zeros = torch.zeros(experts, dtype=torch.float64, device=problem.device)
+    if problem.recipe.dynamic_tensor_scope == "expert":
+        return zeros.index_reduce(0, pairs.expert, per_pair, "amax")
+    return zeros + everything.amax() if everything.numel() else zeros
+
+
+def _shared_amax(problem: MoEProblem, first_scale: Tensor | None) -> Tensor:
+    """Largest magnitude of the intermediate of every pair of the call, in the order of `all_pairs`."""
+    pairs = problem.all_pairs
+    amax = torch.zeros(len(pairs), dtype=torch.float64, device=problem.device)
+    step = max(chunk_elements(problem.device) // max(problem.weights.w13.shape[1:]), 1)
+    for _, rows in pairs.segments():
+        for start in range(rows.start, rows.stop, step):
+            part = slice(start, min(start + step, rows.stop))
+            index = torch.arange(part.start, part.stop, device=problem.device)
+            amax[part] = nominal_intermediate(problem, _first_gemm(problem, pairs.take(index), first_scale)).abs().amax(-1)
+    return amax
+
+
+def _kept_pairs(problem: MoEProblem, amax: Tensor | None) -> Tensor:
+    """Places in `all_pairs` of the judged tokens' pairs, and of those that may set a shared amax."""
+    pairs = problem.all_pairs
+    keep = pairs.token >= 0
+    if amax is not None:
+        shared = _by_scope(problem, amax, amax, pairs)[pairs.expert]
+        keep = keep | (amax >= shared * (1 - WITNESS_MARGIN))
+    return keep.nonzero()[:, 0]
+
+
+def _first_gemm(problem: MoEProblem, pairs: Pairs, first_scale: Tensor | None) -> Tensor:
+    return _gemm(problem, "w13", pairs, first_input(problem, pairs, first_scale))
+
+
+def _second_gemm(problem: MoEProblem, pairs: Pairs, intermediate: Tensor) -> Tensor:
+    judged = pairs.token >= 0
+    if bool(judged.all()):
+        return _gemm(problem, "w2", pairs, intermediate)
+    result = intermediate.new_zeros(len(pairs), problem.config.hidden_dim)
+    result[judged] = _gemm(problem, "w2", pairs.take(judged.nonzero()[:, 0]), intermediate[judged])
+    return result
+
+
+def _gemm(problem: MoEProblem, name: str, pairs: Pairs, inputs: Tensor) -> Tensor:
+    """Each pair's row times its expert's weight, and the bias: float64 (P, rows of the weight)."""
+    result = inputs.new_empty(len(pairs), getattr(problem.weights, name).shape[1])
+    for expert, rows in pairs.segments():
+        bias = problem.bias(name, expert)
+        for columns, weight in problem.weight_chunks(name, expert):
+            product = inputs[rows] @ weight.t()
+            result[rows, columns] = product if bias is None else product + bias[columns]
+    return result
+
+
+def _second_scale(problem: MoEProblem, pairs: Pairs, values: Tensor, group: GroupShape, amax: Tensor | None) -> Tensor:
+    if not group.is_per_tensor():
+        return scale_of(group_amax(values, group), problem.fp8, problem.recipe)
+    if problem.quant.a2.static:
+        assert problem.weights.a2_scale is not None
+        return problem.weights.a2_scale.double().reshape(1, 1).expand(len(pairs), 1)
+    assert amax is not None
+    per_expert = scale_of(_by_scope(problem, amax, amax, problem.all_pairs), problem.fp8, problem.recipe)
+    return per_expert[pairs.expert, None]

@@ -1,0 +1,426 @@
+"""The command line: tables and JSON for devices, models and variables; exit statuses; one line for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import fp8moe
+from conformance.models import MODELS
+from fp8moe import cli
+from fp8moe.commands.platform import backend_states
+from fp8moe.config import ALL2ALL_BACKENDS
+from fp8moe.envs import SELECTOR_VARIABLES
+from fp8moe.platforms import LIBRARIES, PLATFORMS, Platform
+from fp8moe.registry import SEED_ORDER, BackendContractError
+from fp8moe.schemes import SCHEMES
+
+SEED_NAMES = [name for name, _, _ in SEED_ORDER]
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SELECTOR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str, status: int = 0) -> Any:
+    result = CliRunner().invoke(cli.app, list(arguments))
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result
+
+
+def explain(*arguments: str, status: int = 0) -> Any:
+    """The parsed answer of `fp8moe explain --json`."""
+    return json.loads(run("explain", "--json", *arguments, status=status).stdout)
+
+
+def python(code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    path = f"import sys; sys.path.insert(0, {str(Path(fp8moe.__file__).parents[1])!r})\n"
+    command = [sys.executable, "-c", path + code, *arguments]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False)
+
+
+# -- the command itself --
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["explain", "--help"], [], ["--version"]])
+def test_help_loads_neither_torch_nor_the_suite(arguments: list[str]) -> None:
+    code = """
+from fp8moe.cli import main
+try:
+    main()
+finally:
+    loaded = {name for name in ("torch", "triton", "numpy", "conformance") if name in sys.modules}
+    assert not loaded, loaded
+"""
+    done = python(code, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "fp8moe" in done.stdout
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help").stdout
+    for command in ("platform", "explain", "repro"):
+        assert command in text
+        assert "--help" in run(command, "--help").stdout
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fp8moe", "--version"],
+        cwd=Path(fp8moe.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == f"fp8moe {fp8moe.__version__}"
+
+
+# -- platform --
+
+
+def test_platform_as_table() -> None:
+    text = run("platform").stdout
+    for word in ("device", "driver", "torch", "triton", *LIBRARIES, *SEED_NAMES, "adapter not written yet"):
+        assert word in text
+
+
+def test_platform_as_json() -> None:
+    answer = json.loads(run("platform", "--json").stdout)
+    assert set(answer) == {"format", "device", "platform", "libraries", "backends"}
+    assert [row["name"] for row in answer["libraries"]] == list(LIBRARIES)
+    assert all(row["install"] for row in answer["libraries"])
+    assert [row["backend"] for row in answer["backends"]][: len(SEED_NAMES)] == SEED_NAMES
+    assert {"kind", "name", "torch", "triton", "driver", "notes"} <= set(answer["device"])
+
+
+def states(platform: Platform, **env: str) -> dict[str, dict[str, Any]]:
+    return {row["backend"]: row for row in backend_states(platform, env)}
+
+
+def test_what_backends_lack() -> None:
+    bare = states(PLATFORMS["h100"].with_libraries())
+    assert not bare["DEEPGEMM"]["takes_device"]
+    assert "deep_gemm" in bare["DEEPGEMM"]["lacks"]
+    assert bare["TRITON"] == {"backend": "TRITON", "takes_device": True, "lacks": "", "adapter": "there"}
+    whole = states(PLATFORMS["h100"])
+    assert whole["DEEPGEMM"]["takes_device"]
+    assert not states(PLATFORMS["h100"], VLLM_USE_DEEP_GEMM="0")["DEEPGEMM"]["takes_device"]
+
+
+def test_trtllm_without_flashinfer_is_said_to_lack_it() -> None:
+    row = states(PLATFORMS["b200"].with_libraries())["FLASHINFER_TRTLLM"]
+    assert row["takes_device"]
+    assert row["lacks"].startswith("flashinfer is missing")
+
+
+def test_a_variable_that_cannot_be_read_is_told() -> None:
+    row = states(PLATFORMS["h100"], VLLM_USE_DEEP_GEMM="maybe")["DEEPGEMM"]
+    assert row["takes_device"] is None
+    assert "VLLM_USE_DEEP_GEMM='maybe'" in row["lacks"]
+
+
+# -- explain --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "backend", "rule"),
+    [
+        (["--platform", "h100"], "FLASHINFER_CUTLASS", "R8"),
+        (["--platform", "b200"], "FLASHINFER_TRTLLM", "R8"),
+        (["--platform", "h100", "--libraries", "none"], "TRITON", "R8"),
+        (["--platform", "h100", "--libraries", "deep_gemm"], "DEEPGEMM", "R8"),
+        (["--platform", "h100", "--libraries", "deep-gemm, vllm"], "DEEPGEMM", "R8"),
+        (["--platform", "l40s"], "TRITON", "R8"),
+        (["--platform", "a100"], "MARLIN", "R8"),
+        (["--platform", "mi300x"], "TRITON", "R8"),
+        (["--platform", "MI300X", "--env", "VLLM_ROCM_USE_AITER=1"], "AITER", "R6b"),
+        (["--platform", "cpu"], "NONE", "R9"),
+        (["--platform", "cpu", "--lora"], "TRITON", "R1"),
+        (["--platform", "pvc", "--scheme", "tensor_dyn"], "XPU", "R8"),
+        (["--platform", "h100", "--format", "batched"], "BATCHED_DEEPGEMM", "R8"),
+        (["--platform", "h100", "--scheme", "channel-tok", "--allow-vllm-cutlass"], "VLLM_CUTLASS", "R8"),
+        (["--platform", "h100", "--scheme", "channel-tok"], "TRITON", "R8"),
+        (["--platform", "b200", "--routing", "default"], "DEEPGEMM", "R8"),
+        (["--platform", "b200", "--eplb"], "DEEPGEMM", "R8"),
+        (["--platform", "b200", "--routing", "renormalize", "--logits-dtype", "float32"], "DEEPGEMM", "R8"),
+        (["--platform", "h100", "--activation", "gelu"], "TRITON", "R8"),
+        (["--platform", "h100", "--scheme", "none", "--activation", "relu2_no_mul"], "FLASHINFER_CUTLASS", "R8"),
+        (["--platform", "h100", "--env", "VLLM_TEST_FORCE_FP8_MARLIN=1"], "MARLIN", "R5"),
+        (
+            [
+                *("--platform", "h100", "--env", "VLLM_USE_FLASHINFER_MOE_FP8=0"),
+                *("--env", "VLLM_USE_DEEP_GEMM=0", "--env", "VLLM_TEST_FORCE_FP8_MARLIN="),
+            ],
+            "TRITON",
+            "R8",
+        ),
+        (["--platform", "h100", "--tp", "2", "--dp", "2", "--ep"], "DEEPGEMM", "R8"),
+        (["--platform", "h100", "--tp", "2", "--dp", "2", "--ep", "--all2all", "pplx"], "BATCHED_DEEPGEMM", "R8"),
+        (["--platform", "h100", "--model", "glm-4.5", "--allow-vllm-cutlass"], "VLLM_CUTLASS", "R8"),
+        (["--platform", "b200", "--model", "deepseek-v3:ep64"], "FLASHINFER_TRTLLM", "R8"),
+    ],
+)
+def test_explain(arguments: list[str], backend: str, rule: str) -> None:
+    answer = explain(*arguments)
+    assert (answer["backend"], answer["rule"]) == (backend, rule)
+    assert answer["error"] is None
+    text = run("explain", *arguments).stdout
+    assert f"choice: {backend}, by rule {rule}" in text
+    for name in SEED_NAMES:
+        assert name in text
+
+
+def test_explain_json_keys_are_stable() -> None:
+    answer = explain("--platform", "h100", "--model", "qwen3-30b-a3b", "--env", "VLLM_USE_DEEP_GEMM=0")
+    assert list(answer) == [
+        "format",
+        "platform",
+        "question",
+        "rule",
+        "backend",
+        "experts_cls",
+        "error",
+        "verdicts",
+    ]
+    assert answer["format"] == 1
+    assert answer["platform"] == {
+        "name": "h100",
+        "kind": "cuda",
+        "architecture": "sm90",
+        "capability": [9, 0],
+        "gcn_arch": None,
+        "cuda_version": [12, 9],
+        "libraries": ["deep_gemm", "flashinfer", "vllm"],
+    }
+    model = MODELS["qwen3-30b-a3b"]
+    question = answer["question"]
+    assert (question["num_experts"], question["hidden_dim"]) == (model.experts, model.hidden)
+    assert question["intermediate_size_per_partition"] == model.inter
+    assert question["weight_key"] == "kFp8Static128BlockSym"
+    assert question["environment"] == {"VLLM_USE_DEEP_GEMM": "0"}
+    assert [verdict["backend"] for verdict in answer["verdicts"]] == SEED_NAMES
+    deep_gemm = answer["verdicts"][SEED_NAMES.index("DEEPGEMM")]
+    assert deep_gemm["reason"] == "DISABLED_BY_ENV"
+    assert set(deep_gemm) == {"backend", "supported", "reason", "detail", "consulted"}
+
+
+def test_each_model_scheme_and_exchange_can_be_asked_about() -> None:
+    for name, model in MODELS.items():
+        for split in ("", *(f":{split}" for split in model.splits)):
+            answer = explain("--platform", "h100", "--model", name + split)
+            assert answer["question"]["model"] == name
+            assert answer["question"]["routing"] == model.routing_method.name
+    for scheme in SCHEMES:
+        assert explain("--platform", "h100", "--scheme", scheme)["question"]["scheme"] == scheme
+    for exchange in ALL2ALL_BACKENDS:
+        explain("--platform", "h100", "--dp", "2", "--ep", "--all2all", exchange)
+
+
+def test_sizes_take_the_models_place() -> None:
+    sizes = ("--experts", "16", "--top-k", "1", "--hidden", "512", "--intermediate", "1024", "--tp", "4")
+    question = explain("--platform", "h100", *sizes)["question"]
+    assert question["model"] is None
+    assert (question["num_experts"], question["experts_per_token"], question["hidden_dim"]) == (16, 1, 512)
+    assert question["intermediate_size_per_partition"] == 256
+    question = explain("--platform", "h100", *sizes, "--ep")["question"]
+    assert question["num_local_experts"] == 4
+    assert question["intermediate_size_per_partition"] == 1024
+
+
+def test_a_split_of_a_model() -> None:
+    parallel = explain("--platform", "h100", "--model", "deepseek-v3:ep64r3")["question"]["parallel"]
+    assert (parallel["ep_size"], parallel["ep_rank"], parallel["use_ep"]) == (64, 3, True)
+    parallel = explain("--platform", "h100", "--model", "deepseek-v3:tp8r1")["question"]["parallel"]
+    assert (parallel["tp_size"], parallel["tp_rank"], parallel["use_ep"]) == (8, 1, False)
+    parallel = explain("--platform", "h100", "--model", "deepseek-v3:dp16r2")["question"]["parallel"]
+    assert (parallel["dp_size"], parallel["dp_rank"], parallel["ep_size"]) == (16, 2, 16)
+
+
+def test_the_process_variables_count_and_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_MOE_FP8", "0")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "elsewhere")
+    assert explain("--platform", "h100")["backend"] == "DEEPGEMM"
+    assert explain("--platform", "h100")["question"]["environment"] == {"VLLM_USE_FLASHINFER_MOE_FP8": "0"}
+    assert explain("--platform", "h100", "--clean-env")["backend"] == "FLASHINFER_CUTLASS"
+    assert explain("--platform", "h100", "--env", "VLLM_USE_FLASHINFER_MOE_FP8=1")["rule"] == "R3c"
+    assert "VLLM_USE_FLASHINFER_MOE_FP8='0'" in run("explain", "--platform", "h100").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (["--platform", "w7900"], "NotImplementedError", "no FP8 MoE backend"),
+        (["--platform", "h100", "--env", "VLLM_ROCM_USE_AITER=1"], "BackendNotSupported", "AITER"),
+        (["--platform", "h100", "--env", "VLLM_USE_DEEP_GEMM=x"], "MalformedVariable", "VLLM_USE_DEEP_GEMM='x'"),
+        (["--platform", "cpu", "--env", "VLLM_USE_FLASHINFER_MOE_FP8=1"], "NotImplementedError", "FlashInfer"),
+        (
+            [
+                "--platform",
+                "b200",
+                "--env",
+                "VLLM_USE_FLASHINFER_MOE_FP8=1",
+                "--env",
+                "VLLM_FLASHINFER_MOE_BACKEND=fast",
+            ],
+            "MalformedVariable",
+            "VLLM_FLASHINFER_MOE_BACKEND='fast'",
+        ),
+    ],
+)
+def test_exit_status_2_where_selection_raises(arguments: list[str], error: str, text: str) -> None:
+    answer = explain(*arguments, status=2)
+    assert answer["backend"] is None
+    assert answer["error"]["type"] == error
+    assert text in answer["error"]["text"]
+    result = run("explain", *arguments, status=2)
+    assert result.stderr.startswith(f"{error}: ")
+    assert text in result.stderr
+    assert "choice: an error" in result.stdout
+
+
+def test_here_is_the_default() -> None:
+    result = CliRunner().invoke(cli.app, ["explain", "--json"])
+    assert json.loads(result.stdout)["platform"]["name"] == "here"
+
+
+def test_all_platforms() -> None:
+    text = run("explain", "--all-platforms").stdout
+    for name in PLATFORMS:
+        assert f" {name} " in text
+    answers = explain("--all-platforms", "--libraries", "none")
+    assert [answer["platform"]["name"] for answer in answers] == list(PLATFORMS)
+    chosen = {answer["platform"]["name"]: answer["backend"] for answer in answers}
+    assert chosen["h100"] == chosen["mi300x"] == "TRITON"
+    assert chosen["cpu"] == "NONE"
+    assert chosen["w7900"] is None
+
+
+# -- repro --
+
+
+def test_repro_hands_over_and_returns_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def run_case(case_text: str, backend: str, device: str | None) -> int:
+        asked.append((case_text, backend, device))
+        return len(asked)
+
+    monkeypatch.setitem(sys.modules, "conformance.repro", SimpleNamespace(run_case=run_case))
+    run("repro", "v1:M=3", status=1)
+    run("repro", "v1:M=3,seed=2", "--backend", "acme.moe:Acme", "--device", "cpu", status=2)
+    assert asked == [("v1:M=3", "TRITON", None), ("v1:M=3,seed=2", "acme.moe:Acme", "cpu")]
+
+
+# -- bad input: one line on standard error, with the remedy --
+
+BAD = [
+    (["explain", "--platform", "h1000"], "'h1000' is not known; did you mean h100"),
+    (["explain", "--platform", "quantum"], "expected one of here, t4, "),
+    (["explain", "--libraries", "flashinfr"], "did you mean flashinfer?"),
+    (["explain", "--libraries", "deep_gemm,numpy"], "--libraries 'numpy' is not known"),
+    (["explain", "--model", "deepseek"], "did you mean deepseek-v3?"),
+    (["explain", "--model", "deepseek-v3:tp7"], "expected a tp size that divides"),
+    (["explain", "--model", "deepseek-v3:"], "expected a split such as tp8"),
+    (["explain", "--model", "deepseek-v3:tp8", "--tp", "8"], "leave out --tp, --dp, --ep, or the split"),
+    (["explain", "--scheme", "blocks"], "did you mean block"),
+    (["explain", "--activation", "silo"], "did you mean silu"),
+    (["explain", "--routing", "renormalise"], "did you mean Renormalize or RenormalizeNaive?"),
+    (["explain", "--all2all", "deepep"], "expected one of naive, pplx"),
+    (["explain", "--format", "batch"], "did you mean batched?"),
+    (["explain", "--format", "batched", "--no-ep"], "it takes --dp 2 or more, --ep"),
+    (["explain", "--format", "batched", "--dp", "1"], "it takes --dp 2 or more, --ep"),
+    (["explain", "--format", "standard", "--dp", "2", "--ep", "--all2all", "pplx"], "leave out --all2all"),
+    (["explain", "--logits-dtype", "fp8"], "expected one of bfloat16, float16, float32"),
+    (["explain", "--experts", "4", "--top-k", "5"], "FusedMoEConfig.experts_per_token=5: expected at most"),
+    (["explain", "--intermediate", "100", "--tp", "3"], "--intermediate 100 does not divide by 3"),
+    (["explain", "--experts", "10", "--tp", "3", "--ep"], "--experts 10 does not divide by 3"),
+    (["explain", "--env", "VLLM_USE_DEEP_GEMM"], "expected NAME=VALUE"),
+    (["explain", "--env", "VLLM_USE_DEEPGEMM=1"], "did you mean VLLM_USE_DEEP_GEMM"),
+    (["explain", "--env", "vllm_use_deep_gemm=1"], "did you mean VLLM_USE_DEEP_GEMM?"),
+    (["explain", "--all-platforms", "--platform", "h100"], "leave one of the two options out"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input(arguments: list[str], remedy: str) -> None:
+    result = run(*arguments, status=cli.EXIT_BAD_INPUT)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("fp8moe: ")
+    assert remedy in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["explian"], "explain"),
+        (["explain", "--platfrom", "h100"], "--platform"),
+        (["explain", "--tp", "two"], "--tp"),
+        (["explain", "--tp", "0"], "--tp"),
+        (["explain", "h100"], "h100"),
+        (["repro"], "fp8moe repro --help"),
+        (["explain", "--platform", "h1000"], "did you mean h100"),
+    ],
+)
+def test_usage_errors_are_one_line_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], remedy: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fp8moe", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == cli.EXIT_BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("fp8moe")
+    assert remedy in line
+
+
+def test_a_variable_that_is_read_at_import() -> None:
+    done = python("from fp8moe.cli import main; main()", "explain", VLLM_MOE_DP_CHUNK_SIZE="many")
+    assert done.returncode == cli.EXIT_BAD_INPUT
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fp8moe: VLLM_MOE_DP_CHUNK_SIZE='many': expected a positive integer")
+
+
+def test_a_broken_plug_in_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> Any:
+        raise BackendContractError("entry point 'ACME' of acme-kernels: loading it raised ImportError: libacme.so")
+
+    monkeypatch.setattr("fp8moe.selector.default_backends", refuses)
+    result = run("explain", "--platform", "h100", status=cli.EXIT_BAD_INPUT)
+    assert result.stderr.splitlines() == [
+        "fp8moe: entry point 'ACME' of acme-kernels: loading it raised ImportError: libacme.so"
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["explain", "--platform", "w7900"], 2)])
+def test_main_passes_the_status_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fp8moe", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == status
+    assert capsys.readouterr().out
+
+
+def test_main_does_not_hide_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Callable[..., Any]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()

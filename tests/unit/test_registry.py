@@ -1,0 +1,447 @@
+"""The registry: backends from outside the tree join by a call or an entry point, checked when they do, and leave."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fp8moe import registry
+from fp8moe.backends.common import AdapterNotWritten
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
+from fp8moe.platforms import PLATFORMS
+from fp8moe.registry import (
+    SEED_ORDER,
+    BackendContractError,
+    BackendSpec,
+    Fp8MoeBackend,
+    OutOfTreeBackend,
+    Position,
+    Reason,
+    backend_named,
+    default_backends,
+    register_backend,
+    registered_backends,
+    seed_backends,
+    unregister_backend,
+)
+from fp8moe.schemes import BLOCK
+from fp8moe.selector import explain_fp8_moe_backend, select_fp8_moe_backend
+
+SEED_NAMES = [name for name, _, _ in SEED_ORDER]
+LAYER = FusedMoEConfig(
+    num_experts=8,
+    experts_per_token=2,
+    hidden_dim=256,
+    intermediate_size_per_partition=128,
+    num_local_experts=8,
+    activation="silu",
+    device="cpu",
+    routing_method=RoutingMethodType.Renormalize,
+    moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
+    in_dtype=torch.bfloat16,
+)
+
+
+class Acme(FusedMoEPermuteExpertsUnpermute):
+    """The least that a vendor writes; it takes every configuration."""
+
+    @staticmethod
+    def activation_format() -> FusedMoEActivationFormat:
+        return FusedMoEActivationFormat.Standard
+
+    def apply(self, hidden_states: Any, topk_weights: Any, topk_ids: Any, **_: Any) -> Any:
+        return hidden_states
+
+
+class BatchedAcme(FusedMoEPermuteExpertsUnpermute):
+    @staticmethod
+    def activation_format() -> FusedMoEActivationFormat:
+        return FusedMoEActivationFormat.BatchedExperts
+
+    def apply_batched(self, hidden_states: Any, expert_num_tokens: Any) -> Any:
+        return hidden_states
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing from outside the tree, whatever is installed here; and nothing left behind."""
+    monkeypatch.setattr(registry, "_registered", [])
+    plug_ins(monkeypatch)
+    yield
+    registry._entry_point_backends.cache_clear()
+    default_backends.cache_clear()
+
+
+def plug_ins(monkeypatch: pytest.MonkeyPatch, *found: EntryPoint) -> None:
+    """Makes exactly these the installed entry points."""
+
+    def entry_points(*, group: str) -> tuple[EntryPoint, ...]:
+        return found if group == registry.ENTRY_POINT_GROUP else ()
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    registry._entry_point_backends.cache_clear()
+    default_backends.cache_clear()
+
+
+def plug_in(name: str, target: object, distribution: str | None = "acme-kernels") -> EntryPoint:
+    """An entry point of an installed distribution; an exception as `target` is raised by loading it."""
+
+    class FakeEntryPoint(EntryPoint):
+        def load(self) -> Any:
+            if isinstance(target, BaseException):
+                raise target
+            return target
+
+    made = FakeEntryPoint(name, "acme.moe:SPEC", registry.ENTRY_POINT_GROUP)
+    vars(made)["dist"] = None if distribution is None else SimpleNamespace(name=distribution)
+    return made
+
+
+def order() -> list[str]:
+    return [spec.name for spec in default_backends()]
+
+
+# -- the eleven --
+
+
+def test_seed_order() -> None:
+    assert SEED_NAMES == [
+        "AITER",
+        "FLASHINFER_TRTLLM",
+        "FLASHINFER_CUTLASS",
+        "DEEPGEMM",
+        "BATCHED_DEEPGEMM",
+        "VLLM_CUTLASS",
+        "BATCHED_VLLM_CUTLASS",
+        "TRITON",
+        "BATCHED_TRITON",
+        "MARLIN",
+        "XPU",
+    ]
+    assert order() == SEED_NAMES
+    assert {member.name for member in Fp8MoeBackend} == {*SEED_NAMES, "NONE"}
+    assert all(member.value == member.name for member in Fp8MoeBackend)
+    assert registered_backends() == ()
+
+
+def test_seed_classes_keep_the_contract() -> None:
+    for spec in seed_backends():
+        unwritten = ["does not implement apply" in text for text in contract_violations(spec.experts_cls)]
+        assert all(unwritten)
+        assert len(unwritten) <= issubclass(spec.experts_cls, AdapterNotWritten)
+        assert spec.backend is Fp8MoeBackend[spec.name]
+        assert spec.returns_class is (spec.name != "FLASHINFER_TRTLLM")
+        batched = spec.name.startswith("BATCHED_")
+        assert (spec.experts_cls.activation_format() is FusedMoEActivationFormat.BatchedExperts) is batched
+
+
+def test_reasons() -> None:
+    names = "DEVICE GATING ACTIVATION SCHEME PARALLEL ROUTING FORMAT LOGITS_DTYPE DISABLED_BY_ENV NOT_ALLOWED"
+    assert [reason.name for reason in Reason] == names.split()
+    assert all(reason.value == reason.name for reason in Reason)
+
+
+# -- by a call --
+
+
+@pytest.mark.parametrize("neighbour", SEED_NAMES)
+def test_a_position_beside_each_of_the_eleven(neighbour: str) -> None:
+    index = SEED_NAMES.index(neighbour)
+    register_backend("ACME", Acme, before=neighbour)
+    assert order() == [*SEED_NAMES[:index], "ACME", *SEED_NAMES[index:]]
+    unregister_backend("ACME")
+    register_backend("ACME", Acme, after=neighbour)
+    assert order() == [*SEED_NAMES[: index + 1], "ACME", *SEED_NAMES[index + 1 :]]
+    unregister_backend("ACME")
+    assert order() == SEED_NAMES
+
+
+def test_beside_a_registered_one() -> None:
+    register_backend("FIRST", Acme, before="TRITON")
+    register_backend("SECOND", BatchedAcme, after="FIRST")
+    index = order().index("TRITON")
+    assert order()[index - 2 : index + 1] == ["FIRST", "SECOND", "TRITON"]
+
+
+def test_without_a_position_it_is_named_and_never_scanned() -> None:
+    spec = register_backend("ACME", Acme)
+    assert order() == SEED_NAMES
+    assert registered_backends() == (spec,)
+    assert backend_named("ACME") is spec
+    assert all(
+        verdict.backend != spec.backend
+        for verdict in explain_fp8_moe_backend(LAYER, *BLOCK, platform=PLATFORMS["cpu"], env={}).verdicts
+    )
+
+
+def test_a_whole_spec() -> None:
+    spec = BackendSpec("ACME", Acme, Position(after="XPU"))
+    assert register_backend(spec) is spec
+    assert default_backends()[-1] is spec
+
+
+def test_it_is_selected_by_a_scan() -> None:
+    register_backend("ACME", Acme, before="AITER")
+    backend, cls = select_fp8_moe_backend(LAYER, *BLOCK, platform=PLATFORMS["cpu"], env={})
+    assert backend == OutOfTreeBackend("ACME")
+    assert cls is Acme
+    unregister_backend("ACME")
+    assert select_fp8_moe_backend(LAYER, *BLOCK, platform=PLATFORMS["cpu"], env={}) == (Fp8MoeBackend.NONE, None)
+
+
+def test_its_object_is_like_a_member_of_the_enum() -> None:
+    backend = register_backend("ACME", Acme).backend
+    assert (backend.name, backend.value) == ("ACME", "ACME")
+    assert backend == OutOfTreeBackend("ACME")
+    assert backend != Fp8MoeBackend.TRITON
+    assert sorted([OutOfTreeBackend("B"), OutOfTreeBackend("A")]) == [OutOfTreeBackend("A"), OutOfTreeBackend("B")]
+    assert len({backend, OutOfTreeBackend("ACME"), Fp8MoeBackend.TRITON}) == 2
+    for twin in (copy.copy(backend), pickle.loads(pickle.dumps(backend))):
+        assert twin == backend
+    assert "ACME" not in Fp8MoeBackend.__members__
+
+
+def test_unregister() -> None:
+    register_backend("ACME", Acme, before="TRITON")
+    unregister_backend("ACME")
+    with pytest.raises(KeyError, match="ACME"):
+        unregister_backend("ACME")
+    with pytest.raises(KeyError, match="TRITON"):
+        unregister_backend("TRITON")
+    with pytest.raises(KeyError, match=r"'ACME'.*AITER"):
+        backend_named("ACME")
+    register_backend("ACME", Acme)
+
+
+def test_unregistering_a_neighbour_leaves_an_order() -> None:
+    register_backend("FIRST", Acme, before="TRITON")
+    register_backend("SECOND", BatchedAcme, after="FIRST")
+    try:
+        unregister_backend("FIRST")
+    except BackendContractError as error:  # refusing is fine as well
+        assert "SECOND" in str(error)  # noqa: PT017
+    assert set(SEED_NAMES) <= set(order())
+
+
+# -- refusals: each leaves the registry as it was --
+
+
+def refused(match: str, *arguments: Any, **options: Any) -> None:
+    before = registered_backends()
+    with pytest.raises(BackendContractError, match=match):
+        register_backend(*arguments, **options)
+    assert registered_backends() == before
+    assert set(SEED_NAMES) <= set(order())
+
+
+@pytest.mark.parametrize("name", ["TRITON", "triton", "Batched_DeepGemm"])
+def test_a_name_of_the_eleven_is_taken(name: str) -> None:
+    refused(rf"{name}.*taken by backend '{name.upper()}'", name, Acme)
+
+
+def test_a_name_twice() -> None:
+    register_backend("ACME", Acme)
+    refused("'acme'.*taken by backend 'ACME'", "acme", BatchedAcme)
+
+
+@pytest.mark.parametrize("name", ["NONE", "none"])
+def test_none_is_no_name(name: str) -> None:
+    refused("no backend", name, Acme)
+
+
+def test_an_empty_name() -> None:
+    refused("non-empty name", "", Acme)
+    refused("non-empty name", BackendSpec(None, Acme))  # type: ignore[arg-type]
+
+
+def test_no_class() -> None:
+    refused("'ACME'.*expected an experts class", "ACME")
+
+
+@pytest.mark.parametrize("spec", [17, None, Acme])
+def test_neither_a_name_nor_a_spec(spec: Any) -> None:
+    refused("expected a .*BackendSpec", spec, Acme)
+
+
+def test_an_unknown_neighbour() -> None:
+    refused(r"'ACME'.*beside 'TRITTON'.*known: AITER.*TRITON", "ACME", Acme, before="TRITTON")
+    refused(r"'ACME'.*beside 'ACME'", "ACME", Acme, after="ACME")
+
+
+def test_both_neighbours() -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        register_backend("ACME", Acme, before="TRITON", after="XPU")
+    with pytest.raises(ValueError, match="exactly one"):
+        Position()
+    assert registered_backends() == ()
+
+
+def test_a_position_of_another_type() -> None:
+    refused("'ACME'.*[Pp]osition", BackendSpec("ACME", Acme, "TRITON"))  # type: ignore[arg-type]
+
+
+def test_a_position_beside_a_whole_spec_is_not_dropped() -> None:
+    try:
+        register_backend(BackendSpec("ACME", Acme), before="TRITON")
+    except (BackendContractError, TypeError, ValueError):
+        return  # refusing is fine; never scanning it without a word is not
+    assert "ACME" in order()
+
+
+def class_with(**members: Any) -> type:
+    return type("Broken", (Acme,), members)
+
+
+@pytest.mark.parametrize(
+    ("cls", "wrong"),
+    [
+        (object, "expected a subclass of FusedMoEPermuteExpertsUnpermute"),
+        ("acme.moe:Acme", "expected a subclass of FusedMoEPermuteExpertsUnpermute"),
+        (class_with(activation_format=lambda self: FusedMoEActivationFormat.Standard), "make it a staticmethod"),
+        (
+            class_with(activation_format=staticmethod(lambda: "standard")),
+            "gave 'standard': expected a FusedMoEActivation",
+        ),
+        (class_with(apply=FusedMoEPermuteExpertsUnpermute.apply), r"does not implement apply\(\)"),
+        (
+            class_with(
+                apply=FusedMoEPermuteExpertsUnpermute.apply,
+                activation_format=staticmethod(lambda: FusedMoEActivationFormat.BatchedExperts),
+            ),
+            r"does not implement apply_batched\(\)",
+        ),
+        (class_with(support={"silu"}), "support is set: expected a fp8moe.support.Support"),
+        (
+            class_with(
+                support=seed_backends()[0].experts_cls.support,
+                activation_format=staticmethod(lambda: FusedMoEActivationFormat.BatchedExperts),
+            ),
+            "support.activation_format differs",
+        ),
+        (class_with(is_supported_config=lambda *_: (True, None)), "is_supported_config is no staticmethod"),
+        (class_with(contract={"deterministic": True}), "contract is dict: expected a Contract"),
+        (
+            class_with(apply=lambda self, hidden_states, topk_weights, topk_ids: hidden_states),
+            "apply lacks the keyword expert_map, apply_router_weight_on_input, output",
+        ),
+        (
+            class_with(apply=lambda self, x, w, i, expert_map=None, output=None: x),
+            "apply lacks the keyword apply_router_weight_on_input",
+        ),
+        (
+            class_with(apply=lambda self, x, *, expert_map=None, apply_router_weight_on_input=False, output=None: x),
+            "apply",
+        ),
+    ],
+)
+def test_a_class_that_breaks_the_contract(cls: Any, wrong: str) -> None:
+    refused(rf"'ACME'.*{wrong}", "ACME", cls, before="TRITON")
+
+
+def test_all_violations_are_told_at_once() -> None:
+    cls = class_with(contract=None, support=3, apply=lambda self: None)
+    refused("contract is NoneType.*apply lacks|apply lacks.*contract is NoneType", "ACME", cls)
+
+
+# -- by entry point --
+
+
+def spec_function() -> BackendSpec:
+    return BackendSpec("ACME", Acme, Position(before="TRITON"))
+
+
+@pytest.mark.parametrize("target", [spec_function(), spec_function, lambda: Acme])
+def test_what_an_entry_point_may_name(monkeypatch: pytest.MonkeyPatch, target: object) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", target))
+    (spec,) = registered_backends()
+    assert (spec.name, spec.experts_cls, spec.distribution) == ("ACME", Acme, "acme-kernels")
+    assert ("ACME" in order()) is (target is not None and spec.position is not None)
+
+
+def test_an_entry_point_that_names_a_class_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", Acme))
+    assert backend_named("ACME").experts_cls is Acme
+    assert order() == SEED_NAMES
+
+
+def test_entry_points_come_before_calls_and_in_the_order_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("B", BatchedAcme, "b-kernels"), plug_in("A", Acme, "a-kernels"))
+    register_backend("0", Acme)
+    assert [spec.name for spec in registered_backends()] == ["A", "B", "0"]
+
+
+def test_entry_points_may_stand_beside_each_other_whatever_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = BackendSpec("A", Acme, Position(after="Z"))
+    plug_ins(monkeypatch, plug_in("A", first), plug_in("Z", BackendSpec("Z", BatchedAcme, Position(after="XPU"))))
+    assert order() == [*SEED_NAMES, "Z", "A"]
+
+
+@pytest.mark.parametrize(
+    ("target", "wrong"),
+    [
+        (ImportError("libacme.so: no such file"), "'ACME' of acme-kernels .*loading it raised ImportError: libacme.so"),
+        (SystemExit(1), "'ACME' of acme-kernels .*loading it raised SystemExit"),
+        (lambda: 1 / 0, "'ACME' of acme-kernels .*loading it raised ZeroDivisionError"),
+        (object(), "'ACME' of acme-kernels .*expected a BackendSpec"),
+        (lambda: None, "'ACME' of acme-kernels .*expected a BackendSpec"),
+        (int, "'ACME' of acme-kernels: .*expected a subclass"),
+        (BackendSpec("TRITON", Acme), "'TRITON' of acme-kernels: the name is taken by backend 'TRITON'"),
+        (class_with(contract=None), "'ACME' of acme-kernels: Broken.contract is NoneType"),
+        (BackendSpec("ACME", Acme, Position(before="NOWHERE")), "'ACME' of acme-kernels: position is beside 'NOWHERE'"),
+    ],
+)
+def test_a_broken_plug_in_is_named_with_its_distribution(
+    monkeypatch: pytest.MonkeyPatch, target: object, wrong: str
+) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", target))
+    with pytest.raises(BackendContractError, match=wrong):
+        default_backends()
+    plug_ins(monkeypatch)  # taken off the machine
+    assert order() == SEED_NAMES
+
+
+def test_two_plug_ins_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", Acme, "acme-kernels"), plug_in("acme", BatchedAcme, "other-kernels"))
+    with pytest.raises(BackendContractError) as caught:
+        default_backends()
+    assert "acme-kernels" in str(caught.value)
+    assert "other-kernels" in str(caught.value)
+
+
+def test_a_call_cannot_take_a_plug_ins_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", Acme))
+    refused("'ACME'.*taken by backend 'ACME' of acme-kernels", "ACME", BatchedAcme)
+
+
+def test_a_plug_in_without_a_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", OSError("gone"), None))
+    with pytest.raises(BackendContractError, match="'ACME' of an unknown distribution"):
+        default_backends()
+
+
+def test_a_broken_plug_in_does_not_stop_a_question_with_candidates_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", OSError("gone")))
+    given: dict[str, Any] = {"platform": PLATFORMS["h100"], "env": {}, "backends": seed_backends()}
+    assert select_fp8_moe_backend(LAYER, *BLOCK, **given)[0] is Fp8MoeBackend.FLASHINFER_CUTLASS
+
+
+def test_the_selector_names_a_predicate_that_raises() -> None:
+    def asks(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no license")
+
+    answers: list[tuple[Callable[..., Any], str]] = [
+        (asks, "ACME.*raised RuntimeError: no license"),
+        (lambda *_, **__: True, "ACME.*raised TypeError"),
+        (lambda *_, **__: (False, "too old"), "ACME.*refused with 'too old': expected a fp8moe.Reason"),
+    ]
+    for predicate, wrong in answers:
+        register_backend("ACME", class_with(is_supported_config=staticmethod(predicate)), before="AITER")
+        with pytest.raises(BackendContractError, match=wrong):
+            select_fp8_moe_backend(LAYER, *BLOCK, platform=PLATFORMS["cpu"], env={})
+        unregister_backend("ACME")

@@ -1,0 +1,87 @@
+"""Planted faults: `pytest conformance` fails for each, with a message that names the case, the place and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conformance.build import build
+from conformance.cases import Case
+from conformance.computes import check_case, run
+from conformance.plan import Subject, Target
+from conformance.results import Status
+from conformance.shrink import non_default_fields
+from conformance.zoo import FAULTS, TORCH, TRITON
+from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.platforms import PLATFORMS
+
+ROOT = Path(__file__).parents[2]
+HERE = Target("cpu", PLATFORMS["cpu"], "cpu")
+ORDINARY = Case(tokens=64, experts=8, top_k=4, seed=5)
+
+
+def output_of(cls: type, case: Case) -> torch.Tensor:
+    tensors = build(case)
+    return run(cls(tensors.config, tensors.quant, tensors.weights), tensors).double()
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.subtle])
+def test_a_subtle_fault_hides_from_the_cosine(name: str) -> None:
+    """And it does change the output: no mutant is a no-op."""
+    right, wrong = output_of(TorchExperts, ORDINARY), output_of(getattr(TORCH, name), ORDINARY)
+    assert not torch.equal(right, wrong), "the fault changes nothing here"
+    cosine = torch.nn.functional.cosine_similarity(right.flatten(), wrong.flatten(), dim=0)
+    assert cosine > 0.99
+
+
+def test_at_least_five_are_subtle() -> None:
+    assert sum(fault.subtle for fault in FAULTS.values()) >= 5
+    assert len({fault.catalogue for fault in FAULTS.values()} - {""}) >= 10
+
+
+def run_suite(names: list[str], zoo: str, report: Path, device: str) -> subprocess.CompletedProcess[str]:
+    """`pytest conformance` on these mutants, in a process of its own."""
+    backends = [f"--fp8moe-backend=conformance.zoo:{zoo}.{name}" for name in names]
+    command = [sys.executable, "-m", "pytest", "conformance", "-m", "computes", "-q", "-p", "no:cacheprovider"]
+    command += [*backends, f"--fp8moe-device={device}", f"--fp8moe-report={report}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "TRITON_INTERPRET"))}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
+
+
+def assert_all_convicted(names: list[str], zoo: str, tmp_path: Path, device: str) -> None:
+    report = tmp_path / "report.json"
+    done = run_suite(names, zoo, report, device)
+    assert done.returncode == 1, done.stdout[-4000:] + done.stderr[-2000:]
+    results = json.loads(report.read_text())["results"]
+    for name in names:
+        failed = [r for r in results if r["backend"] == f"{zoo}.{name}" and r["status"] == "failed"]
+        assert failed, f"{zoo}.{name} was not convicted:\n{done.stdout[-3000:]}"
+        for result in failed:
+            assert re.search(r"token \d+|NaN|zero|raised", result["reason"]), result["reason"]
+            assert f"fp8moe repro {result['case']} --backend conformance.zoo:{zoo}.{name}" in result["reproduce"]
+            assert result["case"] in done.stdout
+        simplest = min(len(non_default_fields(Case.parse(result["case"]))) for result in failed)
+        assert simplest <= 3, [result["case"] for result in failed]
+
+
+def test_every_fault_in_torch_experts_is_convicted(tmp_path: Path) -> None:
+    assert_all_convicted(list(FAULTS), "TORCH", tmp_path, "cpu")
+
+
+def test_every_fault_in_triton_is_convicted(tmp_path: Path) -> None:
+    device = "cuda" if torch.cuda.is_available() else "interpreter"
+    assert_all_convicted(list(vars(TRITON)), "TRITON", tmp_path, device)
+
+
+def test_a_conviction_can_be_reproduced_and_the_honest_backend_passes_it() -> None:
+    case = Case(tokens=17, values="block_scales", seed=1)
+    mutant = Subject("mutant", TORCH.expert0_scale, "conformance.zoo:TORCH.expert0_scale")
+    assert check_case(case, mutant, HERE).status is Status.FAILED
+    assert check_case(case, Subject("TorchExperts", TorchExperts, "TorchExperts"), HERE).status is Status.PASSED
