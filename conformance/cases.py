@@ -4,103 +4,47 @@
     v1:model=deepseek-v3:ep64r1,M=128,values=block_scales
 
 An id is `v1:` and `key=value` pairs joined by commas, from the characters `A-Za-z0-9._=,:+-` alone, so that it needs no
-quotes in a shell or in `pytest -k`. M is always there; every other field is left out where it has its default. `parse`
-takes the fields in any order and `str` prints them in the order of the class. What a field means never changes within
-a version: `tests/data/golden_case_ids.txt` watches that. Nothing here imports torch.
+quotes in a shell and fits into a pytest node id. M is always there; every other field is left out where it has its
+default. `parse` takes the fields in any order and `str` prints them in the order of the class. What a field means never
+changes within a version: `tests/data/golden_case_ids.txt` watches that. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any
 
 from conformance.models import Split, SplitError, model_and_split
-from fp8moe.config import ACTIVATIONS, NON_GATED_ACTIVATIONS
+from conformance.vocabulary import (
+    CHOICES,
+    DTYPES,
+    FLAGS,
+    KEYS,
+    LAWS,
+    LAYOUTS,
+    PLAIN_SIZES,
+    SCHEME_NAMES,
+    SIZE_FIELDS,
+    VALUES,
+    InvalidCase,
+    one_of,
+)
+from fp8moe.config import NON_GATED_ACTIVATIONS
+
+__all__ = [
+    "DTYPES",
+    "KEYS",
+    "LAWS",
+    "LAYOUTS",
+    "SCHEME_NAMES",
+    "VALUES",
+    "VERSION",
+    "Case",
+    "InvalidCase",
+    "given_by",
+]
 
 VERSION = "v1"
-
-SCHEME_NAMES = (
-    "block",
-    "tensor_static",
-    "tensor_dyn",
-    "tensor_tok",
-    "channel_tok",
-    "tensor_128",
-    "none",
-    "tensor_none",
-    "channel_none",
-    "block_none",
-)
-"""Names of `fp8moe.schemes.SCHEMES`, less nvfp4, whose weights are not FP8."""
-DTYPES = ("bf16", "fp16")
-LAWS = (
-    "uniform",
-    "skewed",
-    "all_to_one",
-    "one_each",
-    "empty",
-    "repeated",
-    "masked",
-    "last",
-    "unnormalised",
-    "router",
-)
-"""Routing laws; `conformance.laws` says what each is."""
-VALUES = (
-    "iid",
-    "block_scales",
-    "outlier_channels",
-    "loud_quiet",
-    "zero_blocks",
-    "subnormals",
-    "same_sign",
-    "exact_grid",
-    "one_hot",
-    "bimodal_scales",
-)
-"""Value regimes; `conformance.regimes` says what each is."""
-LAYOUTS = ("contiguous", "strided")
-
-PLAIN_SIZES = {"experts": 8, "top_k": 2, "hidden": 256, "inter": 256}
-SIZE_FIELDS = tuple(PLAIN_SIZES)
-CHOICES = {
-    "scheme": SCHEME_NAMES,
-    "dtype": DTYPES,
-    "activation": ACTIVATIONS,
-    "law": LAWS,
-    "values": VALUES,
-    "layout": LAYOUTS,
-}
-FLAGS = ("bias", "weight_on_input", "fnuz")
-KEYS = {
-    "model": "model",
-    "experts": "E",
-    "top_k": "k",
-    "hidden": "H",
-    "inter": "I",
-    "tokens": "M",
-    "scheme": "scheme",
-    "dtype": "dtype",
-    "activation": "act",
-    "law": "law",
-    "values": "values",
-    "ep": "ep",
-    "bias": "bias",
-    "weight_on_input": "on_input",
-    "fnuz": "fnuz",
-    "layout": "layout",
-    "seed": "seed",
-}
-"""Key of each field in an id, in the order of the class, which is the order of an id."""
-
-
-class InvalidCase(ValueError):
-    """A case that cannot be; `field` names what is wrong."""
-
-    def __init__(self, field: str, value: object, expected: str) -> None:
-        super().__init__(f"case {field}={value!r}: expected {expected}")
-        self.field = field
 
 
 @dataclass(frozen=True)
@@ -159,7 +103,7 @@ class Case:
                 raise InvalidCase(name, getattr(self, name), "True or False")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise InvalidCase(name, getattr(self, name), f"one of {_one_of(getattr(self, name), known)}")
+                raise InvalidCase(name, getattr(self, name), f"one of {one_of(getattr(self, name), known)}")
         self._fill_in()
         self._check_relations()
 
@@ -246,7 +190,7 @@ class Case:
         for pair in body.split(",") if body else ():
             key, equals, value = pair.partition("=")
             if key not in names:
-                raise InvalidCase("id", text, f"a key of {_one_of(key, tuple(names))}, not {key!r}")
+                raise InvalidCase("id", text, f"a key of {one_of(key, tuple(names))}, not {key!r}")
             if not equals or not value:
                 raise InvalidCase(names[key], value, f"{key}=VALUE in {text!r}")
             if names[key] in found:
@@ -306,8 +250,3 @@ def _parse_value(name: str, text: str) -> object:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 19
-
-
-def _one_of(value: object, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(value), known, 1)
-    return ", ".join(known) + (f" (did you mean {close[0]}?)" if close else "")

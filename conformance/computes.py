@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -19,6 +19,7 @@ from fp8moe.recipe import Recipe
 from fp8moe.reference.ideal import ideal_moe
 from fp8moe.reference.recipe import RecipeTrace, recipe_moe
 from fp8moe.registry import BackendUnavailable
+from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 
 CHECK = "computes.equivalence"
 KEPT_CASES = 32
@@ -94,30 +95,32 @@ def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors) -> Tenso
     return output
 
 
-@lru_cache(maxsize=KEPT_CASES)
-def _tensors_kept(text: str, device: str) -> CaseTensors:
+def _build(text: str, device: str) -> CaseTensors:
     return build(Case.parse(text), device)
 
 
+_small_tensors = lru_cache(maxsize=KEPT_CASES)(_build)
+_large_tensors = lru_cache(maxsize=1)(_build)
+
+
 def _tensors(case: Case, device: str) -> CaseTensors:
-    """The case's tensors; small cases are kept, since every backend and every mutant asks for them again."""
-    return _tensors_kept(str(case), device) if _is_small(case) else build(case, device)
-
-
-@lru_cache(maxsize=KEPT_CASES)
-def _oracles_kept(text: str, recipe: Recipe, device: str) -> Oracles:
-    return _compute_oracles(Case.parse(text), recipe, device)
+    """The case's tensors, kept: every backend and every mutant asks for them again."""
+    return (_small_tensors if _is_small(case) else _large_tensors)(str(case), device)
 
 
 def _oracles(case: Case, recipe: Recipe, device: str) -> Oracles:
-    return _oracles_kept(str(case), recipe, device) if _is_small(case) else _compute_oracles(case, recipe, device)
+    """What the case must come to under a recipe, kept likewise."""
+    if SCHEMES[case.scheme] != TENSOR_DYNAMIC:  # the only scheme in which what shares a tensor's scale plays a part
+        recipe = replace(recipe, dynamic_tensor_scope=Recipe().dynamic_tensor_scope)
+    return (_small_oracles if _is_small(case) else _large_oracles)(str(case), recipe, device)
 
 
 def _is_small(case: Case) -> bool:
-    return case.experts * case.hidden * case.inter <= 1 << 22 and case.tokens * case.hidden <= 1 << 20
+    return case.weight_bytes <= 1 << 22 and case.tokens * case.hidden <= 1 << 20
 
 
-def _compute_oracles(case: Case, recipe: Recipe, device: str) -> Oracles:
+def _compute_oracles(text: str, recipe: Recipe, device: str) -> Oracles:
+    case = Case.parse(text)
     tensors = _tensors(case, device)
     tokens = judged_tokens(case).to(device)
     arguments = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
@@ -141,6 +144,10 @@ def _compute_oracles(case: Case, recipe: Recipe, device: str) -> Oracles:
         tokens=tokens,
     )
     return Oracles(tokens, trace, ideal)
+
+
+_small_oracles = lru_cache(maxsize=KEPT_CASES)(_compute_oracles)
+_large_oracles = lru_cache(maxsize=2)(_compute_oracles)
 
 
 def _inputs(tensors: CaseTensors) -> list[Tensor]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.plan import Cell
-from conformance.results import CheckResult, Status
+from conformance.results import CheckResult, Evidence, Status
 from conformance.selected import SelectedRow
 
 STYLES = {
@@ -22,7 +22,17 @@ STYLES = {
     Status.NOT_SUPPORTED: "dim",
     Status.NOT_RUN: "yellow",
 }
-LEGEND = "ok N: N cases passed; FAIL N: N cases failed; -: not supported; n/r: not run; e/b: largest error/bound"
+LEGEND = (
+    "ok N: N cases passed; FAIL N: N cases failed; -: not supported; n/r: not run; e/b: largest error/bound of a "
+    "passed case; evidence: hw hardware, sim simulated"
+)
+SHORT_EVIDENCE = {
+    Evidence.HARDWARE: "hw",
+    Evidence.SIMULATED: "sim",
+    Evidence.COMPILED: "comp",
+    Evidence.CONTRACT: "contr",
+}
+LEAST_WIDTH = 118
 
 
 def cell_status(cell: Cell, results: Sequence[CheckResult]) -> tuple[Status, str]:
@@ -44,15 +54,22 @@ def matrix(cells: Sequence[Cell], results: Iterable[CheckResult]) -> Table:
     for result in results:
         if result.verdict == "computes" and result.case:
             by_cell.setdefault((result.backend, result.scheme), []).append(result)
-    table = Table(title="computes", title_justify="left", caption=LEGEND, caption_justify="left", box=box.SIMPLE)
+    table = Table(
+        title="computes: backend x scheme",
+        title_justify="left",
+        caption=LEGEND,
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("backend", no_wrap=True)
     for scheme in dict.fromkeys(cell.scheme for cell in cells):
-        table.add_column(scheme.replace("_", "\n"))
-    table.add_column("e/b", justify="right")
-    table.add_column("evidence")
+        table.add_column(scheme.replace("_", "\n"), no_wrap=True)
+    table.add_column("e/b", justify="right", no_wrap=True)
+    table.add_column("evi-\ndence", no_wrap=True)
     for name in dict.fromkeys(cell.subject.name for cell in cells):
         row = [cell for cell in cells if cell.subject.name == name]
-        evidence = sorted({cell.evidence.value for cell in row if cell.evidence is not None})
+        evidence = sorted({SHORT_EVIDENCE[cell.evidence] for cell in row if cell.evidence is not None})
         texts = []
         for cell in row:
             status, text = cell_status(cell, by_cell.get((name, cell.scheme), []))
@@ -61,7 +78,7 @@ def matrix(cells: Sequence[Cell], results: Iterable[CheckResult]) -> Table:
             result.error_over_bound
             for cell in row
             for result in by_cell.get((name, cell.scheme), [])
-            if result.error_over_bound is not None
+            if result.error_over_bound is not None and result.status is Status.PASSED
         ]
         table.add_row(name, *texts, f"{max(ratios):.2f}" if ratios else "-", ", ".join(evidence) or "-")
     return table
@@ -87,7 +104,7 @@ def selected_table(rows: Sequence[SelectedRow], devices: Sequence[str]) -> Table
     table.add_column("model", no_wrap=True)
     table.add_column("scheme")
     for device in devices:
-        table.add_column(device)
+        table.add_column(device, no_wrap=True)
     for row in rows:
         table.add_row(row.model, row.scheme, *row.selected)
     return table
@@ -96,5 +113,5 @@ def selected_table(rows: Sequence[SelectedRow], devices: Sequence[str]) -> Table
 def render(table: Table, width: int, colour: bool) -> str:
     """The table as text for a terminal of this width."""
     buffer = io.StringIO()
-    Console(file=buffer, width=max(width, 100), force_terminal=colour, no_color=not colour).print(table)
+    Console(file=buffer, width=max(width, LEAST_WIDTH), force_terminal=colour, no_color=not colour).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").split("\n"))

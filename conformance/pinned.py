@@ -9,8 +9,10 @@ from conformance.cases import LAWS, VALUES, Case
 from conformance.plan import Cell, Target
 from conformance.strategies import seed_cases
 
-CPU_WEIGHT_BYTES = 96 << 20
+CPU_WEIGHT_BYTES = 128 << 20
 GPU_WEIGHT_BYTES = 24 << 30
+CPU_TOKENS = 4
+GPU_TOKENS = (1, 64, 1000)
 TILE_EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129)
 
 
@@ -41,9 +43,8 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
     yield replace(base, experts=5, top_k=5, values="block_scales", seed=11)
 
 
-def model_cases(cell: Cell, target: Target) -> Iterator[Case]:
-    """The published models on this cell's scheme, as far as their weights fit."""
-    budget = CPU_WEIGHT_BYTES if target.device == "cpu" else GPU_WEIGHT_BYTES
-    for case in seed_cases(budget):
-        if case.scheme == cell.scheme and case.activation in cell.activations:
-            yield case
+def model_cases(target: Target) -> list[Case]:
+    """The published models on the schemes of their checkpoints, as far as their weights fit here."""
+    if target.device == "cpu":
+        return seed_cases(CPU_WEIGHT_BYTES, tokens=(CPU_TOKENS,), every_split=False)
+    return seed_cases(GPU_WEIGHT_BYTES, tokens=GPU_TOKENS)

@@ -13,7 +13,13 @@ from conformance.cases import SCHEME_NAMES
 from conformance.results import Evidence, Status
 from fp8moe.backends.common import AdapterNotWritten
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
-from fp8moe.config import ACTIVATIONS, FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+from fp8moe.config import (
+    ACTIVATIONS,
+    FusedMoEActivationFormat,
+    FusedMoEConfig,
+    FusedMoEParallelConfig,
+    RoutingMethodType,
+)
 from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
 from fp8moe.platforms import PLATFORMS, Platform, detected_platform

@@ -32,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="judge only this backend; may be given again (default: all)",
     )
     group.addoption(
+        "--fp8moe-scheme",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="judge only this quantisation scheme; may be given again (default: all)",
+    )
+    group.addoption(
         "--fp8moe-examples", type=int, default=None, metavar="N", help="random cases for each backend and scheme"
     )
     group.addoption("--fp8moe-seed", type=int, default=0, metavar="N", help="seed of the random cases (default 0)")

@@ -31,7 +31,11 @@ class Evidence(str, Enum):
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Where an output is farthest outside its bound. `columns` is the block of 128 that holds `column`."""
+    """Where an output is farthest outside its bound.
+
+    `expert` is the one to which the error can be laid, None where it cannot be told; `columns` is the block of 128
+    that holds `column`.
+    """
 
     token: int
     expert: int | None
@@ -42,9 +46,9 @@ class Mismatch:
     error_over_bound: float
 
     def __str__(self) -> str:
-        expert = "no expert" if self.expert is None else f"expert {self.expert}"
+        expert = "" if self.expert is None else f"expert {self.expert}, "
         return (
-            f"token {self.token}, {expert}, columns {self.columns[0]}-{self.columns[1]} (column {self.column}): "
+            f"token {self.token}, {expert}columns {self.columns[0]}-{self.columns[1]} (column {self.column}): "
             f"expected {self.expected:.9g}, got {self.got:.9g}, error/bound {self.error_over_bound:.3g}"
         )
 

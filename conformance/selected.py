@@ -10,7 +10,7 @@ from fp8moe.platforms import PLATFORMS
 from fp8moe.schemes import SCHEMES
 from fp8moe.selector import explain_fp8_moe_backend
 
-SHOWN_DEVICES = ("l40s", "h100", "b200", "mi300x")
+SHOWN_DEVICES = ("h100", "b200", "mi300x")
 
 
 @dataclass(frozen=True)

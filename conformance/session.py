@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from conformance.cases import SCHEME_NAMES
 from conformance.matrix import cell_status, matrix, reasons, render, selected_table
 from conformance.plan import Cell, Target, default_subjects, load_subject, plan, resolve_target
 from conformance.results import CheckResult, Ledger, Status
@@ -18,7 +21,7 @@ from fp8moe.detection import describe_device, probe_libraries
 if TYPE_CHECKING:
     import pytest
 
-CPU_EXAMPLES = 12
+CPU_EXAMPLES = 24
 GPU_EXAMPLES = 60
 FAILURES_SHOWN = 20
 
@@ -33,6 +36,8 @@ class Session:
         self.seed = seed
         self.report = report
         self.ledger = Ledger()
+        self.convicted: set[str] = set()
+        """Ids of cells that failed in this process: what comes after is not run on them."""
 
     @classmethod
     def of(cls, config: pytest.Config) -> Session:
@@ -42,17 +47,23 @@ class Session:
             ValueError: an option that names an unknown device or backend.
         """
         target = resolve_target(config.getoption("--fp8moe-device"))
+        if target.device == "cpu":
+            torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
         names: list[str] = config.getoption("--fp8moe-backend")
         try:
             subjects = tuple(load_subject(name) for name in names) or default_subjects()
         except TypeError as error:
             raise ValueError(str(error)) from error
+        schemes: list[str] = config.getoption("--fp8moe-scheme")
+        for scheme in schemes:
+            if scheme not in SCHEME_NAMES:
+                raise ValueError(f"--fp8moe-scheme={scheme}: expected one of {', '.join(SCHEME_NAMES)}")
         examples = config.getoption("--fp8moe-examples")
         if examples is None:
             examples = CPU_EXAMPLES if target.device == "cpu" else GPU_EXAMPLES
         return cls(
             target,
-            plan(subjects, target),
+            plan(subjects, target, schemes or SCHEME_NAMES),
             examples,
             config.getoption("--fp8moe-seed"),
             config.getoption("--fp8moe-report"),

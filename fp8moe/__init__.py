@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fp8moe.platforms import PLATFORMS, Platform
     from fp8moe.quant import FusedMoEQuantConfig
     from fp8moe.recipe import Arithmetic, Recipe
+    from fp8moe.refusals import BackendNotSupported, NoBackendFits
     from fp8moe.registry import (
         BackendContractError,
         BackendSpec,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     )
     from fp8moe.scaling import dequantize, quantize
     from fp8moe.selector import (
-        BackendNotSupported,
         Selection,
         Verdict,
         explain_fp8_moe_backend,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "Arithmetic": "recipe",
     "BackendContractError": "registry",
-    "BackendNotSupported": "selector",
+    "BackendNotSupported": "refusals",
     "BackendSpec": "registry",
     "BackendUnavailable": "registry",
     "Contract": "recipe",
@@ -75,6 +75,7 @@ _MODULE_OF = {
     "InvalidMoEInput": "validation",
     "MalformedVariable": "envs",
     "MoEWeights": "experts",
+    "NoBackendFits": "refusals",
     "PLATFORMS": "platforms",
     "Platform": "platforms",
     "Position": "registry",
@@ -127,6 +128,7 @@ __all__ = [
     "InvalidMoEInput",
     "MalformedVariable",
     "MoEWeights",
+    "NoBackendFits",
     "Platform",
     "Position",
     "QuantKey",

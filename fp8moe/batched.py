@@ -54,7 +54,7 @@ def apply_through_batches(
     slots = torch.zeros(tokens * top_k, config.hidden_dim, dtype=torch.float32, device=device)
     slots[pairs] = results[expert[pairs], row[pairs]].float()
     total = combine(
-        slots.view(tokens, top_k, -1), weights, local >= 0, config.in_dtype, experts.contract.recipe.combine == "input"
+        slots.view(tokens, top_k, config.hidden_dim), weights, local >= 0, config.in_dtype, experts.contract.recipe.combine == "input"
     )
     if output is None:
         return total

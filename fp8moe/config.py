@@ -162,6 +162,16 @@ class FusedMoEParallelConfig:
         Raises:
             ValueError: as the constructor.
         """
+        given = {"tp": (tp_size, tp_rank), "pcp": (pcp_size, pcp_rank), "dp": (dp_size, dp_rank)}
+        for kind, (size, rank) in given.items():
+            if size < 1:
+                raise ValueError(
+                    f"FusedMoEParallelConfig.make: {kind}_size={size!r}: expected an integer of at least 1"
+                )
+            if size > 1 and not 0 <= rank < size:
+                raise ValueError(
+                    f"FusedMoEParallelConfig.make: {kind}_rank={rank!r}: expected 0 <= {kind}_rank < {kind}_size={size}"
+                )
         flat_size = dp_size * pcp_size * tp_size
         flat_rank = (dp_rank if dp_size > 1 else 0) * pcp_size * tp_size
         flat_rank += (pcp_rank if pcp_size > 1 else 0) * tp_size + (tp_rank if tp_size > 1 else 0)

@@ -59,7 +59,10 @@ class Env(Mapping[str, str]):
         else:
             get = source.get
             texts = tuple([get(name) for name in SELECTOR_VARIABLES])
-        found = _SNAPSHOTS.get(texts)
+        try:
+            found = _SNAPSHOTS.get(texts)
+        except TypeError:  # something unhashable: said below
+            found = None
         if found is None:
             for name, text in zip(SELECTOR_VARIABLES, texts, strict=True):
                 if text is not None and not isinstance(text, str):
@@ -156,7 +159,8 @@ class Env(Mapping[str, str]):
     def device_bits(self) -> int:
         """What the device predicates read: bit 0 VLLM_USE_DEEP_GEMM, bit 1 both AITER variables.
 
-        A malformed VLLM_USE_DEEP_GEMM counts as false here: rule R4 raises before any predicate would read it.
+        A malformed VLLM_USE_DEEP_GEMM counts as false here. No rule can tell: R4 raises for it before the scan, and
+        what decides earlier never asks for DeepGEMM.
         """
         try:
             deep_gemm = self.use_deep_gemm

@@ -169,7 +169,10 @@ def contract_violations(cls: object) -> list[str]:
     if not inspect.isclass(cls) or not issubclass(cls, FusedMoEPermuteExpertsUnpermute):
         return [f"experts_cls={cls!r}: expected a subclass of FusedMoEPermuteExpertsUnpermute"]
     base = FusedMoEPermuteExpertsUnpermute
-    found = []
+    abstract = sorted(getattr(cls, "__abstractmethods__", ()))
+    found = (
+        [f"{cls.__name__} leaves {', '.join(abstract)} abstract, so it can never be constructed"] if abstract else []
+    )
     try:
         layout = cls.activation_format()
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -46,11 +47,18 @@ class Platform:
             if len(pair) != 2 or not all(isinstance(part, int) for part in pair):
                 raise ValueError(f"Platform.{name}={value!r}: expected (major, minor), such as (9, 0)")
             object.__setattr__(self, name, pair)
-        if isinstance(self.libraries, str):
+        if self.gcn_arch is not None and not isinstance(self.gcn_arch, str):
+            raise ValueError(f"Platform.gcn_arch={self.gcn_arch!r}: expected a name such as 'gfx942', or None")
+        libraries = (
+            None
+            if isinstance(self.libraries, str) or not isinstance(self.libraries, Iterable)
+            else frozenset(self.libraries)
+        )
+        if libraries is None or not all(isinstance(library, str) for library in libraries):
             raise ValueError(
                 f"Platform.libraries={self.libraries!r}: expected a set of names, such as {{'flashinfer'}}"
             )
-        object.__setattr__(self, "libraries", frozenset(self.libraries))
+        object.__setattr__(self, "libraries", libraries)
 
     @property
     def cap(self) -> int | None:
@@ -102,7 +110,7 @@ class Platform:
     @property
     def architecture(self) -> str:
         """Short name of the architecture: "sm90", "gfx942", or the kind."""
-        if self.cap is not None:
+        if self.is_cuda and self.cap is not None:
             return f"sm{self.cap}"
         return self.gcn_arch or self.kind
 

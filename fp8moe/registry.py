@@ -271,8 +271,8 @@ def _who(spec: BackendSpec) -> str:
 def _check_spec(spec: BackendSpec, taken: Iterable[BackendSpec]) -> None:
     from fp8moe.experts import contract_violations
 
-    if not isinstance(spec.name, str) or not spec.name:
-        raise BackendContractError(f"BackendSpec.name={spec.name!r}: expected a non-empty name")
+    if not isinstance(spec.name, str) or not spec.name or ":" in spec.name:
+        raise BackendContractError(f"BackendSpec.name={spec.name!r}: expected a non-empty name without a colon")
     if spec.position is not None and not isinstance(spec.position, Position):
         raise BackendContractError(
             f"{_who(spec)}: position is {spec.position!r}: expected Position(before=...), Position(after=...) or None"

@@ -12,28 +12,28 @@ from typing import NamedTuple
 
 from fp8moe.candidates import Candidates, compiled
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
-from fp8moe.envs import DEEP_GEMM, FLASHINFER_BACKEND, FLASHINFER_FP8, Env, MalformedVariable
+from fp8moe.envs import (
+    AITER,
+    AITER_MOE,
+    DEEP_GEMM,
+    FLASHINFER_BACKEND,
+    FLASHINFER_FP8,
+    MOE_DEEP_GEMM,
+    Env,
+    MalformedVariable,
+)
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.keys import QuantKey
 from fp8moe.platforms import Platform, detected_platform
+from fp8moe.refusals import BackendNotSupported, NoBackendFits
 from fp8moe.registry import AnyBackend, BackendSpec, Fp8MoeBackend, Reason, default_backends, seed_backends
 
 _LOGGER = logging.getLogger("fp8moe.selector")
 
+FLASHINFER_BACKENDS = ("FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS")
+"""In the order in which rule R3c tries them."""
+
 ExpertsClass = type[FusedMoEPermuteExpertsUnpermute]
-
-
-class BackendNotSupported(ValueError):
-    """A backend that a variable asks for by name does not take the configuration; no other is tried instead."""
-
-    def __init__(self, backend: AnyBackend, reason: Reason, detail: str) -> None:
-        super().__init__(f"{backend.value} was asked for and cannot be used: {reason.value}: {detail}")
-        self.backend = backend
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type, tuple[AnyBackend, Reason, str]]:
-        return type(self), (self.backend, self.reason, self.detail)
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,8 @@ def _must_use(query: _Query, rule: str, name: str, listed: int, disabled: int) -
     """The named backend, or an error: never the scan."""
     position = query.candidates.index.get(name, -1)
     if position < 0:
-        detail = "it is not among the backends given"
         return _Decision(
-            rule, -1, BackendNotSupported(Fp8MoeBackend[name], Reason.NOT_ALLOWED, detail), listed, 0, disabled
+            rule, -1, BackendNotSupported(Fp8MoeBackend[name], Reason.NOT_ALLOWED, _NOT_GIVEN), listed, 0, disabled
         )
     bit = 1 << position
     if query.takes(position):
@@ -206,19 +205,25 @@ def _must_use(query: _Query, rule: str, name: str, listed: int, disabled: int) -
 
 
 def _try_flashinfer(query: _Query, listed: int) -> _Decision:
+    candidates = query.candidates
     consulted = 0
-    lines = []
-    for name in ("FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS"):
-        position = query.candidates.index.get(name, -1)
+    for name in FLASHINFER_BACKENDS:
+        position = candidates.index.get(name, -1)
         if position < 0:
-            lines.append(f"{name}: {Reason.NOT_ALLOWED.value}: it is not among the backends given")
             continue
         consulted |= 1 << position
         if query.takes(position):
             return _Decision("R3c", position, None, listed, consulted)
-        lines.append(_refusal_line(query, position))
-    text = f"{FLASHINFER_FP8}=1 asks for FlashInfer, and no FlashInfer FP8 MoE backend fits:"
-    return _Decision("R3c", -1, NotImplementedError("\n  ".join([text, *lines])), listed, consulted)
+
+    def text() -> str:
+        lines = [f"{FLASHINFER_FP8}=1 asks for FlashInfer, and no FlashInfer FP8 MoE backend fits:"]
+        for name in FLASHINFER_BACKENDS:
+            position = candidates.index.get(name, -1)
+            absent = f"{name}: {Reason.NOT_ALLOWED.value}: {_NOT_GIVEN}"
+            lines.append(absent if position < 0 else _refusal_line(query, position))
+        return "\n  ".join(lines)
+
+    return _Decision("R3c", -1, NoBackendFits("R3c", text), listed, consulted)
 
 
 def _refusal_line(query: _Query, position: int) -> str:
@@ -234,28 +239,31 @@ def _no_masked_gemm() -> ValueError:
     )
 
 
-def _nothing_fits(query: _Query, disabled: int, not_allowed: int) -> NotImplementedError:
-    lines = [f"no FP8 MoE backend takes this configuration on {query.platform}:"]
-    for position, spec in enumerate(query.candidates.specs):
-        if disabled >> position & 1:
-            lines.append(f"{spec.name}: {Reason.DISABLED_BY_ENV.value}: {_disabled_detail(query.env, spec.name)}")
-        elif not_allowed >> position & 1:
-            lines.append(f"{spec.name}: {Reason.NOT_ALLOWED.value}: {_NOT_ALLOWED_DETAIL}")
-        else:
-            lines.append(_refusal_line(query, position))
-    return NotImplementedError("\n  ".join(lines))
+def _nothing_fits(query: _Query, disabled: int, not_allowed: int) -> NoBackendFits:
+    def text() -> str:
+        lines = [f"no FP8 MoE backend takes this configuration on {query.platform}:"]
+        for position, spec in enumerate(query.candidates.specs):
+            if disabled >> position & 1:
+                lines.append(f"{spec.name}: {Reason.DISABLED_BY_ENV.value}: {_disabled_detail(query.env, spec.name)}")
+            elif not_allowed >> position & 1:
+                lines.append(f"{spec.name}: {Reason.NOT_ALLOWED.value}: {_NOT_ALLOWED_DETAIL}")
+            else:
+                lines.append(_refusal_line(query, position))
+        return "\n  ".join(lines)
+
+    return NoBackendFits("R9", text)
 
 
+_NOT_GIVEN = "it is not among the backends given"
 _NOT_ALLOWED_DETAIL = "the caller does not allow vLLM's CUTLASS (allow_vllm_cutlass=False)"
 
 
+_VARIABLES_OF = {"FLASHINFER": (FLASHINFER_FP8,), "AITER": (AITER, AITER_MOE), "": (DEEP_GEMM, MOE_DEEP_GEMM)}
+
+
 def _disabled_detail(env: Env, name: str) -> str:
-    family = {"FLASHINFER": "VLLM_USE_FLASHINFER_MOE_FP8", "AITER": "VLLM_ROCM_USE_AITER"}
-    prefix = next((text for start, text in family.items() if name.startswith(start)), None)
-    names = [prefix] if prefix == FLASHINFER_FP8 else [f"{prefix}", f"{prefix}_MOE"]
-    if prefix is None:
-        names = [DEEP_GEMM, "VLLM_MOE_USE_DEEP_GEMM"]
-    return "taken out by " + ", ".join(f"{key}={env[key]!r}" for key in names if key in env)
+    family = next(family for family in _VARIABLES_OF if name.startswith(family))
+    return "taken out by " + ", ".join(f"{key}={env[key]!r}" for key in _VARIABLES_OF[family] if key in env)
 
 
 def _query(
@@ -302,7 +310,8 @@ def select_fp8_moe_backend(
         BackendNotSupported: (a ValueError) a variable asks for a backend that does not take the configuration.
         MalformedVariable: (a ValueError) a variable that a rule reached holds nonsense.
         ValueError: VLLM_FLASHINFER_MOE_BACKEND=masked_gemm with VLLM_USE_FLASHINFER_MOE_FP8 on.
-        NotImplementedError: nothing fits on CUDA or ROCm, or no FlashInfer backend where FlashInfer is asked for.
+        NoBackendFits: (a NotImplementedError) nothing fits on CUDA or ROCm, or no FlashInfer backend where
+            FlashInfer is asked for.
     """
     if config.is_lora_enabled:  # R1 reads neither platform nor environment
         return _triton()

@@ -126,27 +126,28 @@ class Support:
 
 def describe(reason: Reason, support: Support, platform: Platform, facets: SelectionFacets, scheme: Scheme) -> str:
     """One sentence for a person: what the backend lacks, and what it would take."""
-    parallel = facets.parallel
     method = getattr(facets.routing_method, "name", facets.routing_method)
-    layouts = {
-        FusedMoEActivationFormat.Standard: "standard",
-        FusedMoEActivationFormat.BatchedExperts: "batched_experts",
-    }
-    sentences: dict[Reason, str] = {
-        Reason.DEVICE: f"needs {support.needs}; here: {platform}",
-        Reason.GATING: "has no support for an MLP that is not gated (is_act_and_mul=False)",
-        Reason.ACTIVATION: f"has no {facets.activation!r} activation; has {', '.join(sorted(support.activations))}",
-        Reason.SCHEME: f"does not take the quantization scheme {scheme_name(*scheme)} on {platform.architecture}",
-        Reason.PARALLEL: (
-            f"does not take this parallel config (all2all_backend={parallel.all2all_backend!r}, dp={parallel.dp_size}, "
-            f"ep={parallel.ep_size}, use_ep={parallel.use_ep}, sequence parallel={parallel.is_sequence_parallel}, "
-            f"EPLB={parallel.enable_eplb})"
-        ),
-        Reason.ROUTING: f"does not take the routing method {method}",
-        Reason.FORMAT: (
-            f"takes the {layouts[support.activation_format]!r} activation format, "
-            f"not {layouts[facets.activation_format]!r}"
-        ),
-        Reason.LOGITS_DTYPE: (f"does not take {facets.router_logits_dtype} router logits with {method} routing"),
-    }
-    return sentences[reason]
+    match reason:
+        case Reason.DEVICE:
+            return f"needs {support.needs}; here: {platform}"
+        case Reason.GATING:
+            return "has no support for an MLP that is not gated (is_act_and_mul=False)"
+        case Reason.ACTIVATION:
+            return f"has no {facets.activation!r} activation; has {', '.join(sorted(support.activations))}"
+        case Reason.SCHEME:
+            return f"does not take the quantization scheme {scheme_name(*scheme)} on {platform.architecture}"
+        case Reason.PARALLEL:
+            parallel = facets.parallel
+            return (
+                f"does not take this parallel config (all2all_backend={parallel.all2all_backend!r}, "
+                f"dp={parallel.dp_size}, ep={parallel.ep_size}, use_ep={parallel.use_ep}, "
+                f"sequence parallel={parallel.is_sequence_parallel}, EPLB={parallel.enable_eplb})"
+            )
+        case Reason.ROUTING:
+            return f"does not take the routing method {method}"
+        case Reason.FORMAT:
+            (takes,), (given,) = support.activation_format.value, facets.activation_format.value
+            return f"takes the {takes!r} activation format, not {given!r}"
+        case Reason.LOGITS_DTYPE:
+            return f"does not take {facets.router_logits_dtype} router logits with {method} routing"
+    raise AssertionError(f"{reason} is the selector's own, not a predicate's")

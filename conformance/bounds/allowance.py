@@ -1,6 +1,6 @@
 """What an honest output may differ by from the recipe oracle's: B0, errors that add up, and F, flipped roundings.
 
-Formulas 1 to 4 of spec/bounds.md, computed expert by expert from the case's own numbers.
+Formulas 1 to 4 of the specification of error bounds, computed expert by expert from the case's own numbers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conformance.bounds.accumulation import UNKNOWN, U, accumulation_error, grouped_products
-from conformance.bounds.intermediate import Spread, groups_of, intermediate_spread
+from conformance.bounds.accumulation import UNKNOWN, Operands, U, accumulation_error, grouped_products
+from conformance.bounds.intermediate import Spread, intermediate_spread
 from fp8moe.recipe import FP32, Arithmetic
 from fp8moe.reference.problem import MoEProblem, Pairs
-from fp8moe.reference.recipe import RecipeTrace, combined, first_input
-from fp8moe.reference.rounding import BFLOAT16, FloatFormat, spacing
+from fp8moe.reference.quantisation import columns_of, spread
+from fp8moe.reference.recipe import RecipeTrace, combined, first_input, input_scale
+from fp8moe.reference.rounding import FloatFormat, spacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Allowance:
 
 
 def half_spacing(values: Tensor, fmt: FloatFormat) -> Tensor:
-    """hulp: half the distance of neighbouring numbers at each value, 2^(floor(log2 |v|) - precision), floor included."""
+    """hulp: half the distance of neighbours at each value, 2^(floor(log2 |v|) - precision), floor included."""
     return spacing(values, fmt) / 2
 
 
@@ -62,46 +63,61 @@ def widest_allowance(trace: RecipeTrace) -> Allowance:
 def _allowance(trace: RecipeTrace, arithmetic: Arithmetic) -> Allowance:
     problem = trace.problem
     error = first_gemm_error(trace, arithmetic)
-    spread = intermediate_spread(trace, error)
-    smooth, flips = _second_gemm(trace, arithmetic, spread)
-    return Allowance(arithmetic, *_combined(problem, trace, smooth, flips), spread)
-
-
-def product_bits(problem: MoEProblem, quantised: bool) -> int:
-    """Fraction bits of a product of two inputs of the matrix unit, an FP8 weight being widened to a 16-bit input's."""
-    one = (problem.fp8 if quantised else problem.carrier).precision - 1
-    return min(2 * one, 2 * (problem.carrier.precision - 1))
+    around = intermediate_spread(trace, error)
+    smooth, flips = _second_gemm(trace, arithmetic, around)
+    return Allowance(arithmetic, *_combined(problem, trace, smooth, flips), around)
 
 
 def first_gemm_error(trace: RecipeTrace, arithmetic: Arithmetic) -> Tensor:
     """(P, 2I or I): bound of the error of the first GEMM's result."""
     problem, pairs = trace.problem, trace.pairs
     inputs = first_input(problem, pairs)
-    bits = product_bits(problem, problem.quant.a1.dtype is not None)
+    group = problem.activation_group(problem.quant.a1)
+    scale = None if group is None else spread(input_scale(problem, pairs), group, inputs.shape[1])
     error = torch.zeros_like(trace.first)
     for expert, rows in pairs.segments():
         for columns, weight in problem.weight_chunks("w13", expert):
-            error[rows, columns] = accumulation_error(inputs[rows], weight, arithmetic, bits)
+            least = None if scale is None else scale[rows]
+            operands = _operands(problem, "w13", expert, inputs[rows], least, columns, weight)
+            error[rows, columns] = accumulation_error(operands, arithmetic)
     return error + U * trace.first.abs()
 
 
-def _second_gemm(trace: RecipeTrace, arithmetic: Arithmetic, spread: Spread) -> tuple[Tensor, Tensor]:
+def _operands(
+    problem: MoEProblem, name: str, expert: int, a: Tensor, scale: Tensor | None, columns: slice, weight: Tensor
+) -> Operands:
+    """A GEMM's two sides; `scale` (P, K) of `a`, or None where it holds 16-bit numbers, to which FP8 is widened."""
+    nothing = torch.zeros(1, 1, dtype=torch.float64, device=a.device)
+    if scale is None:
+        return Operands(a, weight, nothing, nothing, 2 * (problem.carrier.precision - 1))
+    smallest = 2.0**problem.fp8.min_exponent
+    known = problem.weight_scale(name, expert, torch.arange(columns.start, columns.stop, device=a.device))
+    assert known is not None
+    group = problem.quant.w1.shape
+    width = group.col if group is not None and group.is_block() else weight.shape[1]
+    least_weight = smallest * known.repeat_interleave(width, dim=1)[:, : weight.shape[1]]
+    return Operands(a, weight, smallest * scale, least_weight, 2 * (problem.fp8.precision - 1))
+
+
+def _second_gemm(trace: RecipeTrace, arithmetic: Arithmetic, around: Spread) -> tuple[Tensor, Tensor]:
     """(P, H) each: eps_y + sum_g rho_g (|y_g| + sum U |W2|) and, where the intermediate jumps, sum U |W2|."""
     problem, pairs, values = trace.problem, trace.pairs, trace.intermediate
-    bits = product_bits(problem, spread.group is not None)
-    farthest = spread.farthest
-    width = groups_of(spread, values.shape[1])
-    widened = farthest * spread.relative.repeat_interleave(width, dim=1)[:, : values.shape[1]]
+    farthest = around.farthest
+    width = values.shape[1] if around.group is None else columns_of(around.group, values.shape[1])
+    scale = None if around.group is None else spread(trace.scale, around.group, values.shape[1])
+    widened = farthest if around.group is None else farthest * spread(around.relative, around.group, values.shape[1])
     smooth, flips = torch.zeros_like(trace.second), torch.zeros_like(trace.second)
     for expert, rows in pairs.segments():
         for columns, weight in problem.weight_chunks("w2", expert):
             magnitude = weight.abs().t()
-            error = accumulation_error(values[rows], weight, arithmetic, bits)
-            if spread.group is not None:
+            least = None if scale is None else scale[rows]
+            operands = _operands(problem, "w2", expert, values[rows], least, columns, weight)
+            error = accumulation_error(operands, arithmetic)
+            if around.group is not None:
                 parts = grouped_products(values[rows], weight, width).abs()
-                error += (parts * spread.relative[rows].t()[:, :, None]).sum(0) + widened[rows] @ magnitude
+                error += (parts * around.relative[rows].t()[:, :, None]).sum(0) + widened[rows] @ magnitude
             jumps = farthest[rows] @ magnitude
-            if spread.flips:
+            if around.flips:
                 flips[rows, columns] = jumps
             else:
                 error += jumps
@@ -134,5 +150,3 @@ def _combined(problem: MoEProblem, trace: RecipeTrace, smooth: Tensor, flips: Te
 def _absolute_weights(pairs: Pairs) -> Pairs:
     return Pairs(pairs.row, pairs.token, pairs.slot, pairs.expert, pairs.weight.abs())
 
-
-__all__ = ["BFLOAT16", "Allowance", "allowance_for", "first_gemm_error", "half_spacing", "widest_allowance"]

@@ -16,17 +16,17 @@ from fp8moe.keys import GroupShape
 from fp8moe.recipe import Rounding
 from fp8moe.reference.activation import Activation
 from fp8moe.reference.problem import MoEProblem, Pairs
-from fp8moe.reference.quantisation import columns_of, group_amax, spread
+from fp8moe.reference.quantisation import group_amax, spread
 from fp8moe.reference.recipe import RecipeTrace
 from fp8moe.reference.rounding import round_to, to_float32, up_to_power_of_two
 
 ACTIVATION_ROUNDINGS = 12
 """Roundings, in units of u, of an activation in fp32: exp through ex2.approx 4 (2^-22), its argument's product counted
-apart, 1 + e 1, div.full 4 (2 ulp), times up 1, up + 1 or a second product 1, one to spare (spec/tensor_core.md)."""
+apart, 1 + e 1, div.full 4 (2 ulp), times up 1, up + 1 or a second product 1, one to spare."""
 ERF_ROUNDINGS = 2
-"""x (1 + erf) / 2 has an absolute error of 2 u |x|: erf within 2 ulp, its argument rounded, the sum rounded: 4 u / 2."""
+"""x (1 + erf) / 2 errs by 2 u |x|: erf within 2 ulp, its argument and the sum rounded, 4 u together, halved."""
 SCALE_ROUNDINGS = 3
-"""amax / 448 against amax times its reciprocal (spec/bounds.md)."""
+"""amax / 448 against amax times its reciprocal, and either quotient within 2 ulp."""
 QUOTIENT_ROUNDINGS = 2
 """x / s against x (1 / s)."""
 
@@ -61,7 +61,7 @@ def intermediate_spread(trace: RecipeTrace, error: Tensor) -> Spread:
     problem = trace.problem
     recipe = problem.recipe
     first = _rounded((trace.first - error, trace.first + error), problem, recipe.gemm1_output)
-    low, high = _rounded(_activated(trace.activation, first), problem, recipe.activation_output)
+    low, high = _rounded(activation_range(trace.activation, first), problem, recipe.activation_output)
     nominal = trace.intermediate
     group = problem.activation_group(problem.quant.a2) if recipe.requantize else None
     if group is None:
@@ -89,7 +89,7 @@ def _rounded(interval: Interval, problem: MoEProblem, where: Rounding) -> Interv
     return low, high
 
 
-def _activated(activation: Activation, first: Interval) -> Interval:
+def activation_range(activation: Activation, first: Interval) -> Interval:
     """Range of the activation over the box of gate and up, and the errors of evaluating it in fp32."""
     if activation.linear is None:
         low, high = _curve_range(activation, first)
@@ -144,7 +144,7 @@ def _shared(problem: MoEProblem, pairs: Pairs, amax: Tensor) -> Tensor:
     if problem.recipe.dynamic_tensor_scope == "batch":
         return amax.amax().expand_as(amax) if amax.numel() else amax
     per_expert = amax.new_zeros(problem.config.num_local_experts)
-    return per_expert.index_reduce(0, pairs.expert, amax[:, 0], "amax")[pairs.expert, None]
+    return per_expert.scatter_reduce(0, pairs.expert, amax[:, 0], "amax")[pairs.expert, None]
 
 
 def _quantised(problem: MoEProblem, values: Interval, scales: Interval, unit: Tensor, group: GroupShape) -> Interval:
@@ -156,8 +156,3 @@ def _quantised(problem: MoEProblem, values: Interval, scales: Interval, unit: Te
     bottom = torch.where(low < 0, low / small * wide, low / large * narrow)
     top = torch.where(high < 0, high / large * narrow, high / small * wide)
     return round_to(bottom, problem.fp8) * factor, round_to(top, problem.fp8) * factor
-
-
-def groups_of(spread_: Spread, columns: int) -> int:
-    """Columns of the intermediate that share a scale."""
-    return columns if spread_.group is None else columns_of(spread_.group, columns)

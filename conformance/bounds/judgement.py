@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from conformance.bounds.allowance import Allowance, allowance_for, half_spacing
-from conformance.bounds.statistics import (
-    element_ratio,
-    gain_ratio,
-    output_variance,
-    pooled_gain_ratio,
-    token_norm_ratio,
-)
+from conformance.bounds.accumulation import UNKNOWN
+from conformance.bounds.allowance import Allowance, allowance_for
+from conformance.bounds.decode import decode_flips
+from conformance.bounds.statistics import element_ratio, gain_ratio, token_norm_ratio
+from conformance.bounds.suspect import mismatch_at, per_expert_maxima
 from conformance.results import Mismatch
 from fp8moe.recipe import Arithmetic
 from fp8moe.reference.recipe import RecipeTrace
-from fp8moe.reference.rounding import FloatFormat
-
-BLOCK = 128
-"""Columns of a block in a report."""
+from fp8moe.reference.rounding import FloatFormat, spacing
 
 
 @dataclass(frozen=True)
@@ -31,12 +25,12 @@ class Judgement:
 
     Args:
         passed: every ratio is at most 1.
-        error_over_bound: largest error/bound of an element; infinite where something else is wrong.
-        reason: why it failed; where the arithmetic was not declared, what was assumed instead.
+        error_over_bound: largest error/bound of an element; infinite where the output's form is wrong.
+        reason: why it failed, or what a passed one was judged under, where that was not declared.
         per_token: (T,) largest error/bound.
-        per_expert: the same over the tokens routed to an expert, by its id in `topk_ids`.
-        statistics: further ratios, each with limit 1.
-        worst: the element farthest outside (or nearest to) its bound.
+        per_expert: largest error/bound of the tokens routed to an expert, by its id in `topk_ids`.
+        statistics: every ratio with limit 1, the largest over the tokens.
+        worst: the element farthest outside its bound, or nearest to it; None where the form is wrong.
     """
 
     passed: bool
@@ -46,53 +40,121 @@ class Judgement:
     per_expert: Mapping[int, float]
     statistics: Mapping[str, float]
     worst: Mismatch | None = None
-    notes: tuple[str, ...] = field(default=())
+
+
+MEANINGS = {
+    "finite": "not finite where the recipe is, or finite where it is not",
+    "E1": "an element is outside its bound, whichever way the intermediate was rounded",
+    "E3": "an element is outside its bound, after allowing for the flips that fit best",
+    "TN": "a token's errors are together larger than roundings explain",
+    "gain": "a token's output is scaled",
+    "gain_pooled": "the outputs are scaled",
+}
 
 
 def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> Judgement:
     """Judges T rows of an output, those of the trace's tokens, in their order.
 
-    First E1, which allows for every flip that is possible; then, without allowing for any; then, for the tokens that
-    need some, after reading the flips off the output (E3). TN and gain are of the last of these.
+    First E1, which allows for every flip that is possible. Then each token without any flip; then, for the tokens
+    that need some, with those that can be read off the output (E3). TN and gain are of what is left after that.
 
     Args:
         output: (T, H), the dtype of the hidden states.
         arithmetic: the backend's; None where it declares none.
     """
-    wrong = _form(trace, output)
+    wrong = form_of(output, trace.R, trace.problem.hidden_states.dtype)
     if wrong:
         return Judgement(False, torch.inf, wrong, torch.full((len(trace.R),), torch.inf), {}, {})
     if not output.numel():
         return Judgement(True, 0.0, "", torch.zeros(len(trace.R)), {}, {})
     got = output.to(trace.R.device).double()
     allowance = allowance_for(trace, arithmetic)
-    notes = _notes(allowance)
-    comparison = _Comparison(trace, allowance, got)
-    broken = comparison.not_finite()
-    if broken is not None:
-        return comparison.judgement({}, broken[0], broken[1], notes)
-    first = element_ratio(comparison.error, trace.smooth, allowance.total, trace.problem.carrier)
-    statistics = {"E1": float(first.max())}
-    if statistics["E1"] > 1:
-        return comparison.judgement(statistics, first, "", notes)
-    ratio, per_token = comparison.after_decoding()
-    statistics |= {"E3": float(ratio.max())} | {name: float(values.max()) for name, values in per_token.items()}
-    return comparison.judgement(statistics, ratio, "", notes, per_token)
+    fmt = trace.problem.carrier
+    error = got - trace.smooth
+    broken, excused = not_finite(trace.smooth, got, allowance.total, fmt)
+    if bool(broken.any()):
+        ratio = torch.where(broken, torch.inf, 0.0)
+        return _judgement(trace, allowance, got, error, ratio, {"finite": torch.inf})
+    # Overflow that the recipe shares; a token that it makes nothing of says nothing.
+    error = torch.where(excused, 0.0, error)
+    judged = torch.isfinite(trace.smooth).all(-1)
+    ratio = torch.where(judged[:, None], element_ratio(error, trace.smooth, allowance.total, fmt), 0.0)
+    statistics = {"E1": float(ratio.max())}
+    if statistics["E1"] <= 1:
+        ratio, statistics = _decoded(trace, allowance, error, judged, statistics)
+    return _judgement(trace, allowance, got, error, ratio, statistics)
 
 
-def _form(trace: RecipeTrace, output: Tensor) -> str:
-    if tuple(output.shape) != tuple(trace.R.shape):
-        return f"shape {tuple(output.shape)}: expected (tokens, hidden) = {tuple(trace.R.shape)}"
-    if output.dtype != trace.problem.hidden_states.dtype:
-        return f"dtype {output.dtype}: expected that of the hidden states, {trace.problem.hidden_states.dtype}"
+def form_of(output: Tensor, reference: Tensor, dtype: torch.dtype) -> str:
+    """What is wrong with an output's shape or dtype; "" where nothing is."""
+    if tuple(output.shape) != tuple(reference.shape):
+        return f"shape {tuple(output.shape)}: expected (tokens, hidden) = {tuple(reference.shape)}"
+    if output.dtype != dtype:
+        return f"dtype {output.dtype}: expected that of the hidden states, {dtype}"
     return ""
 
 
-def _notes(allowance: Allowance) -> tuple[str, ...]:
-    unit = allowance.arithmetic
-    if unit != UNKNOWN:
-        return ()
-    return (
-        f"arithmetic not declared: judged as a matrix unit of {unit.fraction_bits} fraction bits in groups of "
-        f"{unit.group}, promoted every {unit.promote_every}",
+def not_finite(reference: Tensor, got: Tensor, allowance: Tensor, fmt: FloatFormat) -> tuple[Tensor, Tensor]:
+    """(wrong, excused), both (T, H) bool.
+
+    Excused: an infinity of the right sign where the bound reaches past the format's largest number, or anything not
+    finite where the recipe's own result is not. Wrong: any other NaN or infinity, and numbers in place of those.
+    """
+    strange, expected = ~torch.isfinite(got), ~torch.isfinite(reference)
+    largest = torch.tensor(fmt.largest, dtype=torch.float64, device=got.device)
+    overflow = reference.abs() + allowance >= largest + spacing(largest, fmt) / 2
+    same_sign = torch.isinf(got) & (torch.sign(got) == torch.sign(reference))
+    excused = strange & (expected | (overflow & same_sign))
+    return (strange & ~excused) | (expected & ~strange), excused
+
+
+def _decoded(
+    trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor, statistics: dict[str, float]
+) -> tuple[Tensor, dict[str, float]]:
+    """E3, TN and gain of every token: without flips where that passes, else with the flips that its output shows."""
+    fmt = trace.problem.carrier
+    moved, undecided = torch.zeros_like(error), torch.zeros_like(error)
+    none = _ratios(trace.smooth, allowance.smooth, error, fmt)
+    # Without a flip, an output rounded to nearest stays within half of what a faithful one may have.
+    suspicious = (none["E3"].amax(-1) > 1 / 2) | (none["TN"] > 1) | (none["gain"] > 1)
+    for token in (suspicious & judged & (allowance.flips > 0).any(-1)).nonzero()[:, 0].tolist():
+        decoded = decode_flips(trace, allowance, token, error[token])
+        moved[token], undecided[token] = decoded.moved, decoded.undecided
+    left = _ratios(trace.smooth + moved, allowance.smooth + undecided, error - moved, fmt)
+    found = {name: float(values[judged].max()) if bool(judged.any()) else 0.0 for name, values in left.items()}
+    together = (trace.smooth + moved, allowance.smooth + undecided, error - moved)
+    reference, slack, rest = (values[judged].reshape(1, -1) for values in together)
+    pooled = _ratios(reference, slack, rest, fmt)["gain"] if rest.numel() else torch.zeros(1)
+    ratio = torch.where(judged[:, None], left["E3"], 0.0)
+    return ratio, statistics | found | {"gain_pooled": float(pooled)}
+
+
+def _ratios(reference: Tensor, allowance: Tensor, error: Tensor, fmt: FloatFormat) -> dict[str, Tensor]:
+    return {
+        "E3": element_ratio(error, reference, allowance, fmt),
+        "TN": token_norm_ratio(error, reference, allowance, fmt),
+        "gain": gain_ratio(error, reference, allowance, fmt),
+    }
+
+
+def _judgement(
+    trace: RecipeTrace, allowance: Allowance, got: Tensor, error: Tensor, ratio: Tensor, statistics: dict[str, float]
+) -> Judgement:
+    failed = [name for name, value in statistics.items() if not value <= 1]
+    reason = "; ".join(f"{name} = {statistics[name]:.3g} > 1: {MEANINGS[name]}" for name in failed)
+    if allowance.arithmetic == UNKNOWN:
+        unit = allowance.arithmetic
+        reason += ("; " if reason else "") + (
+            f"arithmetic not declared: judged as a matrix unit of {unit.fraction_bits} fraction bits in groups of "
+            f"{unit.group}, promoted every {unit.promote_every}"
+        )
+    token, column = divmod(int(ratio.argmax()), ratio.shape[1])
+    return Judgement(
+        not failed,
+        float(ratio.max()),
+        reason,
+        ratio.amax(-1),
+        per_expert_maxima(trace, ratio.amax(-1)),
+        statistics,
+        mismatch_at(trace, got, error, token, column, float(ratio.max())),
     )

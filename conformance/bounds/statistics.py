@@ -1,4 +1,4 @@
-"""The ratios of an error to its bound, each with limit 1: E1 and E3 per element, TN and gain per token (spec/bounds.md)."""
+"""The ratios of an error to its bound, each with limit 1: E1 and E3 for elements, TN and gain for tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from conformance.bounds.allowance import half_spacing
 from fp8moe.reference.rounding import FloatFormat
 
 NORM_SIGMAS = 5.4
-"""Six standard deviations of the mean of d^2 / v over H_eff columns: an error uniform in +-h has d^2 / (h^2 / 3) of mean
-1 and variance 4/5, so 6 sqrt(4/5) = 5.37."""
+"""Six standard deviations of the mean of d^2 / v over H_eff columns: for an error uniform in +-h, d^2 / (h^2 / 3) has
+the mean 1 and the variance 4/5, and 6 sqrt(4/5) = 5.37."""
 GAIN_SIGMAS = 6.0
 """Of the least-squares estimate of a gain, whose standard deviation is 1 / sqrt(sum R^2 / v)."""
+SAME_MANTISSA = 2.0**20
+"""Mantissas are compared to this many parts: fine enough that two of 7,168 random ones seldom agree."""
 
 
 def element_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:
@@ -30,24 +32,44 @@ def output_variance(reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> T
     return half_spacing(reference.abs() + allowance, fmt).square() / 3 + allowance.square()
 
 
-def token_norm_ratio(error: Tensor, variance: Tensor) -> Tensor:
-    """TN, (T,): (sum d^2 / sum v) / (1 + 5.4 / sqrt(H_eff)), H_eff = (sum v)^2 / sum v^2."""
+def token_norm_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:
+    """TN, (T,): (sum d^2 / sum v) / (1 + 5.4 / sqrt(H_eff)).
+
+    H_eff = (sum v)^2 / sum of squares of the v of columns that are rounded alike (`rounded_alike`).
+    """
+    variance = output_variance(reference, allowance, fmt)
     scale = variance.amax(-1, keepdim=True)  # v itself may be too small to be squared
     relative = variance / scale
     total = relative.sum(-1)
-    effective = total.square() / relative.square().sum(-1)
+    effective = total.square() / rounded_alike(reference, relative).square().sum(-1)
     return (error.square() / scale).sum(-1) / total / (1 + NORM_SIGMAS / effective.sqrt())
 
 
-def gain_ratio(error: Tensor, reference: Tensor, allowance: Tensor, variance: Tensor) -> Tensor:
-    """(T,): |sum d R / v / sum R^2 / v| / (6 / sqrt(sum R^2 / v) + sum (B0 + X) |R| / v / sum R^2 / v)."""
+def gain_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:
+    """(T,): |sum d R / v / sum R^2 / v| / (6 / sqrt(sum R^2 / v) + sum (B0 + X) |R| / v / sum R^2 / v).
+
+    Columns that are rounded alike err together: under the first root stands the sum of squares of their sums. And
+    where the output is subnormal, errors follow R, of which all below half a spacing is lost: there the half spacing
+    counts as allowance.
+    """
+    variance = output_variance(reference, allowance, fmt)
+    subnormal = reference.abs() + allowance < 2.0**fmt.min_exponent
+    slack = allowance + torch.where(subnormal, half_spacing(reference, fmt), 0.0)
     weight = reference / variance
-    information = (weight * reference).sum(-1)
-    slack = GAIN_SIGMAS * information.sqrt() + (weight.abs() * allowance).sum(-1)
-    return torch.where(information == 0, 0.0, (error * weight).sum(-1).abs() / slack)
+    spread = rounded_alike(reference, reference.abs() / variance.sqrt()).square().sum(-1).sqrt()
+    limit = GAIN_SIGMAS * spread + (weight.abs() * slack).sum(-1)
+    return torch.where(limit == 0, 0.0, (error * weight).sum(-1).abs() / limit)
 
 
-def pooled_gain_ratio(error: Tensor, reference: Tensor, allowance: Tensor, variance: Tensor) -> float:
-    """The same over all tokens at once."""
-    flat = [value.reshape(1, -1) for value in (error, reference, allowance, variance)]
-    return float(gain_ratio(*flat)[0]) if flat[0].numel() else 0.0
+def rounded_alike(reference: Tensor, values: Tensor) -> Tensor:
+    """(T, H): sums of `values` over the columns of a token whose references have one mantissa, in any of its places.
+
+    Such columns are rounded with the same relative error. Outputs of a token with a single element in its
+    intermediate have no more than eight mantissas, which FP8 weights have.
+    """
+    mantissa = (torch.frexp(reference.abs())[0] * SAME_MANTISSA).round()
+    order = mantissa.argsort(dim=-1)
+    mantissa, values = mantissa.gather(-1, order), values.gather(-1, order)
+    first = torch.ones_like(mantissa, dtype=torch.int64)
+    first[:, 1:] = (mantissa[:, 1:] != mantissa[:, :-1]).to(torch.int64)
+    return torch.zeros_like(values).scatter_add(-1, first.cumsum(-1) - 1, values)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from conformance.zoo.plant import ExpertsClass, Fault
+from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantDesc
 from fp8moe.recipe import Recipe
@@ -25,8 +26,10 @@ def _computes(recipe: Callable[[Recipe], Recipe]) -> Callable[[ExpertsClass], di
 
 
 def _bf16_combine(base: ExpertsClass) -> dict[str, Any]:
+    parent = cast("type[TorchExperts]", base)
+
     def combine(self: Any, slots: Tensor, weights: Tensor, present: Tensor) -> Tensor:
-        return base.combine(self, slots.to(torch.bfloat16).float(), weights, present)  # type: ignore[attr-defined]
+        return parent.combine(self, slots.to(torch.bfloat16).float(), weights, present)
 
     return {"combine": combine}
 
@@ -47,6 +50,8 @@ def _bf16_accumulator(_: ExpertsClass) -> dict[str, Any]:
 
 
 def _coarse_second_quantisation(base: ExpertsClass) -> dict[str, Any]:
+    parent = cast("type[TorchExperts]", base)
+
     def through_fp8(
         self: Any, values: Tensor, desc: FusedMoEQuantDesc, static: Tensor | None, expert: Tensor | None
     ) -> Tensor:
@@ -58,18 +63,19 @@ def _coarse_second_quantisation(base: ExpertsClass) -> dict[str, Any]:
             desc = replace(
                 desc, shape=GroupShape.PER_TENSOR if desc.shape == GroupShape.PER_TOKEN else GroupShape.PER_TOKEN
             )
-        return base.through_fp8(self, values, desc, static, expert)  # type: ignore[attr-defined]
+        return parent.through_fp8(self, values, desc, static, expert)
 
     return {"through_fp8": through_fp8}
 
 
 def _early_saturation(base: ExpertsClass) -> dict[str, Any]:
-    """Quantised activations stop at 256 of 448 (in units of their scale): the loudest of each group is cut."""
+    """Quantised activations stop at 256 of 448 (in units of their scale): the loudest are cut."""
+    parent = cast("type[TorchExperts]", base)
 
     def through_fp8(
         self: Any, values: Tensor, desc: FusedMoEQuantDesc, static: Tensor | None, expert: Tensor | None
     ) -> Tensor:
-        exact = base.through_fp8(self, values, desc, static, expert)  # type: ignore[attr-defined]
+        exact = parent.through_fp8(self, values, desc, static, expert)
         if desc.dtype is None:
             return exact
         largest = exact.abs().amax() * (256 / 448)

@@ -88,7 +88,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         results = self.experts(hidden_states, pairs // max(top_k, 1), flat[pairs])
         slots = torch.zeros(tokens * top_k, self.config.hidden_dim, dtype=torch.float32, device=flat.device)
         slots[pairs] = results
-        total = self.combine(slots.view(tokens, top_k, -1), weights, local >= 0)
+        total = self.combine(slots.view(tokens, top_k, self.config.hidden_dim), weights, local >= 0)
         if output is None:
             return total
         output.copy_(total)

@@ -64,6 +64,11 @@ class TritonExperts(FusedMoEPermuteExpertsUnpermute):
     def activation_format() -> FusedMoEActivationFormat:
         return FusedMoEActivationFormat.Standard
 
+    @staticmethod
+    def implemented(scheme: str, activation: str) -> bool:
+        """Whether the kernels for a scheme (by its name) and an activation are written."""
+        return scheme == "block" and activation == "silu"
+
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
         missing = _not_written(config, quant, weights)

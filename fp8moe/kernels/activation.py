@@ -7,6 +7,9 @@ from torch import Tensor
 
 from fp8moe.kernels.quantize import ROWS, quantize_groups
 
+LARGEST_ARGUMENT = tl.constexpr(88.72283172607422)
+"""The largest fp32 x whose e^x is finite in fp32."""
+
 
 @triton.jit
 def exponential(x):
@@ -15,9 +18,8 @@ def exponential(x):
     Within 1 ulp (subnormal results included); 0 and infinity where e^x rounds to them; NaN stays NaN. `tl.exp` is an
     approximation of the device's own.
     """
-    number = x == x
-    clamped = tl.where(number, x, 0.0)
-    clamped = tl.where(clamped > 89.0, 89.0, tl.where(clamped < -104.0, -104.0, clamped))
+    clamped = tl.where(x > LARGEST_ARGUMENT, LARGEST_ARGUMENT, tl.where(x < -104.0, -104.0, x))
+    clamped = tl.where(x == x, clamped, 0.0)  # NaN has no n
     ones = tl.full(x.shape, 1.0, tl.float32)
     # Adding 1.5 * 2^23 leaves n = x / ln 2 rounded to an integer in the low bits.
     shifted = tl.fma(clamped, ones * 1.4426950216293335, ones * 12582912.0)
@@ -36,7 +38,8 @@ def exponential(x):
     half = n.to(tl.int32) >> 1
     low = ((half + 127) << 23).to(tl.float32, bitcast=True)
     high = ((n.to(tl.int32) - half + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.where(number, p * low * high, x)
+    finite = p * low * high
+    return tl.where(x == x, tl.where(x > LARGEST_ARGUMENT, float("inf"), finite), x)
 
 
 @triton.jit
@@ -45,7 +48,7 @@ def silu(x):
     return tl.div_rn(x, 1.0 + exponential(-x))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def silu_mul_quantize_kernel(
     gate_up,
     local_ids,

@@ -12,7 +12,7 @@ BLOCK = 128
 """Side of a weight's scale block, width of an activation's scale group, and the columns of a program's tile."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "pairs_per_row"])
 def grouped_gemm_kernel(
     a,
     a_scale,

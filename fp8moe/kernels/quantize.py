@@ -27,7 +27,7 @@ def quantize_groups(x, AMAX_FLOOR: tl.constexpr):
     return float32_to_e4m3(quotient), scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def quantize_kernel(
     x,
     codes,

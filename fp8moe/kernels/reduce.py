@@ -10,7 +10,7 @@ BLOCK = 1024
 """Columns of one program."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["top_k"])
 def weighted_sum_kernel(
     y,
     weights,

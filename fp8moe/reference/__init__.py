@@ -1,1 +1,1 @@
-"""Oracles that share no code: `ideal` (float64, no quantisation of activations), `recipe` (the declared quantisation)."""
+"""Two oracles that share no code: `ideal` (activations not quantised) and `recipe` (the declared quantisation)."""

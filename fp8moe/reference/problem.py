@@ -151,27 +151,36 @@ class MoEProblem:
         raw = matrix.view(torch.uint8)[:, columns].view(matrix.dtype) if matrix.itemsize == 1 else matrix[:, columns]
         return self._dequantised(name, expert, raw, rows, columns)
 
+    def weight_scale(self, name: str, expert: int, rows: Tensor) -> Tensor | None:
+        """(rows, groups of columns) float64: scales of these rows of w13 or w2; None where they are not quantised."""
+        scale: Tensor | None = getattr(self.weights, f"{name}_scale")
+        if scale is None:
+            return None
+        group = self.quant.w1.shape or GroupShape.PER_TENSOR
+        if group.is_per_tensor():
+            return scale[expert].double().expand(len(rows), 1)
+        if group.is_per_channel():
+            return scale[expert, rows].double()
+        per_half = getattr(self.weights, name).shape[1] // (self.halves if name == "w13" else 1)
+        block_row = rows // per_half * -(-per_half // group.row) + rows % per_half // group.row
+        return scale[expert].double()[block_row]
+
     def _dequantised(self, name: str, expert: int, raw: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
         """`raw` is the part of an expert's matrix at these rows and columns; `columns` None: all of them."""
-        scale: Tensor | None = getattr(self.weights, f"{name}_scale")
+        scale = self.weight_scale(name, expert, rows)
         if scale is None:
             return raw.double()
         values = self._looked_up(raw.view(torch.uint8))
-        group = self.quant.w1.shape or GroupShape.PER_TENSOR
-        if group.is_per_tensor():
-            return values.mul_(scale[expert].double())
-        if group.is_per_channel():
-            return values.mul_(scale[expert, rows].double())
-        per_half = getattr(self.weights, name).shape[1] // (self.halves if name == "w13" else 1)
-        block_row = rows // per_half * -(-per_half // group.row) + rows % per_half // group.row
-        spread = scale[expert].double()[block_row]
+        if scale.shape[1] == 1:
+            return values.mul_(scale)
+        width = (self.quant.w1.shape or GroupShape.PER_TENSOR).col
         if columns is not None:
-            return values.mul_(spread[:, columns // group.col])
+            return values.mul_(scale[:, columns // width])
         # One operation for the whole chunk; one for each block would spend its time in waking threads up.
-        if raw.shape[1] % group.col == 0:
-            values.unflatten(1, (-1, group.col)).mul_(spread[:, :, None])
+        if raw.shape[1] % width == 0:
+            values.view(len(rows), -1, width).mul_(scale[:, :, None])
             return values
-        return values.mul_(spread.repeat_interleave(group.col, dim=1)[:, : raw.shape[1]])
+        return values.mul_(scale.repeat_interleave(width, dim=1)[:, : raw.shape[1]])
 
     def _looked_up(self, codes: Tensor) -> Tensor:
         device_table, host_table = self._tables

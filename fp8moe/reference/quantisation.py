@@ -19,7 +19,7 @@ def group_amax(values: Tensor, group: GroupShape) -> Tensor:
     """Largest magnitude of each row's groups of columns, the last one partial: (P, K) to (P, groups)."""
     width = columns_of(group, values.shape[1])
     magnitude = torch.nn.functional.pad(values.abs(), (0, -values.shape[1] % width))
-    return magnitude.view(values.shape[0], -1, width).amax(-1)
+    return magnitude.view(values.shape[0], magnitude.shape[1] // width, width).amax(-1)
 
 
 def spread(per_group: Tensor, group: GroupShape, columns: int) -> Tensor:

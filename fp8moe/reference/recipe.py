@@ -82,10 +82,10 @@ def recipe_moe(
         config, quant, recipe, weights, hidden_states, topk_weights, topk_ids, expert_map,
         apply_router_weight_on_input, tokens.to(hidden_states.device),
     )
-    first_scale = _first_scale(problem)
-    amax = _shared_amax(problem, first_scale) if shares_a_scale(problem) else None
+    shared = first_scale(problem)
+    amax = _shared_amax(problem, shared) if shares_a_scale(problem) else None
     pairs = problem.all_pairs.take(_kept_pairs(problem, amax))
-    first = _first_gemm(problem, pairs, first_scale)
+    first = _first_gemm(problem, pairs, shared)
     values = nominal_intermediate(problem, first)
     group = problem.activation_group(problem.quant.a2) if recipe.requantize else None
     if group is None:
@@ -101,19 +101,29 @@ def recipe_moe(
     return RecipeTrace(problem, declared, smooth, pairs, first, intermediate, scale, second)
 
 
-def first_input(problem: MoEProblem, pairs: Pairs, first_scale: Tensor | None = None) -> Tensor:
-    """(P, H) float64: what the first GEMM multiplies for these pairs, quantised and dequantised."""
+def first_input(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None) -> Tensor:
+    """(P, H) float64: what the first GEMM multiplies for these pairs, quantised and dequantised.
+
+    `shared` is the result of `first_scale`, for those who have it.
+    """
     values = problem.inputs[pairs.row].double()
     group = problem.activation_group(problem.quant.a1)
     if group is None:
         return values
+    scale = input_scale(problem, pairs, shared)
+    return quantised(values, spread(scale, group, values.shape[1]), problem.fp8, problem.recipe)
+
+
+def input_scale(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None) -> Tensor:
+    """(P, groups) float64: the scales of the first GEMM's inputs; ones where they are not quantised."""
+    group = problem.activation_group(problem.quant.a1)
+    if group is None:
+        return torch.ones(len(pairs), 1, dtype=torch.float64, device=problem.device)
     if group.is_per_tensor():
-        shared = _first_scale(problem) if first_scale is None else first_scale
+        shared = first_scale(problem) if shared is None else shared
         assert shared is not None
-        scale = shared[pairs.expert, None]
-    else:
-        scale = spread(scale_of(group_amax(values, group), problem.fp8, problem.recipe), group, values.shape[1])
-    return quantised(values, scale, problem.fp8, problem.recipe)
+        return shared[pairs.expert, None]
+    return scale_of(group_amax(problem.inputs[pairs.row].double(), group), problem.fp8, problem.recipe)
 
 
 def nominal_intermediate(problem: MoEProblem, first: Tensor) -> Tensor:
@@ -145,7 +155,7 @@ def _rounded(problem: MoEProblem, values: Tensor, where: Rounding) -> Tensor:
     return round_to(to_float32(values), problem.carrier) if where == "input" else values
 
 
-def _first_scale(problem: MoEProblem) -> Tensor | None:
+def first_scale(problem: MoEProblem) -> Tensor | None:
     """(E,) the scale of the first GEMM's inputs for each expert, where it is per tensor."""
     group = problem.activation_group(problem.quant.a1)
     if group is None or not group.is_per_tensor():
@@ -164,11 +174,11 @@ def _by_scope(problem: MoEProblem, everything: Tensor, per_pair: Tensor, pairs: 
     experts = problem.config.num_local_experts
     zeros = torch.zeros(experts, dtype=torch.float64, device=problem.device)
     if problem.recipe.dynamic_tensor_scope == "expert":
-        return zeros.index_reduce(0, pairs.expert, per_pair, "amax")
+        return zeros.scatter_reduce(0, pairs.expert, per_pair, "amax")
     return zeros + everything.amax() if everything.numel() else zeros
 
 
-def _shared_amax(problem: MoEProblem, first_scale: Tensor | None) -> Tensor:
+def _shared_amax(problem: MoEProblem, shared: Tensor | None) -> Tensor:
     """Largest magnitude of the intermediate of every pair of the call, in the order of `all_pairs`."""
     pairs = problem.all_pairs
     amax = torch.zeros(len(pairs), dtype=torch.float64, device=problem.device)
@@ -177,7 +187,8 @@ def _shared_amax(problem: MoEProblem, first_scale: Tensor | None) -> Tensor:
         for start in range(rows.start, rows.stop, step):
             part = slice(start, min(start + step, rows.stop))
             index = torch.arange(part.start, part.stop, device=problem.device)
-            amax[part] = nominal_intermediate(problem, _first_gemm(problem, pairs.take(index), first_scale)).abs().amax(-1)
+            first = _first_gemm(problem, pairs.take(index), shared)
+            amax[part] = nominal_intermediate(problem, first).abs().amax(-1)
     return amax
 
 
@@ -191,8 +202,8 @@ def _kept_pairs(problem: MoEProblem, amax: Tensor | None) -> Tensor:
     return keep.nonzero()[:, 0]
 
 
-def _first_gemm(problem: MoEProblem, pairs: Pairs, first_scale: Tensor | None) -> Tensor:
-    return _gemm(problem, "w13", pairs, first_input(problem, pairs, first_scale))
+def _first_gemm(problem: MoEProblem, pairs: Pairs, shared: Tensor | None) -> Tensor:
+    return _gemm(problem, "w13", pairs, first_input(problem, pairs, shared))
 
 
 def _second_gemm(problem: MoEProblem, pairs: Pairs, intermediate: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ def cases() -> Iterator[tuple[Platform, str, Any]]:
 
 def measure(benchmark: Any, run: Callable[[], None], calls: int, target: int) -> None:
     benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=2)
+    if benchmark.disabled:  # by --benchmark-disable, and by pytest-xdist: the calls ran, unmeasured
+        return
     rate = calls / benchmark.stats.stats.median
     benchmark.extra_info["selections_per_second"] = round(rate)
     print(f"\n{rate:,.0f} selections/s (target {target:,})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +37,16 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 def device() -> torch.device:
     """The device of the tensors."""
     return torch.device("cpu") if INTERPRETED else torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """For the interpreter: it works in small steps, where threads that wait for each other cost more than they save."""
+    threads = torch.get_num_threads()
+    if INTERPRETED:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,8 @@ def expected(case: Case, fraction_bits: int | None, quantised: Quantise, nearest
     bound += (case.top_k + 2) * U * total
     _, exponent = torch.frexp(result.abs() + bound)
     digits, smallest = (8, -133) if case.dtype == torch.bfloat16 else (11, -24)
-    return result, bound + 0.5 * torch.ldexp(torch.ones_like(bound), (exponent - digits).clamp(min=smallest))
+    spacing = ((exponent - digits).clamp(min=smallest).to(torch.int64) + 1023 << 52).view(torch.float64)  # 2^that
+    return result, bound + 0.5 * spacing
 
 
 def check(case: Case, quantised: Quantise, nearest: Nearest) -> None:
@@ -250,6 +251,11 @@ def plain(**changes: Any) -> Case:
     return Case(**{"tokens": 9, "hidden": 144, "intermediate": 200, "experts": 4, "top_k": 2, **changes})
 
 
+def transposed(x: Tensor) -> Tensor:
+    """The same values with the last two dimensions' strides exchanged."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
 def every_feature() -> dict[str, Case]:
     cases = {"plain": plain(), "fp16": plain(dtype=torch.float16), "biases": plain(), "bf16 biases": plain()}
     cases["biases"].with_biases(torch.float32)
@@ -271,19 +277,15 @@ def every_feature() -> dict[str, Case]:
     case = cases["strided hidden states"] = plain()
     case.x = torch.stack([case.x, case.x.flip(0)], 2)[:, :, 0]
     case = cases["transposed hidden states"] = plain()
-    case.x = case.x.t().contiguous().t()
+    case.x = transposed(case.x)
     case = cases["transposed routing"] = plain()
-    case.topk_ids, case.topk_weights = case.topk_ids.t().contiguous().t(), case.topk_weights.t().contiguous().t()
+    case.topk_ids, case.topk_weights = transposed(case.topk_ids), transposed(case.topk_weights)
     case = cases["transposed weights"] = plain()
     case.weights = MoEWeights(
-        *(
-            value.view(torch.uint8).transpose(1, 2).contiguous().transpose(1, 2).view(E4M3)
-            for value in (case.weights.w13, case.weights.w2)
-        ),
-        *(
-            value.transpose(1, 2).contiguous().transpose(1, 2)
-            for value in (case.weights.w13_scale, case.weights.w2_scale)
-        ),
+        transposed(case.weights.w13.view(torch.uint8)).view(E4M3),
+        transposed(case.weights.w2.view(torch.uint8)).view(E4M3),
+        transposed(case.weights.w13_scale),
+        transposed(case.weights.w2_scale),
     )
     case = cases["zero rows"] = plain()
     case.x[::2] = 0.0

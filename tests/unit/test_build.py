@@ -1,6 +1,7 @@
-"""Building a case: random numbers, shapes, the same bits everywhere, static scales, expert parallelism, judged tokens."""
+"""Building a case: random numbers, shapes, the same bits everywhere, static scales, a rank's experts, judged tokens."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,15 @@ from fp8moe.validation import check_call, check_weights
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_case_tensors.txt"
 MASK = (1 << 64) - 1
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The tensors are small: threads that wait for one another would take most of the time on a shared machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def bits_of(tensor: Tensor) -> bytes:
@@ -132,8 +142,8 @@ def check(tensors: CaseTensors) -> None:
     assert not [text for text in told.values() if text.startswith("torch.") and text.endswith(")")]
 
 
-@settings(max_examples=60, deadline=None)
-@given(cases(fnuz=True, max_bytes=2 << 20))
+@settings(max_examples=40, deadline=None)
+@given(cases(fnuz=True, max_bytes=1 << 20))
 def test_any_case_passes_validation_twice_the_same(case: Case) -> None:
     tensors = build(case)
     check(tensors)
@@ -153,15 +163,15 @@ def test_a_field_changes_only_what_it_is_about() -> None:
         ({"law": "skewed"}, ("w13", "w2", "hidden_states")),
         ({"bias": True}, ("w13", "w2", "hidden_states", "topk_ids")),
     ):
-        changed = build(replace(Case(), **change)).named()  # type: ignore[arg-type]
+        changed = build(replace(Case(), **change)).named()
         assert all(bits_of(changed[name]) == bits_of(plain[name]) for name in kept)
 
 
 def reference(tensors: CaseTensors) -> Tensor:
-    """(M, I) intermediates of each token's first slot, in float64, without any quantisation of activations."""
+    """(M, k, I) intermediates in float64, without any quantisation of activations."""
     w13 = dequantised(tensors.quant, tensors.weights.w13, tensors.weights.w13_scale, tensors.case.gated)
-    values = tensors.hidden_states.double()[:, None] @ w13[tensors.topk_ids[:, 0].long()].transpose(1, 2)
-    return activate(tensors.case.activation, values[:, 0])
+    values = tensors.hidden_states.double()[:, None, None] @ w13[tensors.topk_ids.long()].transpose(2, 3)
+    return activate(tensors.case.activation, values[:, :, 0])
 
 
 def dequantised(quant: FusedMoEQuantConfig, weight: Tensor, scale: Tensor | None, halves: bool) -> Tensor:
@@ -177,10 +187,10 @@ def dequantised(quant: FusedMoEQuantConfig, weight: Tensor, scale: Tensor | None
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("scheme", ["block", "channel_tok", "tensor_static", "none"])
 def test_results_are_of_order_one(values: str, scheme: str) -> None:
-    tensors = build(Case(scheme=scheme, values=values, hidden=512, inter=384, tokens=24))
+    tensors = build(Case(scheme=scheme, values=values, inter=384, tokens=6))
     inner = reference(tensors)
     w2 = dequantised(tensors.quant, tensors.weights.w2, tensors.weights.w2_scale, False)
-    output = (inner[:, None] @ w2[tensors.topk_ids[:, 0].long()].transpose(1, 2)).abs().amax()
+    output = (inner[:, :, None] @ w2[tensors.topk_ids.long()].transpose(2, 3)).abs().amax()
     # Loud tokens square their factor of 1000; half of the experts are faint in a bimodal checkpoint.
     low, high = (1e-4, 1e8) if values in ("loud_quiet", "bimodal_scales") else (0.1, 1e3)
     assert low < float(output) < high
@@ -189,7 +199,7 @@ def test_results_are_of_order_one(values: str, scheme: str) -> None:
 
 @pytest.mark.parametrize("values", VALUES)
 def test_static_scales_saturate_a_little(values: str) -> None:
-    tensors = build(Case(scheme="tensor_static", values=values, hidden=512, inter=384, tokens=24))
+    tensors = build(Case(scheme="tensor_static", values=values, inter=384, tokens=6))
     a13, a2 = tensors.weights.a13_scale, tensors.weights.a2_scale
     assert a13 is not None
     assert a2 is not None
@@ -201,7 +211,7 @@ def test_static_scales_saturate_a_little(values: str) -> None:
 def test_static_scales_saturate_in_most_cases() -> None:
     over = 0
     for seed in range(10):
-        tensors = build(Case(scheme="tensor_static", seed=seed))
+        tensors = build(Case(scheme="tensor_static", hidden=128, inter=128, tokens=8, seed=seed))
         assert tensors.weights.a2_scale is not None
         over += float(reference(tensors).abs().max()) > 448 * float(tensors.weights.a2_scale)
     assert over >= 7
@@ -279,7 +289,7 @@ def test_judged_tokens_have_experts_here() -> None:
 
 
 def test_a_published_model_is_built() -> None:
-    case = next(case for case in seed_cases(60 << 20) if str(case.model).startswith("minimax"))
+    case = next(case for case in seed_cases(60 << 20) if case.scheme == "block" and case.experts == 256)
     tensors = build(case)
     check(tensors)
     assert tensors.config.router_logits_dtype == torch.float32

@@ -259,10 +259,10 @@ def test_the_process_variables_count_and_can_be_left_out(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        (["--platform", "w7900"], "NotImplementedError", "no FP8 MoE backend"),
+        (["--platform", "w7900"], "NoBackendFits", "no FP8 MoE backend"),
         (["--platform", "h100", "--env", "VLLM_ROCM_USE_AITER=1"], "BackendNotSupported", "AITER"),
         (["--platform", "h100", "--env", "VLLM_USE_DEEP_GEMM=x"], "MalformedVariable", "VLLM_USE_DEEP_GEMM='x'"),
-        (["--platform", "cpu", "--env", "VLLM_USE_FLASHINFER_MOE_FP8=1"], "NotImplementedError", "FlashInfer"),
+        (["--platform", "cpu", "--env", "VLLM_USE_FLASHINFER_MOE_FP8=1"], "NoBackendFits", "FlashInfer"),
         (
             [
                 "--platform",

@@ -232,6 +232,16 @@ def test_factory_ignores_the_rank_of_a_group_of_one() -> None:
     assert (made.tp_rank, made.pcp_rank, made.dp_rank, made.ep_rank) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("kind", ["tp", "pcp", "dp"])
+def test_factory_names_what_it_was_given(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"{kind}_size=0"):
+        FusedMoEParallelConfig.make(**{f"{kind}_size": 0})  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"tp_size": 2, "pcp_size": 2, "dp_size": 2}
+    for rank in (-1, 2):  # within the flat size, and another device's number
+        with pytest.raises(ValueError, match=f"{kind}_rank"):
+            FusedMoEParallelConfig.make(**sizes, **{f"{kind}_rank": rank})
+
+
 @pytest.mark.parametrize("backend", ALL2ALL_BACKENDS)
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("dp", [1, 2])

@@ -24,7 +24,10 @@ from fp8moe.platforms import LIBRARIES, PLATFORMS, Platform, detected_platform
         ("capability", {"kind": "cuda", "capability": "90"}),
         ("cuda_version", {"kind": "cuda", "cuda_version": "12.9"}),
         ("cuda_version", {"kind": "cuda", "cuda_version": 12}),
+        ("gcn_arch", {"kind": "rocm", "gcn_arch": 942}),
         ("libraries", {"kind": "cuda", "libraries": "flashinfer"}),
+        ("libraries", {"kind": "cuda", "libraries": None}),
+        ("libraries", {"kind": "cuda", "libraries": [1]}),
     ],
 )
 def test_refusals_name_the_field(field: str, arguments: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -167,6 +168,15 @@ def test_beside_a_registered_one() -> None:
     register_backend("SECOND", BatchedAcme, after="FIRST")
     index = order().index("TRITON")
     assert order()[index - 2 : index + 1] == ["FIRST", "SECOND", "TRITON"]
+
+
+def test_of_two_with_one_neighbour_the_later_is_next_to_it() -> None:
+    for name in ("A", "B"):
+        register_backend(name, Acme, before="TRITON")
+    for name in ("C", "D"):
+        register_backend(name, Acme, after="TRITON")
+    index = order().index("TRITON")
+    assert order()[index - 2 : index + 3] == ["A", "B", "TRITON", "D", "C"]
 
 
 def test_without_a_position_it_is_named_and_never_scanned() -> None:
@@ -338,6 +348,7 @@ def class_with(**members: Any) -> type:
             class_with(apply=lambda self, x, *, expert_map=None, apply_router_weight_on_input=False, output=None: x),
             "apply",
         ),
+        (class_with(warm_up=abstractmethod(lambda self: None)), "warm_up"),
     ],
 )
 def test_a_class_that_breaks_the_contract(cls: Any, wrong: str) -> None:

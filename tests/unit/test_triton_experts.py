@@ -20,7 +20,7 @@ from fp8moe import (
     RoutingMethodType,
 )
 from fp8moe.backends.triton_arithmetic import LARGE_TILE, SMALL_TILE, arithmetic_by_tile, tile_height
-from fp8moe.backends.triton_experts import TritonExperts
+from fp8moe.backends.triton_experts import TritonExperts, contract_on
 from fp8moe.quant import (
     kFp8Dynamic128Sym,
     kFp8DynamicTokenSym,
@@ -33,6 +33,9 @@ from fp8moe.validation import InvalidMoEInput
 
 E4M3 = torch.float8_e4m3fn
 BLOCK = FusedMoEQuantConfig.from_keys(kFp8Static128BlockSym, kFp8Dynamic128Sym)
+
+BLOCK_NONE = FusedMoEQuantConfig.from_keys(kFp8Static128BlockSym, None)
+CHANNEL_TOKEN = FusedMoEQuantConfig.from_keys(kFp8StaticChannelSym, kFp8DynamicTokenSym)
 
 
 def config(**changes: Any) -> FusedMoEConfig:
@@ -159,8 +162,6 @@ def test_the_interpreter_adds_in_fp32() -> None:
 
 @pytest.mark.parametrize(("name", "invariant"), [("h100", False), ("l40s", True), ("b200", False), ("mi300x", None)])
 def test_a_batch_decides_the_bits_where_the_tiles_differ(name: str, invariant: bool | None) -> None:
-    from fp8moe.backends.triton_experts import contract_on
-
     contract = contract_on(PLATFORMS[name], interpreted=False, experts=8)
     assert contract.batch_invariant is invariant
     assert contract.deterministic

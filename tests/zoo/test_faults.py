@@ -50,9 +50,9 @@ def run_suite(names: list[str], zoo: str, report: Path, device: str) -> subproce
     """`pytest conformance` on these mutants, in a process of its own."""
     backends = [f"--fp8moe-backend=conformance.zoo:{zoo}.{name}" for name in names]
     command = [sys.executable, "-m", "pytest", "conformance", "-m", "computes", "-q", "-p", "no:cacheprovider"]
-    command += [*backends, f"--fp8moe-device={device}", f"--fp8moe-report={report}"]
+    command += [*backends, "--fp8moe-scheme=block", f"--fp8moe-device={device}", f"--fp8moe-report={report}"]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "TRITON_INTERPRET"))}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def assert_all_convicted(names: list[str], zoo: str, tmp_path: Path, device: str) -> None:
