@@ -99,7 +99,7 @@ def reasons(cells: Sequence[Cell], status: Status) -> list[str]:
 
 def selected_table(rows: Sequence[SelectedRow], devices: Sequence[str]) -> Table:
     """Published models down, devices across: which backend is selected."""
-    title = "selects: the backend for each published model, no variable set, all libraries but `here`'s own"
+    title = "selects: the backend for each published model, no variable set"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("model", no_wrap=True)
     table.add_column("scheme")

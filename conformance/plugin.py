@@ -97,21 +97,28 @@ class _Collector:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """The header, once it is known that the suite is part of the run."""
-    if not any(in_suite(item) for item in items) and not _suite_asked_for(config):
+    return _begin(config) if any(in_suite(item) for item in items) else []
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Under pytest-xdist the controller collects nothing itself, so it goes by the arguments."""
+    config = session.config
+    controls_workers = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
+    if controls_workers and any(_is_suite(argument) for argument in config.args):
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        for line in _begin(config):
+            if terminal is not None:
+                terminal.write_line(line)
+
+
+def _begin(config: pytest.Config) -> list[str]:
+    if hasattr(config, "workerinput") or config.pluginmanager.has_plugin("fp8moe-collector"):
         return []
     config.pluginmanager.register(_Collector(config), "fp8moe-collector")
     return session_of(config).header()
 
 
-def _suite_asked_for(config: pytest.Config) -> bool:
-    """Under pytest-xdist the controller collects nothing, so it goes by the arguments."""
-    if not config.getoption("numprocesses", None):
-        return False
-    arguments = [str(argument).split("::")[0] for argument in config.args]
-    return (
-        any(
-            Path(argument).resolve() in (HERE, HERE.parent) or HERE in Path(argument).resolve().parents
-            for argument in arguments
-        )
-        or "conformance" in arguments
-    )
+def _is_suite(argument: str) -> bool:
+    """The suite's folder, a file of it, the checkout around it, or its name as `--pyargs` takes it."""
+    path = Path(argument.split("::")[0])
+    return str(path) == HERE.name or path.resolve() in (HERE, HERE.parent) or HERE in path.resolve().parents

@@ -66,6 +66,8 @@ class CheckResult:
         reason: why, for every status but passed.
         error_over_bound: largest error/bound over the judged elements.
         statistics: further ratios, each with limit 1.
+        reproduce: the command that runs it again.
+        scope: what a check without a case was run over, in words.
     """
 
     verdict: str
@@ -79,6 +81,7 @@ class CheckResult:
     evidence: Evidence | None = None
     statistics: dict[str, float] = field(default_factory=dict)
     reproduce: str = ""
+    scope: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

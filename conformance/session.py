@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pytest
 
 CPU_EXAMPLES = 24
-GPU_EXAMPLES = 60
+GPU_EXAMPLES = 24
 FAILURES_SHOWN = 20
 
 
@@ -100,6 +100,11 @@ class Session:
         devices, rows = selected_rows(self.target)
         terminal.write_line(render(selected_table(rows, devices), width, colour))
         terminal.write_line("")
+        checked = self.ledger.of(verdict="selects")
+        if checked:
+            held = sum(result.status is Status.PASSED for result in checked)
+            terminal.write_line(f"selects: {held} of {len(checked)} invariants hold over {checked[0].scope}")
+            terminal.write_line("")
         terminal.write_line(render(matrix(self.cells, self.ledger), width, colour))
         for status in (Status.NOT_SUPPORTED, Status.NOT_RUN):
             for line in reasons(self.cells, status):

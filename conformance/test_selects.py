@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
+from conformance.plugin import RESULTS_KEY
+from conformance.results import CheckResult, Status
 from conformance.selection.agreement import explain_disagrees, select_disagrees
 from conformance.selection.draw import Call, calls
 from conformance.selection.grid import GRID, cell_keys, uncovered_pairs
@@ -26,8 +28,17 @@ def report() -> GridReport:
 
 
 @pytest.mark.parametrize("invariant", NAMES)
-def test_invariant(invariant: str, report: GridReport) -> None:
+def test_invariant(invariant: str, report: GridReport, request: pytest.FixtureRequest) -> None:
     violation = report.violations[invariant]
+    status = Status.PASSED if violation is None else Status.FAILED
+    result = CheckResult(
+        "selects",
+        f"selects.{invariant}",
+        status,
+        reason="" if violation is None else str(violation),
+        scope=f"{report.cells:,} cells",
+    )
+    request.node.stash[RESULTS_KEY] = [result.to_json()]
     if violation is not None:
         pytest.fail(str(violation), pytrace=False)
 

@@ -53,9 +53,8 @@ def apply_through_batches(
         )
     slots = torch.zeros(tokens * top_k, config.hidden_dim, dtype=torch.float32, device=device)
     slots[pairs] = results[expert[pairs], row[pairs]].float()
-    total = combine(
-        slots.view(tokens, top_k, config.hidden_dim), weights, local >= 0, config.in_dtype, experts.contract.recipe.combine == "input"
-    )
+    slots = slots.view(tokens, top_k, config.hidden_dim)
+    total = combine(slots, weights, local >= 0, config.in_dtype, experts.contract.recipe.combine == "input")
     if output is None:
         return total
     output.copy_(total)

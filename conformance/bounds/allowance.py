@@ -73,20 +73,26 @@ def first_gemm_error(trace: RecipeTrace, arithmetic: Arithmetic) -> Tensor:
     problem, pairs = trace.problem, trace.pairs
     inputs = first_input(problem, pairs)
     group = problem.activation_group(problem.quant.a1)
-    scale = None if group is None else spread(input_scale(problem, pairs), group, inputs.shape[1])
+    scale = None
+    if group is not None and arithmetic.fraction_bits is not None:
+        scale = spread(input_scale(problem, pairs), group, inputs.shape[1])
     error = torch.zeros_like(trace.first)
     for expert, rows in pairs.segments():
         for columns, weight in problem.weight_chunks("w13", expert):
             least = None if scale is None else scale[rows]
-            operands = _operands(problem, "w13", expert, inputs[rows], least, columns, weight)
+            operands = _operands(problem, "w13", expert, columns, inputs[rows], weight, least)
             error[rows, columns] = accumulation_error(operands, arithmetic)
     return error + U * trace.first.abs()
 
 
 def _operands(
-    problem: MoEProblem, name: str, expert: int, a: Tensor, scale: Tensor | None, columns: slice, weight: Tensor
+    problem: MoEProblem, name: str, expert: int, columns: slice, a: Tensor, weight: Tensor, scale: Tensor | None
 ) -> Operands:
-    """A GEMM's two sides; `scale` (P, K) of `a`, or None where it holds 16-bit numbers, to which FP8 is widened."""
+    """The two sides of a GEMM with rows `columns` of an expert's matrix.
+
+    `scale` is that of each element of `a`; None where exponents do not matter, or where `a` holds 16-bit numbers, to
+    which FP8 weights are widened.
+    """
     nothing = torch.zeros(1, 1, dtype=torch.float64, device=a.device)
     if scale is None:
         return Operands(a, weight, nothing, nothing, 2 * (problem.carrier.precision - 1))
@@ -103,19 +109,20 @@ def _second_gemm(trace: RecipeTrace, arithmetic: Arithmetic, around: Spread) -> 
     """(P, H) each: eps_y + sum_g rho_g (|y_g| + sum U |W2|) and, where the intermediate jumps, sum U |W2|."""
     problem, pairs, values = trace.problem, trace.pairs, trace.intermediate
     farthest = around.farthest
-    width = values.shape[1] if around.group is None else columns_of(around.group, values.shape[1])
-    scale = None if around.group is None else spread(trace.scale, around.group, values.shape[1])
-    widened = farthest if around.group is None else farthest * spread(around.relative, around.group, values.shape[1])
+    group, inter = around.group, values.shape[1]
+    scale = None if group is None or arithmetic.fraction_bits is None else spread(trace.scale, group, inter)
     smooth, flips = torch.zeros_like(trace.second), torch.zeros_like(trace.second)
     for expert, rows in pairs.segments():
         for columns, weight in problem.weight_chunks("w2", expert):
             magnitude = weight.abs().t()
             least = None if scale is None else scale[rows]
-            operands = _operands(problem, "w2", expert, values[rows], least, columns, weight)
+            operands = _operands(problem, "w2", expert, columns, values[rows], weight, least)
             error = accumulation_error(operands, arithmetic)
-            if around.group is not None:
-                parts = grouped_products(values[rows], weight, width).abs()
-                error += (parts * around.relative[rows].t()[:, :, None]).sum(0) + widened[rows] @ magnitude
+            if group is not None:
+                relative = around.relative[rows]
+                parts = grouped_products(values[rows], weight, columns_of(group, inter)).abs()
+                widened = farthest[rows] * spread(relative, group, inter)
+                error += (parts * relative.t()[:, :, None]).sum(0) + widened @ magnitude
             jumps = farthest[rows] @ magnitude
             if around.flips:
                 flips[rows, columns] = jumps
@@ -149,4 +156,3 @@ def _combined(problem: MoEProblem, trace: RecipeTrace, smooth: Tensor, flips: Te
 
 def _absolute_weights(pairs: Pairs) -> Pairs:
     return Pairs(pairs.row, pairs.token, pairs.slot, pairs.expert, pairs.weight.abs())
-

@@ -20,9 +20,7 @@ from fp8moe.reference.quantisation import group_amax, scale_of, spread
 from fp8moe.reference.recipe import RecipeTrace, first_scale
 
 
-def judge_ideal(
-    ideal: Tensor, output: Tensor, trace: RecipeTrace, arithmetic: Arithmetic | None = None
-) -> Judgement:
+def judge_ideal(ideal: Tensor, output: Tensor, trace: RecipeTrace, arithmetic: Arithmetic | None = None) -> Judgement:
     """Judges each token's error norm against the band of the ideal oracle.
 
     Args:
@@ -142,4 +140,3 @@ def _through_activation(trace: RecipeTrace, values: Tensor, error: Tensor) -> tu
     centre = activated(trace.activation, values)
     low, high = activation_range(trace.activation, (values - error, values + error))
     return centre, torch.maximum(high - centre, centre - low)
-

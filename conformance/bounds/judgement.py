@@ -27,10 +27,10 @@ class Judgement:
         passed: every ratio is at most 1.
         error_over_bound: largest error/bound of an element; infinite where the output's form is wrong.
         reason: why it failed, or what a passed one was judged under, where that was not declared.
-        per_token: (T,) largest error/bound.
-        per_expert: largest error/bound of the tokens routed to an expert, by its id in `topk_ids`.
+        per_token: (T,) largest ratio of each token, of its elements or of the token as a whole.
+        per_expert: the largest of these over the tokens routed to an expert, by its id in `topk_ids`.
         statistics: every ratio with limit 1, the largest over the tokens.
-        worst: the element farthest outside its bound, or nearest to it; None where the form is wrong.
+        worst: of the token with the largest ratio the worst element; None where the form is wrong.
     """
 
     passed: bool
@@ -74,15 +74,16 @@ def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> 
     broken, excused = not_finite(trace.smooth, got, allowance.total, fmt)
     if bool(broken.any()):
         ratio = torch.where(broken, torch.inf, 0.0)
-        return _judgement(trace, allowance, got, error, ratio, {"finite": torch.inf})
+        return _judgement(trace, allowance, got, error, ratio, ratio.amax(-1), {"finite": torch.inf})
     # Overflow that the recipe shares; a token that it makes nothing of says nothing.
     error = torch.where(excused, 0.0, error)
     judged = torch.isfinite(trace.smooth).all(-1)
     ratio = torch.where(judged[:, None], element_ratio(error, trace.smooth, allowance.total, fmt), 0.0)
-    statistics = {"E1": float(ratio.max())}
+    per_token, statistics = ratio.amax(-1), {"E1": float(ratio.max())}
     if statistics["E1"] <= 1:
-        ratio, statistics = _decoded(trace, allowance, error, judged, statistics)
-    return _judgement(trace, allowance, got, error, ratio, statistics)
+        ratio, per_token, found = _decoded(trace, allowance, error, judged)
+        statistics |= found
+    return _judgement(trace, allowance, got, error, ratio, per_token, statistics)
 
 
 def form_of(output: Tensor, reference: Tensor, dtype: torch.dtype) -> str:
@@ -109,9 +110,9 @@ def not_finite(reference: Tensor, got: Tensor, allowance: Tensor, fmt: FloatForm
 
 
 def _decoded(
-    trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor, statistics: dict[str, float]
-) -> tuple[Tensor, dict[str, float]]:
-    """E3, TN and gain of every token: without flips where that passes, else with the flips that its output shows."""
+    trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """(T, H) E3, (T,) the worst of E3, TN and gain, and each one's largest: with the flips that the output shows."""
     fmt = trace.problem.carrier
     moved, undecided = torch.zeros_like(error), torch.zeros_like(error)
     none = _ratios(trace.smooth, allowance.smooth, error, fmt)
@@ -121,12 +122,13 @@ def _decoded(
         decoded = decode_flips(trace, allowance, token, error[token])
         moved[token], undecided[token] = decoded.moved, decoded.undecided
     left = _ratios(trace.smooth + moved, allowance.smooth + undecided, error - moved, fmt)
-    found = {name: float(values[judged].max()) if bool(judged.any()) else 0.0 for name, values in left.items()}
+    per_token = torch.stack([left["E3"].amax(-1), left["TN"], left["gain"]])
+    per_token = torch.where(judged, per_token, 0.0)
     together = (trace.smooth + moved, allowance.smooth + undecided, error - moved)
     reference, slack, rest = (values[judged].reshape(1, -1) for values in together)
     pooled = _ratios(reference, slack, rest, fmt)["gain"] if rest.numel() else torch.zeros(1)
-    ratio = torch.where(judged[:, None], left["E3"], 0.0)
-    return ratio, statistics | found | {"gain_pooled": float(pooled)}
+    largest = dict(zip(("E3", "TN", "gain"), per_token.amax(-1).tolist(), strict=True))
+    return torch.where(judged[:, None], left["E3"], 0.0), per_token.amax(0), largest | {"gain_pooled": float(pooled)}
 
 
 def _ratios(reference: Tensor, allowance: Tensor, error: Tensor, fmt: FloatFormat) -> dict[str, Tensor]:
@@ -138,7 +140,13 @@ def _ratios(reference: Tensor, allowance: Tensor, error: Tensor, fmt: FloatForma
 
 
 def _judgement(
-    trace: RecipeTrace, allowance: Allowance, got: Tensor, error: Tensor, ratio: Tensor, statistics: dict[str, float]
+    trace: RecipeTrace,
+    allowance: Allowance,
+    got: Tensor,
+    error: Tensor,
+    ratio: Tensor,
+    per_token: Tensor,
+    statistics: dict[str, float],
 ) -> Judgement:
     failed = [name for name, value in statistics.items() if not value <= 1]
     reason = "; ".join(f"{name} = {statistics[name]:.3g} > 1: {MEANINGS[name]}" for name in failed)
@@ -148,13 +156,14 @@ def _judgement(
             f"arithmetic not declared: judged as a matrix unit of {unit.fraction_bits} fraction bits in groups of "
             f"{unit.group}, promoted every {unit.promote_every}"
         )
-    token, column = divmod(int(ratio.argmax()), ratio.shape[1])
+    token = int(per_token.argmax())
+    column = int(ratio[token].argmax())
     return Judgement(
         not failed,
         float(ratio.max()),
         reason,
-        ratio.amax(-1),
-        per_expert_maxima(trace, ratio.amax(-1)),
+        per_token,
+        per_expert_maxima(trace, per_token),
         statistics,
-        mismatch_at(trace, got, error, token, column, float(ratio.max())),
+        mismatch_at(trace, got, error, token, column, float(ratio[token, column])),
     )

@@ -23,9 +23,7 @@ def per_expert_maxima(trace: RecipeTrace, per_token: Tensor) -> dict[int, float]
     return dict(sorted(found.items()))
 
 
-def mismatch_at(
-    trace: RecipeTrace, got: Tensor, error: Tensor, token: int, column: int, ratio: float
-) -> Mismatch:
+def mismatch_at(trace: RecipeTrace, got: Tensor, error: Tensor, token: int, column: int, ratio: float) -> Mismatch:
     """One element of the output, `token` counting among the judged ones; `got` and `error` are (T, H)."""
     first = column // BLOCK * BLOCK
     return Mismatch(

@@ -118,9 +118,9 @@ def fp8_values(dtype: torch.dtype) -> list[float]:
     return table
 
 
-def dequantised_rows(weights: MoEWeights, quant: FusedMoEQuantConfig, name: str, expert: int, gated: bool) -> Iterator[
-    tuple[int, Tensor]
-]:
+def dequantised_rows(
+    weights: MoEWeights, quant: FusedMoEQuantConfig, name: str, expert: int, gated: bool
+) -> Iterator[tuple[int, Tensor]]:
     """Rows of one expert's matrix in float64, some at a time: (first row, (rows, K)).
 
     Args:
@@ -147,7 +147,9 @@ def dequantised_rows(weights: MoEWeights, quant: FusedMoEQuantConfig, name: str,
                 in_half = torch.arange(first % half, first % half + last - first, device=matrix.device)
                 above = (first // half) * math.ceil(half / block[0])
                 scale = scales[expert].double()[above + in_half // block[0]]
-                values *= torch.repeat_interleave(scale, block[1], dim=1)[:, :columns]
+                whole = columns // block[1]  # blocks that are not cut off
+                values[:, : whole * block[1]].view(len(values), whole, block[1]).mul_(scale[:, :whole, None])
+                values[:, whole * block[1] :] *= scale[:, whole:]
             yield first, values
         first = last
 
@@ -155,7 +157,7 @@ def dequantised_rows(weights: MoEWeights, quant: FusedMoEQuantConfig, name: str,
 def _look_up(codes: Tensor) -> Tensor:
     table = fp8_values(codes.dtype)
     if codes.device.type == "cpu":
-        return torch.from_numpy(np.array(table)[codes.view(torch.uint8).numpy()])
+        return torch.from_numpy(np.take(np.array(table), codes.view(torch.uint8).numpy()))
     return torch.tensor(table, dtype=torch.float64, device=codes.device)[codes.view(torch.uint8).int()]
 
 

@@ -17,8 +17,8 @@ from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import Recipe
 from fp8moe.reference.rounding import E4M3FN, FloatFormat, code_values, format_of, round_to, to_float32
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Elements of a temporary of the oracles: 32 MiB of float64 on a CPU, 1 GiB on a GPU."""
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Elements of a temporary of the oracles: 32 MiB of float64 on a CPU, 512 MiB on a GPU."""
 
 
 def chunk_elements(device: torch.device) -> int:

@@ -79,8 +79,16 @@ def recipe_moe(
     if tokens is None:
         tokens = torch.arange(hidden_states.shape[0], device=hidden_states.device)
     problem = MoEProblem(
-        config, quant, recipe, weights, hidden_states, topk_weights, topk_ids, expert_map,
-        apply_router_weight_on_input, tokens.to(hidden_states.device),
+        config,
+        quant,
+        recipe,
+        weights,
+        hidden_states,
+        topk_weights,
+        topk_ids,
+        expert_map,
+        apply_router_weight_on_input,
+        tokens.to(hidden_states.device),
     )
     shared = first_scale(problem)
     amax = _shared_amax(problem, shared) if shares_a_scale(problem) else None

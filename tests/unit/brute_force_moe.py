@@ -57,11 +57,8 @@ def scale_of(amax: float, limit: float, recipe: SimpleNamespace) -> float:
 
 
 def quantise(value: float, scale: float, table: list[float], recipe: SimpleNamespace) -> float:
-    if recipe.scaling == "divide":
-        quotient = float32(value / scale)
-    else:
-        quotient = float32(value * float32(1 / scale))
-    return nearest(quotient, table) * scale
+    exact = value / scale if recipe.scaling == "divide" else value * float32(1 / scale)
+    return nearest(float32(exact), table) * scale
 
 
 def quantised_rows(rows, group, static, owners, table, recipe):
@@ -74,10 +71,14 @@ def quantised_rows(rows, group, static, owners, table, recipe):
             scales = [static] * len(rows)
         else:
             scales = [
-                scale_of(max((abs(v) for r, o in zip(rows, owners) if o == owner for v in r), default=0), limit, recipe)
+                scale_of(
+                    max((abs(v) for r, o in zip(rows, owners, strict=True) if o == owner for v in r), default=0),
+                    limit,
+                    recipe,
+                )
                 for owner in owners
             ]
-        return [[quantise(v, s, table, recipe) for v in row] for row, s in zip(rows, scales)]
+        return [[quantise(v, s, table, recipe) for v in row] for row, s in zip(rows, scales, strict=True)]
     result = []
     for row in rows:
         width = len(row) if group == "token" else group
@@ -102,7 +103,7 @@ def activation(name: str, gate_up: list[float]) -> list[float]:
         return [single[name](x) for x in gate_up]
     half = len(gate_up) // 2
     result = []
-    for gate, up in zip(gate_up[:half], gate_up[half:]):
+    for gate, up in zip(gate_up[:half], gate_up[half:], strict=True):
         if name == "silu":
             result.append(silu(gate) * up)
         elif name == "gelu":
@@ -141,7 +142,7 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
     quantised = recipe is not None
     table = fp8_table(case.weights.w13.dtype) if case.weights.w13_scale is not None else []
     if case.on_input:
-        hidden = [[v * w[0] for v in row] for row, w in zip(hidden, router)]
+        hidden = [[v * w[0] for v in row] for row, w in zip(hidden, router, strict=True)]
         hidden = [[bfloat16(float32(v)) for v in row] for row in hidden] if quantised else hidden
         router = [[1.0] for _ in router]
     mapped = [[-1 if e < 0 else (e if case.map is None else case.map[e]) for e in row] for row in ids]
@@ -154,7 +155,7 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
     elif quantised:
         per_pair = quantised_rows(per_pair, case.group, case.a13, [e for _, _, e in pairs], table, recipe)
     middle = []
-    for (_, _, expert), row in zip(pairs, per_pair):
+    for (_, _, expert), row in zip(pairs, per_pair, strict=True):
         first = _times(case, "w13", expert, row, case.halves)
         if quantised and recipe.gemm1_output == "input":
             first = [bfloat16(value) for value in first]
@@ -166,7 +167,7 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
         owners = [e if by_expert else 0 for _, _, e in pairs]
         middle = quantised_rows(middle, case.group, case.a2, owners, table, recipe)
     total = [[0.0] * len(hidden[0]) for _ in hidden]
-    for (token, slot, expert), row in zip(pairs, middle):
+    for (token, slot, expert), row in zip(pairs, middle, strict=True):
         second = _times(case, "w2", expert, row, 1)
         if quantised and recipe.gemm2_output == "input":
             second = [bfloat16(value) for value in second]
@@ -183,4 +184,7 @@ def _times(case: SimpleNamespace, name: str, expert: int, row: list[float], halv
         case.cache[key] = dequantised(case.weights, name, expert, halves)
     bias = getattr(case.weights, name + "_bias")
     added = [0.0] * len(case.cache[key]) if bias is None else bias[expert].double().tolist()
-    return [math.fsum(a * w for a, w in zip(row, line)) + b for line, b in zip(case.cache[key], added)]
+    return [
+        math.fsum(a * w for a, w in zip(row, line, strict=True)) + b
+        for line, b in zip(case.cache[key], added, strict=True)
+    ]

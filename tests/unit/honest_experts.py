@@ -1,4 +1,4 @@
-"""Honest backends that compute differently, faulty ones, and a simulator of matrix units: what judges are tested with."""
+"""Honest backends that compute differently, faulty ones, and a simulator of matrix units: to test judges with."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from conformance.bounds.accumulation import UNKNOWN, Operands, accumulation_error
 from fp8moe.recipe import FP32, Arithmetic
-from tests.unit.honest_experts import ORDERS, powers, exponents, simulated_unit
+from tests.unit.honest_experts import ORDERS, exponents, powers, simulated_unit
 
 FP8_BITS = 6
 ROWS, COLUMNS = 12, 16
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -63,8 +63,16 @@ def operands(law: str, terms: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 LAWS = (
-    "normal", "same sign", "outlier channels", "alternating", "loud first group", "gated", "quiet", "wide",
-    "wide, same sign", "wide, quiet",
+    "normal",
+    "same sign",
+    "outlier channels",
+    "alternating",
+    "loud first group",
+    "gated",
+    "quiet",
+    "wide",
+    "wide, same sign",
+    "wide, quiet",
 )
 UNITS = {
     "hopper, promoted": Arithmetic("hopper.wgmma", 13, 32, 128),

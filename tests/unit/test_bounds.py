@@ -43,7 +43,7 @@ HOPPER = Arithmetic("hopper.wgmma", 13, 32, 128)
 REGIMES = ("iid", "block_scales", "outlier_channels", "loud_quiet", "same_sign")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,14 @@ from fp8moe.recipe import FP32, Recipe
 from fp8moe.reference.ideal import ideal_moe
 from fp8moe.reference.recipe import RecipeTrace, recipe_moe
 from fp8moe.reference.rounding import BFLOAT16, FLOAT16, round_to
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Setting:
@@ -41,7 +50,7 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting() -> Setting:
+def setting(one_thread: None) -> Setting:
     return Setting()
 
 
@@ -115,7 +124,8 @@ def test_a_sample_of_tokens_is_judged_by_its_rows(setting: Setting) -> None:
 def test_no_tokens_at_all(setting: Setting) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     trace = setting.trace(none)
-    for judgement in (judge(trace, setting.output[:0], FP32), judge_ideal(setting.ideal()[:0], setting.output[:0], trace)):
+    output, ideal = setting.output[:0], setting.ideal()[:0]
+    for judgement in (judge(trace, output, FP32), judge_ideal(ideal, output, trace)):
         assert judgement.passed
         assert judgement.error_over_bound == 0
 

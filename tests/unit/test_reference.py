@@ -26,7 +26,7 @@ EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 3, 144, 136, 3, 2  # neither a multiple 
 GROUPS = {None: None, "tensor": GroupShape.PER_TENSOR, "token": GroupShape.PER_TOKEN}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """These tensors are small: a second thread costs more than it does."""
     threads = torch.get_num_threads()
@@ -74,18 +74,37 @@ def tiny_case(
     hidden[:, 5] *= 32
     ids = ids or [[0, 2], [2, 1], [1, 1]]
     config = FusedMoEConfig(
-        len(expert_map) if expert_map else EXPERTS, len(ids[0]), HIDDEN, INTER, EXPERTS, activation, "cpu",
-        RoutingMethodType.Renormalize, FusedMoEParallelConfig.make(), torch.bfloat16, is_act_and_mul=gated,
+        len(expert_map) if expert_map else EXPERTS,
+        len(ids[0]),
+        HIDDEN,
+        INTER,
+        EXPERTS,
+        activation,
+        "cpu",
+        RoutingMethodType.Renormalize,
+        FusedMoEParallelConfig.make(),
+        torch.bfloat16,
+        is_act_and_mul=gated,
     )
     shape = {"tensor": GroupShape.PER_TENSOR, "channel": GroupShape.PER_CHANNEL, "block": GroupShape(128, 128)}[weight]
     desc = FusedMoEQuantDesc(torch.float8_e4m3fn, shape, True)
     grouped = GROUPS[group] if group in GROUPS else GroupShape(1, group)
     act = FusedMoEQuantDesc() if grouped is None else FusedMoEQuantDesc(torch.float8_e4m3fn, grouped, static)
     return SimpleNamespace(
-        config=config, quant=FusedMoEQuantConfig(act, act, desc, desc), weights=weights, hidden=hidden.bfloat16(),
-        router=uniform(TOKENS, len(ids[0])) + 0.1, ids=torch.tensor(ids), map=expert_map, on_input=on_input,
-        group=group, a13=0.009999999776482582 if static else None, a2=0.019999999552965164 if static else None,
-        activation=activation, halves=halves, cache={},
+        config=config,
+        quant=FusedMoEQuantConfig(act, act, desc, desc),
+        weights=weights,
+        hidden=hidden.bfloat16(),
+        router=uniform(TOKENS, len(ids[0])) + 0.1,
+        ids=torch.tensor(ids),
+        map=expert_map,
+        on_input=on_input,
+        group=group,
+        a13=0.009999999776482582 if static else None,
+        a2=0.019999999552965164 if static else None,
+        activation=activation,
+        halves=halves,
+        cache={},
     )
 
 
@@ -223,7 +242,9 @@ def test_the_ideal_oracle_shares_no_code() -> None:
     tree = ast.parse(Path(fp8moe.reference.ideal.__file__).read_text())
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name for name in modules if name and name.startswith("fp8moe")} == {
-        "fp8moe.config", "fp8moe.experts", "fp8moe.quant",
+        "fp8moe.config",
+        "fp8moe.experts",
+        "fp8moe.quant",
     }
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert not names & {"quantize", "dequantize", "activate"}

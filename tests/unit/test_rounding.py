@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
 import torch
 
+from fp8moe.keys import GroupShape
 from fp8moe.recipe import Recipe
 from fp8moe.reference.ideal import fp8_values
 from fp8moe.reference.quantisation import group_amax, scale_of, scaled, spread
@@ -23,7 +25,6 @@ from fp8moe.reference.rounding import (
     spacing,
     up_to_power_of_two,
 )
-from fp8moe.keys import GroupShape
 
 FP8 = {torch.float8_e4m3fn: E4M3FN, torch.float8_e4m3fnuz: E4M3FNUZ}
 
@@ -51,7 +52,7 @@ def test_every_value_is_kept_and_every_tie_goes_to_the_even_code(fmt: FloatForma
     values = finite_values(fmt)
     assert rounded(values, fmt) == values
     positive = [value for value in values if value >= 0]
-    for code, (low, high) in enumerate(zip(positive, positive[1:], strict=False)):
+    for code, (low, high) in enumerate(itertools.pairwise(positive)):
         middle = (low + high) / 2
         even = low if code % 2 == 0 else high
         assert rounded([middle, -middle], fmt) == [even, -even]

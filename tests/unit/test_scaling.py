@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_between_two_codes_the_nearest_wins_and_ties_go_to_even(name: str, devic
     fmt = FORMATS[name]
     positive = [found for code in range(127) if (found := value_of(name, code)) is not None]
     points = []
-    for low, high in zip(positive, positive[1:], strict=False):
+    for low, high in pairwise(positive):
         middle = (low + high) / 2
         points += [middle, middle - (high - low) / 1024, middle + (high - low) / 1024]
     values = torch.tensor([float(point) for point in points], dtype=torch.float32, device=device)
@@ -203,7 +204,7 @@ def test_a_group_of_zeros_takes_the_floor_and_stays_zero() -> None:
 def test_a_nan_poisons_its_own_group_only() -> None:
     values = torch.ones(2, 256)
     values[0, 3] = math.nan
-    codes, scale = quantize(values, kFp8Dynamic128Sym)
+    codes, _ = quantize(values, kFp8Dynamic128Sym)
     wide = decode(codes)
     assert wide[0, 3].isnan()
     assert not wide[0, 128:].isnan().any()

@@ -1,4 +1,4 @@
-"""Planted faults: `pytest conformance` fails for each, with a message that names the case, the place and the command."""
+"""Planted faults: `pytest conformance` fails for each, and names the case, the place and the command."""
 
 from __future__ import annotations
 
