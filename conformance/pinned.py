@@ -12,9 +12,7 @@ from conformance.strategies import seed_cases
 CPU_WEIGHT_BYTES = 128 << 20
 GPU_WEIGHT_BYTES = 4 << 30
 CPU_TOKENS = 4
-GPU_TOKENS = 64
-GPU_TOKENS_TOO = (1, 1000)
-"""Once for each model, on the split with the fewest weights."""
+GPU_TOKENS = (1, 64, 1000)
 TILE_EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129)
 
 
@@ -25,7 +23,7 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
     """
     base = Case(scheme=cell.scheme, activation=cell.activations[0], tokens=17, experts=4, top_k=2)
     if not small:
-        base = replace(base, tokens=130, experts=16, top_k=4, hidden=1024, inter=512)
+        base = replace(base, tokens=130, experts=8, top_k=4, hidden=512, inter=320)
     for law in LAWS:
         yield replace(base, law=law)
     for values in VALUES:
@@ -49,5 +47,4 @@ def model_cases(target: Target) -> list[Case]:
     """The published models on the schemes of their checkpoints, as far as their weights fit here."""
     if target.device == "cpu":
         return seed_cases(CPU_WEIGHT_BYTES, tokens=(CPU_TOKENS,), every_split=False)
-    every_split = seed_cases(GPU_WEIGHT_BYTES, tokens=(GPU_TOKENS,))
-    return every_split + seed_cases(GPU_WEIGHT_BYTES, tokens=GPU_TOKENS_TOO, every_split=False)
+    return seed_cases(GPU_WEIGHT_BYTES, tokens=GPU_TOKENS, every_split=False)

@@ -42,6 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fp8moe-examples", type=int, default=None, metavar="N", help="random cases for each backend and scheme"
     )
     group.addoption("--fp8moe-seed", type=int, default=0, metavar="N", help="seed of the random cases (default 0)")
+    group.addoption(
+        "--fp8moe-budget",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="start no further case of a backend after this time; what is left out is skipped and says so",
+    )
     group.addoption("--fp8moe-report", default=None, metavar="FILE", help="write every result as JSON")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,12 +30,16 @@ FAILURES_SHOWN = 20
 class Session:
     """What a run does and what came of it."""
 
-    def __init__(self, target: Target, cells: list[Cell], examples: int, seed: int, report: str | None) -> None:
+    def __init__(
+        self, target: Target, cells: list[Cell], examples: int, seed: int, report: str | None, budget: float | None
+    ) -> None:
         self.target = target
         self.cells = cells
         self.examples = examples
         self.seed = seed
         self.report = report
+        self.budget = budget
+        self.started = time.monotonic()
         self.ledger = Ledger()
         self.convicted: set[str] = set()
         """Ids of cells that failed in this process: what comes after is not run on them."""
@@ -47,8 +52,7 @@ class Session:
             ValueError: an option that names an unknown device or backend.
         """
         target = resolve_target(config.getoption("--fp8moe-device"))
-        if target.device == "cpu":
-            torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
+        torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
         names: list[str] = config.getoption("--fp8moe-backend")
         try:
             subjects = tuple(load_subject(name) for name in names) or default_subjects()
@@ -67,7 +71,13 @@ class Session:
             examples,
             config.getoption("--fp8moe-seed"),
             config.getoption("--fp8moe-report"),
+            config.getoption("--fp8moe-budget"),
         )
+
+    @property
+    def budget_is_spent(self) -> bool:
+        """No further case is to start."""
+        return self.budget is not None and time.monotonic() - self.started > self.budget
 
     @property
     def runnable(self) -> list[Cell]:

@@ -18,6 +18,9 @@ from conformance.strategies import cases
 
 pytestmark = pytest.mark.computes
 
+RANDOM_BYTES = 4 << 20
+"""Of a random case's weights: what is large is the published models' affair."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each cell of the plan that runs, and one for each published model at each size."""
@@ -57,6 +60,8 @@ class Checker:
         self.results = results
 
     def check(self, case: Case) -> None:
+        if self.session.budget_is_spent:
+            pytest.skip(f"the budget of {self.session.budget:g} s was spent before {case}")
         result = check_case(case, self.cell.subject, self.session.target)
         if result.status is Status.FAILED:
             raise Failing(result)
@@ -114,7 +119,11 @@ def test_random(cell: Cell, checker: Checker) -> None:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=cases(scheme=cell.scheme, activations=cell.activations, small=session.target.device == "cpu"))
+    @given(
+        case=cases(
+            cell.scheme, activations=cell.activations, small=session.target.device == "cpu", max_bytes=RANDOM_BYTES
+        )
+    )
     def explore(case: Case) -> None:
         checker.check(case)
 

@@ -1,12 +1,7 @@
 """The bound of a whole MoE: honest backends stay inside, whatever their order; faults end up outside.
 
-Measured beyond what runs here (the same laws, other seeds): 5,000 judgements of honest fp32 backends and 400 of a
-simulated 14-bit unit raised no alarm after two causes of false ones had been found and removed (outputs that share a
-mantissa or are subnormal are not rounded independently; a boxed fit that was only clamped). Largest E1 0.9992, where
-a token's one flip is its whole error; E3 0.97 where slots or sums are declared bf16, 0.79 elsewhere, 0.51 for the unit.
-Every fault below was convicted in all of 30 cases of 32 tokens each under each of three fp32 recipes. Under a declared
-14-bit unit, in 10 cases of 8 tokens: last 64 of K and lost token 10, expert 0's scales 9, bf16 sum, swapped halves,
-truncation, not requantised and per token 8, gain of 1% 5, one block scale 4; misses are same-sign data above all.
+`pytest -s` prints the distributions and the shares of convicted faults. With CASES = 400, that is 2,800 honest cases,
+none is outside: largest E1 0.999 (a token whose one flip is its whole error), E3 0.97, TN 0.95, gain 0.66, ideal 0.33.
 """
 
 from __future__ import annotations
@@ -40,6 +35,8 @@ RECIPES = {
 HONEST = {name: ordered(product) for name, product in ORDERS.items()} | {"other scaling": OtherScaling}
 SCHEMES = ("block", "block", "tensor_tok", "channel_tok", "tensor_128", "tensor_dyn", "tensor_static")
 HOPPER = Arithmetic("hopper.wgmma", 13, 32, 128)
+CASES = 45
+"""Honest cases a recipe; more of them are more seeds."""
 REGIMES = ("iid", "block_scales", "outlier_channels", "loud_quiet", "same_sign")
 
 
@@ -80,10 +77,10 @@ def quantiles(values: list[float]) -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_honest_backends_are_inside(recipe: str) -> None:
-    """Seven orders and scalings over value regimes, schemes, shapes and dtypes, 45 cases a recipe."""
+    """Seven orders and scalings over value regimes, schemes, shapes and dtypes."""
     seen: dict[str, list[float]] = defaultdict(list)
-    for seed in range(45):
-        generator = torch.Generator().manual_seed(1000 * list(RECIPES).index(recipe) + seed)
+    for seed in range(CASES):
+        generator = torch.Generator().manual_seed(CASES * list(RECIPES).index(recipe) + seed)
 
         def pick(options: object, generator: torch.Generator = generator) -> str:
             listed = list(options)  # type: ignore[call-overload]
@@ -140,26 +137,37 @@ def test_a_truncating_unit_is_inside_where_it_is_declared_and_outside_where_fp32
         assert not judge(trace, output, FP32).passed
 
 
+COARSE = ("last 64 of K dropped", "gate and up swapped", "expert 0's scales for all", "lost token")
+"""Faults that are as large as the output, which no allowance for a coarse unit may hide on ordinary data."""
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_outside(fault: str) -> None:
     told = []
     for recipe in ("fp32 between", "bf16 intermediate", "bf16 slots"):
-        convicted = changed = 0
+        convicted = changed = under_unit = 0
         for values in REGIMES:
             tensors = build(Case.parse(f"v1:M=16,H=512,values={values},seed=3"))
             output = run(tensors, FAULTS[fault], RECIPES[recipe])
             if torch.equal(output, run(tensors, TorchExperts, RECIPES[recipe])):
                 continue
             changed += 1
-            convicted += not judge(oracle(tensors, RECIPES[recipe]), output, FP32).passed
-        told.append(f"{recipe} {convicted}/{changed}")
+            trace = oracle(tensors, RECIPES[recipe])
+            convicted += not judge(trace, output, FP32).passed
+            if recipe == "fp32 between":
+                outside = not judge(trace, output, HOPPER).passed
+                under_unit += outside
+                assert outside or fault not in COARSE or values == "same_sign"
+        told.append(f"{recipe} {convicted} of {changed}")
         assert convicted == changed > 0, (fault, told)
-    print(f"\n{fault}: {', '.join(told)}")
+        if recipe == "fp32 between":
+            told.append(f"the same where a 14-bit unit is declared {under_unit} of {changed}")
+    print(f"\n{fault}: {'; '.join(told)}")
 
 
 def test_coarse_faults_are_outside_the_ideal_band_too() -> None:
     found = {}
-    for fault in ("last 64 of K dropped", "gate and up swapped", "expert 0's scales for all", "lost token"):
+    for fault in COARSE:
         tensors = build(Case.parse("v1:M=16,H=512,values=block_scales,seed=4"))
         trace = oracle(tensors, Recipe())
         found[fault] = judge_ideal(ideal(tensors), run(tensors, FAULTS[fault], Recipe()), trace).error_over_bound
