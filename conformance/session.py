@@ -142,7 +142,7 @@ class Session:
                     "backend": cell.subject.name,
                     "scheme": cell.scheme,
                     "status": status.value,
-                    "reason": cell.reason,
+                    "reason": cell.reason or _reason(status, results),
                     "evidence": None if cell.evidence is None else cell.evidence.value,
                     "cases": len(results),
                 }
@@ -157,5 +157,15 @@ class Session:
             "seed": self.seed,
             "examples": self.examples,
             "cells": cells,
-            "results": [asdict(result) for result in self.ledger],
+            "results": [
+                {name: value for name, value in asdict(result).items() if value not in (None, "", {})}
+                for result in self.ledger
+            ],
         }
+
+
+def _reason(status: Status, results: list[CheckResult]) -> str:
+    """Why a planned cell did not pass."""
+    if status is Status.NOT_RUN:
+        return next((result.reason for result in results if result.reason), "no case was run")
+    return next((f"{r.case}: {r.reason}" for r in results if r.status is Status.FAILED), "")

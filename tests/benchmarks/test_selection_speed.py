@@ -22,8 +22,7 @@ ROUNDS = 20
 REPEATS = 200
 """Times that one round goes through the cases: long against the clock, short against the other users of a machine."""
 STRICT = bool(os.environ.get("FP8MOE_BENCH_STRICT"))
-RELAXED = 0.7
-"""Of the target, with FP8MOE_BENCH_STRICT. Without it nothing is asserted: CI machines share their cores, and a figure
+"""With FP8MOE_BENCH_STRICT the targets are asserted. Without it nothing is: CI machines share their cores, and a figure
 that depends on the neighbours would make the test fail for reasons that are not in the code."""
 
 DEVICES = ("h100", "b200", "l40s", "a100", "mi300x", "cpu")
@@ -37,18 +36,21 @@ def cases() -> Iterator[tuple[Platform, str, Any]]:
                 yield PLATFORMS[name], scheme, parallel
 
 
-def measure(benchmark: Any, run: Callable[[], None], calls: int, target: int) -> None:
+def measure(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], run: Callable[[], None], calls: int, target: int
+) -> None:
     benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=2)
     if benchmark.disabled:  # by --benchmark-disable, and by pytest-xdist: the calls ran, unmeasured
         return
     rate = calls / benchmark.stats.stats.median
     benchmark.extra_info["selections_per_second"] = round(rate)
-    print(f"\n{rate:,.0f} selections/s (target {target:,})")
+    with capsys.disabled():
+        print(f"\n{benchmark.name}: {rate:,.0f} selections/s (target {target:,})")
     if STRICT:
-        assert rate >= RELAXED * target
+        assert rate >= target
 
 
-def test_warm_frozen_inputs(benchmark: Any) -> None:
+def test_warm_frozen_inputs(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     backends = tuple(default_backends())
     env: dict[str, str] = {}
     calls = [(make_config(parallel=parallel), *SCHEMES[s], platform) for platform, s, parallel in cases()] * REPEATS
@@ -58,7 +60,7 @@ def test_warm_frozen_inputs(benchmark: Any) -> None:
         for config, weight_key, activation_key, platform in calls:
             select(config, weight_key, activation_key, False, platform=platform, env=env, backends=backends)
 
-    measure(benchmark, run, len(calls), 300_000)
+    measure(benchmark, capsys, run, len(calls), 300_000)
 
 
 def test_process_environment_and_fresh_configuration(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,4 +77,4 @@ def test_process_environment_and_fresh_configuration(benchmark: Any, monkeypatch
         for values, (_, weight_key, activation_key, platform) in zip(fresh, calls, strict=True):
             select(FusedMoEConfig(*values), weight_key, activation_key, platform=platform)
 
-    measure(benchmark, run, len(calls), 100_000)
+    measure(benchmark, capsys, run, len(calls), 100_000)

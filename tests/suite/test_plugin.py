@@ -1,0 +1,152 @@
+"""The plug-in as users meet it: `pytest` in a process of its own, its text, its report, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("-m", "computes", "--fp8moe-device=cpu", "--fp8moe-scheme=block", "-k", "pinned")
+
+VENDOR = '''
+"""A vendor's first experiment."""
+import torch
+from fp8moe.backends.torch_experts import TorchExperts
+
+class Right(TorchExperts):
+    """Adds up K in two halves."""
+    def first_gemm(self, inputs, index):
+        weight = self.weight("w13", index)
+        half = inputs.shape[1] // 2
+        result = inputs[:, :half] @ weight[:, :half].t() + inputs[:, half:] @ weight[:, half:].t()
+        bias = self.weights.w13_bias
+        return result if bias is None else result + bias[index].float()
+
+class Wrong(TorchExperts):
+    """Forgets the last token of a batch of more than two."""
+    def apply(self, hidden, weights, ids, **kwargs):
+        result = super().apply(hidden, weights, ids, **kwargs)
+        if len(result) > 2:
+            result[-1] = 0
+        return result
+
+class Raises(TorchExperts):
+    def apply(self, hidden, weights, ids, **kwargs):
+        raise RuntimeError("the kernel was not built")
+'''
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter in `folder`, with the checkout and the folder on its path."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "TRITON_", "PYTEST_"))}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(folder)])
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def run_suite(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The suite without a checkout: from another folder, by the package's name."""
+    plugin = ("-p", "conformance.plugin", "-p", "no:cacheprovider")
+    return python(folder, "-m", "pytest", *plugin, "--pyargs", "conformance", *options)
+
+
+@pytest.fixture
+def vendor(tmp_path: Path) -> Path:
+    (tmp_path / "vendor.py").write_text(VENDOR)
+    return tmp_path
+
+
+def results_of(report: Path) -> list[tuple[str, str, str]]:
+    return sorted((r["backend"], r["case"], r["status"]) for r in json.loads(report.read_text())["results"])
+
+
+def test_header_matrix_reasons_and_report(tmp_path: Path) -> None:
+    done = run_suite(tmp_path, *QUICK, "--fp8moe-report=report.json")
+    assert done.returncode == 0, done.stdout[-3000:]
+    for text in ("fp8moe ", f"torch {torch.__version__}", "kernel libraries:", "evidence in this run: hardware"):
+        assert text in done.stdout
+    assert re.search(r"^TorchExperts +ok \d+ .* hw$", done.stdout, re.MULTILINE)
+    assert re.search(r"^AITER +- ", done.stdout, re.MULTILINE)
+    assert "not supported: AITER: DEVICE (every scheme)" in done.stdout
+    assert "not run: TRITON: no GPU here; --fp8moe-device=interpreter simulates" in done.stdout
+    assert re.search(r"deepseek-v3 +block +NONE +FLASHINFER_CUTLASS +FLASHINFER_TRTLLM +TRITON", done.stdout)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["format"] == 1
+    statuses = {(cell["backend"], cell["status"]) for cell in report["cells"]}
+    assert {("TorchExperts", "passed"), ("AITER", "not_supported"), ("TRITON", "not_run")} <= statuses
+    assert all(cell["reason"] for cell in report["cells"] if cell["status"] != "passed")
+    assert all(0 <= r["error_over_bound"] <= 1 for r in report["results"] if r["verdict"] == "computes")
+
+
+def test_workers_of_xdist_report_the_same(tmp_path: Path) -> None:
+    one = run_suite(tmp_path, *QUICK, "--fp8moe-report=one.json")
+    two = run_suite(tmp_path, *QUICK, "--fp8moe-report=two.json", "-n", "2")
+    assert (one.returncode, two.returncode) == (0, 0), two.stdout[-3000:]
+    assert results_of(tmp_path / "one.json") == results_of(tmp_path / "two.json")
+    assert "computes: backend x scheme" in two.stdout
+    assert two.stdout.count("evidence in this run") == 1
+
+
+def test_a_vendors_classes(vendor: Path) -> None:
+    names = ("Right", "Wrong", "Raises")
+    done = run_suite(vendor, *QUICK, *(f"--fp8moe-backend=vendor:{name}" for name in names))
+    assert done.returncode == 1
+    assert "1 passed" in done.stdout
+    assert "2 failed" in done.stdout
+    assert re.search(r"^Right +ok \d+", done.stdout, re.MULTILINE)
+    assert re.search(r"^Wrong +FAIL 1", done.stdout, re.MULTILINE)
+    assert "apply raised RuntimeError: the kernel was not built at vendor.py:" in done.stdout
+    assert re.search(r"token \d+, .*expected \S+, got \S+, error/bound", done.stdout)
+    assert "Traceback" not in done.stdout
+    command = re.search(r"reproduce: (fp8moe repro .*vendor:Wrong.*)", done.stdout)
+    assert command is not None
+    again = python(vendor, "-m", *shlex.split(command[1]))
+    assert again.returncode == 1, again.stdout + again.stderr
+    assert "status: failed" in again.stdout
+    honest = python(vendor, "-m", *shlex.split(command[1].replace("Wrong", "Right")))
+    assert honest.returncode == 0, honest.stdout + honest.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--fp8moe-backend=TRITTON", "no backend is named 'TRITTON'"),
+        ("--fp8moe-backend=vendor:Nobody", "vendor:Nobody"),
+        ("--fp8moe-backend=json:JSONDecoder", "expected a subclass of FusedMoEPermuteExpertsUnpermute"),
+        ("--fp8moe-scheme=blok", "expected one of block"),
+        ("--fp8moe-device=xpu", "torch .* sees a"),
+        ("--fp8moe-device=gpu", "invalid choice: 'gpu'"),
+        ("--fp8moe-examples=few", "invalid int value"),
+    ],
+)
+def test_a_bad_option_is_a_usage_error(vendor: Path, option: str, text: str) -> None:
+    done = run_suite(vendor, option)
+    assert done.returncode == 4
+    assert re.search(text, done.stdout + done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_spent_budget_is_said(tmp_path: Path) -> None:
+    options = ("--fp8moe-backend=TorchExperts", "--fp8moe-budget=0", "-rs", "--fp8moe-report=report.json")
+    done = run_suite(tmp_path, *QUICK, *options)
+    assert done.returncode == 0
+    assert "the budget of 0 s was spent before v1:" in done.stdout
+    (cell,) = json.loads((tmp_path / "report.json").read_text())["cells"]
+    assert cell["status"] == "not_run"
+    assert "no case was run" in cell["reason"]
+
+
+def test_other_peoples_sessions_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "test_theirs.py").write_text("import sys\n\ndef test_it():\n    assert 'torch' not in sys.modules\n")
+    done = python(tmp_path, "-m", "pytest", "-p", "conformance.plugin", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout
+    assert "fp8moe" not in done.stdout.replace(str(tmp_path), "")
