@@ -63,7 +63,9 @@ def test_warm_frozen_inputs(benchmark: Any, capsys: pytest.CaptureFixture[str]) 
     measure(benchmark, capsys, run, len(calls), 300_000)
 
 
-def test_process_environment_and_fresh_configuration(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_environment_and_fresh_configuration(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in list(os.environ):
         if name.startswith("VLLM_"):
             monkeypatch.delenv(name)
