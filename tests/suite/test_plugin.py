@@ -149,4 +149,5 @@ def test_other_peoples_sessions_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "test_theirs.py").write_text("import sys\n\ndef test_it():\n    assert 'torch' not in sys.modules\n")
     done = python(tmp_path, "-m", "pytest", "-p", "conformance.plugin", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout
-    assert "fp8moe" not in done.stdout.replace(str(tmp_path), "")
+    for ours in ("evidence in this run", "kernel libraries", "fp8moe conformance", "backend x scheme"):
+        assert ours not in done.stdout
