@@ -22,9 +22,12 @@ STYLES = {
     Status.NOT_SUPPORTED: "dim",
     Status.NOT_RUN: "yellow",
 }
+PINNED, RANDOM = "computes.pinned", "computes.random"
+PARTS = (PINNED, RANDOM)
+"""What every cell that runs goes through; published models come on top, where their weights fit."""
 LEGEND = (
-    "ok N: N cases passed; FAIL N: N cases failed; -: not supported; n/r: not run; e/b: largest error/bound of a "
-    "passed case; evidence: hw hardware, sim simulated"
+    "ok N: N cases passed (*: not every part was run); FAIL N: N cases failed; -: not supported; n/r: not run;\n"
+    "e/b: largest error/bound of a passed case; evidence: hw hardware, sim simulated"
 )
 SHORT_EVIDENCE = {
     Evidence.HARDWARE: "hw",
@@ -39,12 +42,15 @@ def cell_status(cell: Cell, results: Sequence[CheckResult]) -> tuple[Status, str
     """A cell's status and its short text, from the results of its cases."""
     if cell.status is not None:
         return cell.status, {Status.NOT_SUPPORTED: "-", Status.NOT_APPLICABLE: "n/a"}.get(cell.status, "n/r")
-    failed = [result for result in results if result.status is Status.FAILED]
-    passed = [result for result in results if result.status is Status.PASSED]
+    cases = [result for result in results if result.case]
+    failed = [result for result in cases if result.status is Status.FAILED]
+    passed = [result for result in cases if result.status is Status.PASSED]
+    parts = {result.check for result in results if not result.case and result.status is Status.PASSED}
     if failed:
         return Status.FAILED, f"FAIL {len(failed)}"
     if passed:
-        return Status.PASSED, f"ok {len(passed)}"
+        whole = parts.issuperset(PARTS)
+        return (Status.PASSED, f"ok {len(passed)}") if whole else (Status.NOT_RUN, f"ok {len(passed)}*")
     return Status.NOT_RUN, "n/r"
 
 
@@ -52,13 +58,11 @@ def matrix(cells: Sequence[Cell], results: Iterable[CheckResult]) -> Table:
     """Backends down, schemes across."""
     by_cell: dict[tuple[str, str], list[CheckResult]] = {}
     for result in results:
-        if result.verdict == "computes" and result.case:
+        if result.verdict == "computes":
             by_cell.setdefault((result.backend, result.scheme), []).append(result)
     table = Table(
         title="computes: backend x scheme",
         title_justify="left",
-        caption=LEGEND,
-        caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
     )
@@ -69,15 +73,15 @@ def matrix(cells: Sequence[Cell], results: Iterable[CheckResult]) -> Table:
     table.add_column("evi-\ndence", no_wrap=True)
     for name in dict.fromkeys(cell.subject.name for cell in cells):
         row = [cell for cell in cells if cell.subject.name == name]
-        evidence = sorted({SHORT_EVIDENCE[cell.evidence] for cell in row if cell.evidence is not None})
+        judged = [result for cell in row for result in by_cell.get((name, cell.scheme), [])]
+        evidence = sorted({SHORT_EVIDENCE[result.evidence] for result in judged if result.evidence is not None})
         texts = []
         for cell in row:
             status, text = cell_status(cell, by_cell.get((name, cell.scheme), []))
             texts.append(Text(text, style=STYLES[status]))
         ratios = [
             result.error_over_bound
-            for cell in row
-            for result in by_cell.get((name, cell.scheme), [])
+            for result in judged
             if result.error_over_bound is not None and result.status is Status.PASSED
         ]
         table.add_row(name, *texts, f"{max(ratios):.2f}" if ratios else "-", ", ".join(evidence) or "-")

@@ -62,6 +62,8 @@ def resolve_target(name: str = "auto") -> Target:
         return Target(name, here, "xpu" if name == "xpu" else "cuda")
     if name == "interpreter":
         os.environ["TRITON_INTERPRET"] = "1"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        name = "interpreter"  # whatever it was called: this is what brings the same run about again
     return Target(name, here if here.kind == "cpu" else PLATFORMS["cpu"], "cpu")
 
 
@@ -167,10 +169,7 @@ def runnable_activations(
     cls: type[FusedMoEPermuteExpertsUnpermute], scheme: str, activations: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Of the supported activations, those that the adapter has kernels for (all, unless the class says less)."""
-    implemented = getattr(cls, "implemented", None)
-    if implemented is None:
-        return activations
-    return tuple(name for name in activations if implemented(scheme, name))
+    return tuple(name for name in activations if cls.implemented(scheme, name))
 
 
 def _refusal(

@@ -87,6 +87,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     report = outcome.get_result()
     if report.when == "call" and RESULTS_KEY in item.stash:
         report.fp8moe_results = item.stash[RESULTS_KEY]
+    elif in_suite(item) and item.get_closest_marker("selects") and (report.when == "call" or report.failed):
+        from conformance.results import of_test
+
+        report.fp8moe_results = [of_test(item.name, report.outcome, report.longreprtext).to_json()]
 
 
 class _Collector:
@@ -111,7 +115,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Under pytest-xdist the controller collects nothing itself, so it goes by the arguments."""
     config = session.config
     controls_workers = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
-    if controls_workers and any(_is_suite(argument) for argument in config.args):
+    if controls_workers and any(_is_suite(argument, config.option.pyargs) for argument in config.args):
         terminal = config.pluginmanager.get_plugin("terminalreporter")
         for line in _begin(config):
             if terminal is not None:
@@ -125,7 +129,9 @@ def _begin(config: pytest.Config) -> list[str]:
     return session_of(config).header()
 
 
-def _is_suite(argument: str) -> bool:
+def _is_suite(argument: str, pyargs: bool) -> bool:
     """The suite's folder, a file of it, the checkout around it, or its name as `--pyargs` takes it."""
     path = Path(argument.split("::")[0])
-    return str(path) == HERE.name or path.resolve() in (HERE, HERE.parent) or HERE in path.resolve().parents
+    return (
+        (pyargs and str(path) == HERE.name) or path.resolve() in (HERE, HERE.parent) or HERE in path.resolve().parents
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from rich.console import Console
 
@@ -12,18 +13,26 @@ from conformance.plan import load_subject, resolve_target
 from conformance.results import Status
 from fp8moe.registry import BackendContractError
 
+BAD_INPUT = 64
+SUITE_ERROR = 70
+
 
 def run_case(case_text: str, backend: str, device: str | None = None) -> int:
-    """Prints the verdict on one case; 0 where it passed, 1 where it failed, 2 where it could not be run."""
+    """Prints the verdict on one case; 0 passed, 1 failed, 2 not run, 64 bad input, 70 an error of the suite."""
     try:
         case = Case.parse(case_text)
         target = resolve_target(device or "auto")
         subject = load_subject(backend)
     except (ValueError, BackendContractError) as error:
         print(f"fp8moe repro: {error}", file=sys.stderr)
-        return 2
-    result = check_case(case, subject, target)
-    console = Console()
+        return BAD_INPUT
+    try:
+        result = check_case(case, subject, target)
+    except Exception:
+        traceback.print_exc()
+        print("fp8moe repro: an error of the suite itself, no verdict on the backend", file=sys.stderr)
+        return SUITE_ERROR
+    console = Console(soft_wrap=True, markup=False)
     console.print(f"{subject.name} on {target.name}: {case}", highlight=False)
     console.print(f"status: {result.status.value}" + (f": {result.reason}" if result.reason else ""), highlight=False)
     if result.error_over_bound is not None:

@@ -115,3 +115,11 @@ class Ledger:
 
     def failures(self) -> list[CheckResult]:
         return [result for result in self if result.status is Status.FAILED]
+
+
+def of_test(name: str, outcome: str, text: str) -> CheckResult:
+    """The result of a test of the selector that keeps none itself."""
+    status = {"passed": Status.PASSED, "failed": Status.FAILED}.get(outcome, Status.NOT_RUN)
+    lines = [line for line in text.splitlines() if line.strip()]
+    check = f"selects.{name.removeprefix('test_').split('@')[0]}"
+    return CheckResult("selects", check, status, reason=lines[-1].strip() if lines and outcome != "passed" else "")

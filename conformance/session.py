@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conformance.cases import SCHEME_NAMES
-from conformance.matrix import cell_status, matrix, reasons, render, selected_table
+from conformance.matrix import LEGEND, PARTS, cell_status, matrix, reasons, render, selected_table
 from conformance.plan import Cell, Target, default_subjects, load_subject, plan, resolve_target
 from conformance.results import CheckResult, Ledger, Status
 from conformance.selected import selected_rows
@@ -55,7 +56,7 @@ class Session:
         torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
         names: list[str] = config.getoption("--fp8moe-backend")
         try:
-            subjects = tuple(load_subject(name) for name in names) or default_subjects()
+            subjects = tuple(load_subject(name) for name in dict.fromkeys(names)) or default_subjects()
         except TypeError as error:
             raise ValueError(str(error)) from error
         schemes: list[str] = config.getoption("--fp8moe-scheme")
@@ -65,13 +66,20 @@ class Session:
         examples = config.getoption("--fp8moe-examples")
         if examples is None:
             examples = CPU_EXAMPLES if target.device == "cpu" else GPU_EXAMPLES
+        if examples < 1:
+            raise ValueError(f"--fp8moe-examples={examples}: expected at least 1")
+        budget, report = config.getoption("--fp8moe-budget"), config.getoption("--fp8moe-report")
+        if budget is not None and not budget >= 0:
+            raise ValueError(f"--fp8moe-budget={budget}: expected seconds, 0 or more")
+        if report is not None and not Path(report).absolute().parent.is_dir():
+            raise ValueError(f"--fp8moe-report={report}: the folder does not exist; make it first")
         return cls(
             target,
             plan(subjects, target, schemes or SCHEME_NAMES),
             examples,
             config.getoption("--fp8moe-seed"),
-            config.getoption("--fp8moe-report"),
-            config.getoption("--fp8moe-budget"),
+            report,
+            budget,
         )
 
     @property
@@ -113,13 +121,17 @@ class Session:
         checked = self.ledger.of(verdict="selects")
         if checked:
             held = sum(result.status is Status.PASSED for result in checked)
-            terminal.write_line(f"selects: {held} of {len(checked)} invariants hold over {checked[0].scope}")
+            scope = next((result.scope for result in checked if result.scope), "nothing")
+            terminal.write_line(f"selects: {held} of {len(checked)} checks hold; the invariants over {scope}")
             terminal.write_line("")
         terminal.write_line(render(matrix(self.cells, self.ledger), width, colour))
+        terminal.write_line(LEGEND)
         for status in (Status.NOT_SUPPORTED, Status.NOT_RUN):
             for line in reasons(self.cells, status):
                 terminal.write_line(f"{status.value.replace('_', ' ')}: {line}")
-        failures = self.ledger.failures()
+        for line in self._left_out():
+            terminal.write_line(f"not run: {line}")
+        failures = [result for result in self.ledger.failures() if result.case or result.verdict != "computes"]
         for result in failures[:FAILURES_SHOWN]:
             terminal.write_line(f"FAILED {result.check} {result.backend} {result.case}: {result.reason}", red=True)
             if result.reproduce:
@@ -127,8 +139,20 @@ class Session:
         if len(failures) > FAILURES_SHOWN:
             terminal.write_line(f"... and {len(failures) - FAILURES_SHOWN} more; --fp8moe-report FILE has them all")
         if self.report:
-            Path(self.report).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            Path(self.report).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
             terminal.write_line(f"report: {self.report}")
+
+    def _left_out(self) -> list[str]:
+        """Parts of cells that were to run and did not, one line for each reason."""
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for cell in self.runnable:
+            results = self.ledger.of(backend=cell.subject.name, scheme=cell.scheme, verdict="computes")
+            for part, reason in _parts_not_run(results).items():
+                found.setdefault((cell.subject.name, part, reason), []).append(cell.scheme)
+        return [
+            f"{name}, {part.removeprefix('computes.')} cases: {reason} ({', '.join(schemes)})"
+            for (name, part, reason), schemes in found.items()
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Everything the run knows, for machines."""
@@ -144,7 +168,7 @@ class Session:
                     "status": status.value,
                     "reason": cell.reason or _reason(status, results),
                     "evidence": None if cell.evidence is None else cell.evidence.value,
-                    "cases": len(results),
+                    "cases": sum(bool(result.case) for result in results),
                 }
             )
         return {
@@ -158,14 +182,28 @@ class Session:
             "examples": self.examples,
             "cells": cells,
             "results": [
-                {name: value for name, value in asdict(result).items() if value not in (None, "", {})}
+                {name: _finite(value) for name, value in asdict(result).items() if value not in (None, "", {})}
                 for result in self.ledger
             ],
         }
 
 
+def _parts_not_run(results: list[CheckResult]) -> dict[str, str]:
+    """The parts of a cell without a verdict, each with its reason."""
+    found = {result.check: result for result in results if result.check in PARTS}
+    missing = {part: "not selected in this run" for part in PARTS if part not in found}
+    return missing | {part: r.reason for part, r in found.items() if r.status is Status.NOT_RUN}
+
+
 def _reason(status: Status, results: list[CheckResult]) -> str:
     """Why a planned cell did not pass."""
     if status is Status.NOT_RUN:
-        return next((result.reason for result in results if result.reason), "no case was run")
-    return next((f"{r.case}: {r.reason}" for r in results if r.status is Status.FAILED), "")
+        return "; ".join(f"{part}: {reason}" for part, reason in _parts_not_run(results).items())
+    return next((f"{r.case}: {r.reason}" for r in results if r.status is Status.FAILED and r.case), "")
+
+
+def _finite(value: Any) -> Any:
+    """Infinities and NaN as text: JSON has no numbers for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,13 +16,18 @@ SIZES = ("tokens", "inter", "hidden", "experts", "top_k")
 SECONDS_AT_MOST = 60.0
 
 
-def shrink(case: Case, fails: Callable[[Case], bool], seconds: float = SECONDS_AT_MOST) -> Case:
-    """The smallest case found that still fails; stops when no step helps, or after `seconds`."""
+def shrink(
+    case: Case, fails: Callable[[Case], bool], *, keep: tuple[str, ...] = (), seconds: float = SECONDS_AT_MOST
+) -> Case:
+    """The smallest case found that still fails; stops when no step helps, or after `seconds`.
+
+    Fields named in `keep` stay as they are.
+    """
     deadline = time.monotonic() + seconds
     improved = True
     while improved:
         improved = False
-        for smaller in _steps(case):
+        for smaller in _steps(case, keep):
             if time.monotonic() > deadline:
                 return case
             if fails(smaller):
@@ -31,11 +36,11 @@ def shrink(case: Case, fails: Callable[[Case], bool], seconds: float = SECONDS_A
     return case
 
 
-def _steps(case: Case) -> Iterator[Case]:
+def _steps(case: Case, keep: tuple[str, ...]) -> Iterator[Case]:
     """Simpler cases, the boldest first; those that the constructor refuses are left out."""
     default = Case()
     changed = [field.name for field in fields(Case) if getattr(case, field.name) != getattr(default, field.name)]
-    for name in changed:
+    for name in (name for name in changed if name not in keep):
         yield from _valid(case, name, getattr(default, name))
     for name in SIZES:
         value, floor = getattr(case, name), getattr(default, name)

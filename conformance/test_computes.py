@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from conformance.cases import Case
 from conformance.computes import check_case
+from conformance.matrix import PINNED, RANDOM
 from conformance.pinned import model_cases, pinned_cases
 from conformance.plan import Cell
 from conformance.plugin import RESULTS_KEY, session_of
@@ -58,18 +62,19 @@ class Checker:
         self.cell = cell
         self.session = session
         self.results = results
+        self.failing: Failing | None = None
 
     def check(self, case: Case) -> None:
+        """Raises `Failing`, or skips the test where the budget is spent or the backend cannot be had."""
         if self.session.budget_is_spent:
             pytest.skip(f"the budget of {self.session.budget:g} s was spent before {case}")
         result = check_case(case, self.cell.subject, self.session.target)
         if result.status is Status.FAILED:
-            raise Failing(result)
+            self.failing = Failing(result)
+            raise self.failing
+        if result.status is Status.NOT_RUN:
+            pytest.skip(result.reason)
         self.results.append(result.to_json())
-
-    def report(self, failing: Failing) -> None:
-        """Ends the test with the failing case made small."""
-        pytest.fail(self.told(failing), pytrace=False)
 
     def told(self, failing: Failing) -> str:
         """Shrinks the failing case, and says what it is."""
@@ -77,7 +82,8 @@ class Checker:
         def fails(case: Case) -> bool:
             return check_case(case, self.cell.subject, self.session.target).status is Status.FAILED
 
-        small = shrink(Case.parse(failing.result.case), fails)
+        keep = ("scheme",) if "silu" in self.cell.activations else ("scheme", "activation")
+        small = shrink(Case.parse(failing.result.case), fails, keep=keep)
         result = check_case(small, self.cell.subject, self.session.target)
         if result.status is not Status.FAILED:  # not repeatable: keep what was seen
             result = failing.result
@@ -87,6 +93,24 @@ class Checker:
             f"{result.backend} does not compute {result.case}\n  {result.reason}\n"
             f"  found as: {failing.result.case}\n  reproduce: {result.reproduce}"
         )
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """One part of a cell's checks: its result, passed, failed or not run and why, is kept beside the cases'."""
+        status, reason = Status.NOT_RUN, "it did not come to its end"
+        try:
+            yield
+            status, reason = Status.PASSED, ""
+        except pytest.skip.Exception as skipped:
+            reason = str(skipped)
+            raise
+        except (Failing, hypothesis.errors.Flaky):
+            assert self.failing is not None
+            status, reason = Status.FAILED, str(self.failing)
+            pytest.fail(self.told(self.failing), pytrace=False)
+        finally:
+            part = CheckResult("computes", name, status, self.cell.subject.name, self.cell.scheme, reason=reason)
+            self.results.append(part.to_json())
 
 
 @pytest.fixture
@@ -98,18 +122,14 @@ def checker(cell: Cell, fp8moe_session: Session, request: pytest.FixtureRequest)
 
 def test_pinned(cell: Cell, checker: Checker) -> None:
     """Every routing law, every value regime, every activation, and the sizes around tile edges."""
-    for case in pinned_cases(cell, small=checker.session.target.device == "cpu"):
-        try:
+    with checker.part(PINNED):
+        for case in pinned_cases(cell, small=checker.session.target.device == "cpu"):
             checker.check(case)
-        except Failing as failing:
-            checker.report(failing)
 
 
 def test_random(cell: Cell, checker: Checker) -> None:
     """Random configurations: shape, routing law, value regime and seed are drawn, never tensors."""
     session = checker.session
-    if cell.id in session.convicted:
-        pytest.skip("it failed a pinned case already")
 
     @hypothesis.seed(session.seed)
     @settings(
@@ -117,6 +137,7 @@ def test_random(cell: Cell, checker: Checker) -> None:
         phases=(Phase.generate,),
         database=None,
         deadline=None,
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     @given(
@@ -127,20 +148,20 @@ def test_random(cell: Cell, checker: Checker) -> None:
     def explore(case: Case) -> None:
         checker.check(case)
 
-    try:
+    with checker.part(RANDOM):
+        if cell.id in session.convicted:
+            pytest.skip("it failed a pinned case already")
         explore()
-    except Failing as failing:
-        checker.report(failing)
 
 
 def test_model(model_case: Case, fp8moe_session: Session, request: pytest.FixtureRequest) -> None:
     """A published model at a size that people serve, on every backend that takes it."""
     results: list[str] = []
     request.node.stash[RESULTS_KEY] = results
-    told = []
     cells = [cell for cell in takers(model_case, fp8moe_session) if cell.id not in fp8moe_session.convicted]
     if not cells:
         pytest.skip("every backend that takes it failed a smaller case already")
+    told = []
     for cell in cells:
         checker = Checker(cell, fp8moe_session, results)
         try:

@@ -155,6 +155,8 @@ def _ask_own_predicate(
     try:
         answer = cls.is_supported_config(cls, config, weight_key, activation_key, layout, platform=platform, env=env)
         supported, reason = answer
+    except MalformedVariable:
+        raise
     except Exception as error:
         raise BackendContractError(f"{where} raised {type(error).__name__}: {error}") from error
     if supported:

@@ -7,12 +7,13 @@ from torch import Tensor
 
 
 def local_ids(topk_ids: Tensor, expert_map: Tensor | None) -> Tensor:
-    """(M, k) int64 local expert ids; -1 where the slot is empty or its expert is on another rank."""
+    """(M, k) int64 local expert ids; -1 where the slot is empty, its expert is on another rank, or its id is out of
+    range (in eager mode `check_call` has raised for that)."""
     ids = topk_ids.to(torch.int64)
     if expert_map is None:
         return ids
-    mapped = expert_map.to(torch.int64)[ids.clamp(min=0)]
-    return torch.where(ids < 0, -1, mapped)
+    mapped = expert_map.to(torch.int64)[ids.clamp(0, expert_map.numel() - 1)]
+    return torch.where((ids < 0) | (ids >= expert_map.numel()), -1, mapped)
 
 
 def weighted_input(hidden_states: Tensor, topk_weights: Tensor) -> Tensor:

@@ -105,13 +105,14 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         """Whether the class takes a configuration, by rule; and if not, the first reason.
 
         Whether its library is installed and its adapter written is another question: constructing answers that.
-        A class without `support` takes everything.
+        A class without `support` takes everything in its own format.
 
         Raises:
             MalformedVariable: a variable that the device check reads holds nonsense.
         """
         if cls.support is None:
-            return True, None
+            fits = activation_format is cls.activation_format()
+            return fits, None if fits else Reason.FORMAT
         reason = cls.support.first_refusal(
             detected_platform() if platform is None else platform,
             Env.of(env),
@@ -121,6 +122,15 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
             activation_format,
         )
         return reason is None, reason
+
+    @staticmethod
+    def implemented(scheme: str, activation: str) -> bool:
+        """Whether the kernels for a scheme of `fp8moe.schemes.SCHEMES` and an activation are written.
+
+        A class that supports more by rule than it has written so far says so here; the suite reports the rest as not
+        run.
+        """
+        return True
 
     def apply(
         self,

@@ -116,7 +116,8 @@ def scale_from_amax(
     scale = amax.float().clamp(min=amax_floor) / largest
     if scale_rounding == "power_of_two":
         mantissa, exponent = torch.frexp(scale)
-        scale = power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
+        rounded = power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
+        scale = torch.where(scale.isfinite(), rounded, scale)  # NaN and infinity stay what they are
     return scale
 
 
@@ -153,7 +154,8 @@ def quantize(
         FP8 values of the same shape, and fp32 scales (..., row groups, column groups).
 
     Raises:
-        ValueError: fewer than two dimensions, a key that is not FP8, a static key without a scale.
+        ValueError: fewer than two dimensions, a key that is not FP8, a static key without a scale, a scale that is
+            not positive and finite, or one whose shape is not that of the groups.
     """
     group, static = (key.scale.group_shape, key.scale.static) if isinstance(key, QuantKey) else (key, scale is not None)
     if isinstance(key, QuantKey) and key.dtype != torch.float8_e4m3fn:
@@ -167,7 +169,9 @@ def quantize(
             raise ValueError(f"quantize: key {key} is static: expected its scale")
         amax = group_amax(values, group)
         scale = scale_from_amax(amax, dtype, scale_rounding=scale_rounding, amax_floor=amax_floor)
-    spread = expand_scale(_with_groups(scale, values), group, rows, columns)
+    elif isinstance(key, QuantKey) and not bool(((scale > 0) & scale.isfinite()).all()):
+        raise ValueError("quantize: scale has values that are not positive and finite: expected positive scales")
+    spread = expand_scale(_with_groups(scale, values, group), group, rows, columns)
     wide = values.float()
     scaled = wide / spread if scaling == "divide" else wide * (1.0 / spread)
     return encode(scaled, dtype), scale
@@ -179,13 +183,25 @@ def dequantize(
     """FP8 values times their scales, in `dtype`: (..., rows, columns); arguments as `quantize` returned them."""
     group = key.scale.group_shape if isinstance(key, QuantKey) else key
     rows, columns = codes.shape[-2:]
-    return decode(codes, dtype) * expand_scale(_with_groups(scale.to(dtype), codes), group, rows, columns)
+    return decode(codes, dtype) * expand_scale(_with_groups(scale.to(dtype), codes, group), group, rows, columns)
 
 
-def _with_groups(scale: Tensor, values: Tensor) -> Tensor:
-    """A scalar, or one scale a matrix, gets the two group dimensions that it lacks."""
+def _with_groups(scale: Tensor, values: Tensor, group: GroupShape) -> Tensor:
+    """A scalar, or one scale a matrix, gets the two group dimensions that it lacks.
+
+    Raises:
+        ValueError: the scale's shape is not that of the groups.
+    """
     if scale.dim() == 0 or scale.numel() == 1:
         return scale.reshape((1,) * max(values.dim(), 2))
     if scale.dim() == values.dim() - 2:
-        return scale[..., None, None]
+        scale = scale[..., None, None]
+    rows, columns = values.shape[-2:]
+    high, wide = rows_and_columns(group, rows, columns)
+    groups = (-(-rows // high), -(-columns // wide))
+    if scale.dim() < 2 or any(have not in (1, want) for have, want in zip(scale.shape[-2:], groups, strict=True)):
+        raise ValueError(
+            f"scale of shape {tuple(scale.shape)} for values of shape {tuple(values.shape)} and groups of {group}: "
+            f"expected (..., {groups[0]}, {groups[1]}), or one scale"
+        )
     return scale

@@ -38,6 +38,10 @@ def scale_shape(group: GroupShape, experts: int, rows: int, columns: int, halves
     return (experts, row_blocks, -(-columns // group.col))
 
 
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def _shape(field: str, tensor: Tensor, expected: Sequence[int], axes: str) -> None:
     if tuple(tensor.shape) != tuple(expected):
         raise InvalidMoEInput(field, f"of shape {tuple(tensor.shape)}", f"{axes} = {tuple(expected)}")
@@ -52,7 +56,15 @@ def check_weights(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: o
     from fp8moe.experts import MoEWeights
 
     if not isinstance(weights, MoEWeights):
-        raise InvalidMoEInput("weights", f"a {type(weights).__name__}", "a fp8moe.MoEWeights")
+        raise InvalidMoEInput("weights", _kind(weights), "a fp8moe.MoEWeights")
+    if not isinstance(config, FusedMoEConfig):
+        raise InvalidMoEInput("config", _kind(config), "a fp8moe.FusedMoEConfig")
+    if not isinstance(quant, FusedMoEQuantConfig):
+        raise InvalidMoEInput("quant", _kind(quant), "a fp8moe.FusedMoEQuantConfig")
+    for name, tensor in vars(weights).items():
+        required = name in ("w13", "w2")
+        if not isinstance(tensor, Tensor) and (required or tensor is not None):
+            raise InvalidMoEInput(name, _kind(tensor), "a tensor" + ("" if required else ", or None"))
     for name, tensor in vars(weights).items():
         if tensor is not None and tensor.device != weights.w13.device:
             raise InvalidMoEInput(name, f"on {tensor.device}", f"the device of w13, {weights.w13.device}")
@@ -139,6 +151,17 @@ def check_call(
     Raises:
         InvalidMoEInput: names the field.
     """
+    given = {
+        "hidden_states": hidden_states,
+        "topk_weights": topk_weights,
+        "topk_ids": topk_ids,
+        "expert_map": expert_map,
+        "output": output,
+    }
+    for name, tensor in given.items():
+        optional = name in ("expert_map", "output")
+        if not isinstance(tensor, Tensor) and not (optional and tensor is None):
+            raise InvalidMoEInput(name, _kind(tensor), "a tensor" + (", or None" if optional else ""))
     if hidden_states.dim() != 2 or hidden_states.shape[1] != config.hidden_dim:
         raise InvalidMoEInput(
             "hidden_states", f"of shape {tuple(hidden_states.shape)}", f"(M, hidden_dim={config.hidden_dim})"
@@ -169,13 +192,6 @@ def check_call(
         _shape("output", output, tuple(hidden_states.shape), "the shape of hidden_states")
         if output.dtype != config.in_dtype:
             raise InvalidMoEInput("output", f"of dtype {output.dtype}", f"config.in_dtype = {config.in_dtype}")
-    given = {
-        "hidden_states": hidden_states,
-        "topk_weights": topk_weights,
-        "topk_ids": topk_ids,
-        "expert_map": expert_map,
-        "output": output,
-    }
     for name, tensor in given.items():
         if tensor is not None and tensor.device != device:
             raise InvalidMoEInput(name, f"on {tensor.device}", f"the device of the weights, {device}")

@@ -35,12 +35,20 @@ def output_variance(reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> T
 def token_norm_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:
     """TN, (T,): (sum d^2 / sum v) / (1 + 5.4 / sqrt(H_eff)).
 
+    The mean of hulp^2 / 3 in v takes outputs that lie anywhere between two numbers of the format. Where they do not
+    (a bias alone, a few values in many columns), the reference's own rounding errors may add up to more: then those
+    count, since the right output has them.
+
     H_eff = (sum v)^2 / sum of squares of the v of columns that are rounded alike (`rounded_alike`).
     """
     variance = output_variance(reference, allowance, fmt)
     scale = variance.amax(-1, keepdim=True)  # v itself may be too small to be squared
     relative = variance / scale
-    total = relative.sum(-1)
+    nearest = half_spacing(reference, fmt) * 2
+    own = (reference - (reference / nearest).round() * nearest).square()
+    rounding = half_spacing(reference.abs() + allowance, fmt).square() / 3
+    excess = ((own.sum(-1) - rounding.sum(-1)) / scale[:, 0]).clamp(min=0.0)
+    total = relative.sum(-1) + excess
     effective = total.square() / rounded_alike(reference, relative).square().sum(-1)
     return (error.square() / scale).sum(-1) / total / (1 + NORM_SIGMAS / effective.sqrt())
 

@@ -16,7 +16,7 @@ from conformance.selection.model import RULES, expect_call
 from conformance.selection.outcomes import Classifier, describe
 from conformance.selection.predicates import BACKENDS, REASONS, SUPPORTED, UNKNOWN
 from fp8moe import explain_fp8_moe_backend, select_fp8_moe_backend
-from fp8moe.registry import default_backends
+from fp8moe.registry import seed_backends
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def show(cell: Cell, without: str | None = None, only: str | None = None) -> int
     """Prints a cell's call and both answers; 1 if they differ."""
     config, weight_key, activation_key, allow, platform, env = cell.arguments
     order = [i for i, b in enumerate(BACKENDS) if b.value != without and only in (None, b.value)]
-    specs = {spec.backend: spec for spec in default_backends()}
+    specs = {spec.backend: spec for spec in seed_backends()}
     candidates: dict[str, Any] = {"platform": platform, "env": env, "backends": [specs[BACKENDS[i]] for i in order]}
     call = (config, weight_key, activation_key, allow)
     classifier = Classifier(specs.values())

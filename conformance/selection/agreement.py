@@ -30,7 +30,7 @@ def expected(call: Call) -> Expectation:
 
 def arguments(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call."""
-    backends = None if call.order is None else [SPECS[BACKENDS[index]] for index in call.order]
+    backends = ELEVEN if call.order is None else [SPECS[BACKENDS[index]] for index in call.order]
     return call[:4], {"platform": call.platform, "env": call.env, "backends": backends}
 
 

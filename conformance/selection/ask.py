@@ -7,8 +7,8 @@ from typing import Any
 
 from conformance.selection.axes import SCHEMES
 from conformance.selection.build import make_config
-from fp8moe import BackendSpec, Fp8MoeBackend, Platform, explain_fp8_moe_backend, select_fp8_moe_backend
-from fp8moe.registry import default_backends
+from fp8moe import BackendSpec, Platform, explain_fp8_moe_backend, select_fp8_moe_backend
+from fp8moe.registry import seed_backends
 
 FLASHINFER, FLASHINFER_BACKEND = "VLLM_USE_FLASHINFER_MOE_FP8", "VLLM_FLASHINFER_MOE_BACKEND"
 DEEP_GEMM, MOE_DEEP_GEMM = "VLLM_USE_DEEP_GEMM", "VLLM_MOE_USE_DEEP_GEMM"
@@ -24,7 +24,7 @@ GFX1100 = Platform("rocm", capability=(11, 0), gcn_arch="gfx1100", libraries=LIB
 CPU, XPU = Platform("cpu", libraries=LIBRARIES), Platform("xpu", libraries=LIBRARIES)
 PLATFORMS = {"sm89": SM89, "sm90": SM90, "sm100": SM100, "gfx942": GFX942, "gfx1100": GFX1100, "cpu": CPU, "xpu": XPU}
 
-ELEVEN: tuple[BackendSpec, ...] = tuple(spec for spec in default_backends() if isinstance(spec.backend, Fp8MoeBackend))
+ELEVEN: tuple[BackendSpec, ...] = seed_backends()
 """The candidates of the seed, whatever else is registered."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -19,7 +20,7 @@ from conformance.selection.runner import Job, Select, Task, by_product, default_
 from conformance.selection.triples import witnesses
 from conformance.selection.violations import Violation, simplest_of_all
 from fp8moe import BackendSpec, explain_fp8_moe_backend, select_fp8_moe_backend
-from fp8moe.registry import default_backends
+from fp8moe.registry import seed_backends
 
 Progress = Callable[[str], None]
 DETERMINISTIC = "deterministic"
@@ -80,7 +81,9 @@ def judge(
         processes: worker processes; None is two where there are two cores. 0 runs in this process.
         progress: called with a line of text now and then.
     """
-    backends = default_backends() if specs is None else specs
+    # Always the eleven: what somebody has registered on this machine is not the specification's affair.
+    backends = seed_backends() if specs is None else specs
+    select, explain = partial(select, backends=backends), partial(explain, backends=backends)
     classifier = Classifier(backends)
     task = Task(select, classifier, products, removal.subsets(backends))
     clock = _Clock(progress)

@@ -47,8 +47,9 @@ def _result(change: Callable[[Tensor], Tensor]) -> Callable[[ExpertsClass], dict
     """The mutant changes its result on the way out."""
 
     def members(base: ExpertsClass) -> dict[str, Any]:
-        def apply(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-            return change(base.apply(self, *args, **kwargs))
+        def apply(self: Any, *args: Any, output: Tensor | None = None, **kwargs: Any) -> Tensor:
+            result = change(base.apply(self, *args, **kwargs))
+            return result if output is None else output.copy_(result)
 
         return {"apply": apply}
 

@@ -105,7 +105,8 @@ def to_float32(values: Tensor) -> Tensor:
 def up_to_power_of_two(values: Tensor) -> Tensor:
     """The smallest power of two that is not below a positive float64 value."""
     mantissa, exponent = torch.frexp(values)
-    return power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
+    rounded = power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
+    return torch.where(torch.isfinite(values), rounded, values)
 
 
 def code_values(fmt: FloatFormat) -> list[float]:
