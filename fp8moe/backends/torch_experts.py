@@ -208,6 +208,11 @@ class BatchedTorchExperts(TorchExperts):
     contract = replace(TorchExperts.contract, recipe=Recipe(dynamic_tensor_scope="expert"))
     apply = FusedMoEPermuteExpertsUnpermute.apply  # dispatches to apply_batched
 
+    @classmethod
+    def with_recipe(cls, recipe: Recipe) -> type[TorchExperts]:
+        """Another recipe; a dynamic per-tensor scale stays one expert's, since the batches lack the tokens of none."""
+        return super().with_recipe(replace(recipe, dynamic_tensor_scope="expert"))
+
     @staticmethod
     def activation_format() -> FusedMoEActivationFormat:
         return FusedMoEActivationFormat.BatchedExperts
