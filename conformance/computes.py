@@ -15,7 +15,7 @@ from conformance.cases import Case
 from conformance.plan import Subject, Target, is_triton
 from conformance.results import CheckResult, Evidence, Mismatch, Status
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
-from fp8moe.recipe import FP32, Arithmetic, Recipe
+from fp8moe.recipe import FP32, Arithmetic, Contract, Recipe
 from fp8moe.reference.ideal import ideal_moe
 from fp8moe.reference.recipe import RecipeTrace, recipe_moe
 from fp8moe.registry import BackendUnavailable
@@ -42,9 +42,10 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     """
     tensors = _tensors(case, target.device)
     simulated = is_triton(subject.experts_cls) and target.device == "cpu"
+    evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
 
     def result(status: Status, reason: str, judgement: Judgement | None = None) -> CheckResult:
-        if status is not Status.PASSED:
+        if status is Status.FAILED:
             _forget()  # whatever went wrong may have left its marks in tensors that others would get
         repro = f"python -m fp8moe repro {case} --backend {subject.origin} --device {target.name}"
         return CheckResult(
@@ -56,7 +57,7 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
             str(case),
             reason,
             None if judgement is None else judgement.error_over_bound,
-            None if status is Status.NOT_RUN else Evidence.SIMULATED if simulated else Evidence.HARDWARE,
+            evidence if status in (Status.PASSED, Status.FAILED) else None,
             {} if judgement is None else dict(judgement.statistics),
             "" if status is Status.PASSED else repro,
         )
@@ -68,10 +69,15 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
         return result(Status.NOT_RUN, str(error))
     except (Exception, SystemExit) as error:
         return result(Status.FAILED, f"its constructor raised {_told(error)}")
+    beyond = _beyond(backend.contract, case)
+    if beyond:
+        return result(Status.NOT_APPLICABLE, beyond)
     outputs = []
     for given in (None, torch.full_like(tensors.hidden_states, torch.nan, memory_format=torch.contiguous_format)):
         try:
             output = run(backend, tensors, given)
+        except torch.OutOfMemoryError as error:
+            return result(Status.NOT_RUN, f"out of memory: {error}")
         except (Exception, SystemExit) as error:
             return result(Status.FAILED, f"apply raised {_told(error)}")
         broken = _form_of(output, tensors) or _changed(before, tensors)
@@ -194,6 +200,15 @@ def _changed(before: list[Tensor], tensors: CaseTensors) -> str:
     for kept, tensor in zip(before, _inputs(tensors), strict=True):
         if not torch.equal(kept, _fingerprint(tensor)):
             return f"it changed an input of shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
+    return ""
+
+
+def _beyond(contract: Contract, case: Case) -> str:
+    """Which declared limit of the backend the case passes; "" where none."""
+    limits = {"top_k": (case.top_k, contract.max_top_k), "experts": (case.experts, contract.max_experts)}
+    for name, (value, limit) in limits.items():
+        if limit is not None and value > limit:
+            return f"{name}={value} is beyond the declared max_{name}={limit}"
     return ""
 
 

@@ -18,6 +18,7 @@ QUICK = ("-m", "computes", "--fp8moe-device=cpu", "--fp8moe-scheme=block", "-k",
 
 VENDOR = '''
 """A vendor's first experiment."""
+from dataclasses import replace
 import torch
 from fp8moe.backends.torch_experts import TorchExperts
 
@@ -47,6 +48,13 @@ class Spoils(TorchExperts):
 class Forgets(TorchExperts):
     """Right once."""
     def apply(self, hidden, weights, ids, output=None, **kwargs):
+        return super().apply(hidden, weights, ids, **kwargs)
+
+class Limited(TorchExperts):
+    """Declares how far its kernels go, and is not asked for more."""
+    contract = replace(TorchExperts.contract, max_top_k=2)
+    def apply(self, hidden, weights, ids, **kwargs):
+        assert ids.shape[1] <= 2
         return super().apply(hidden, weights, ids, **kwargs)
 
 class Absent(TorchExperts):
@@ -142,6 +150,14 @@ def test_a_mutant_spoils_nothing_for_those_after_it(vendor: Path) -> None:
     assert re.search(r"^Forgets +FAIL 1", done.stdout, re.MULTILINE)
     assert "apply did not write to the output it was given" in done.stdout
     assert re.search(r"^Right +ok \d+", done.stdout, re.MULTILINE)
+
+
+def test_declared_limits_are_kept(vendor: Path) -> None:
+    done = run_suite(vendor, *QUICK, "--fp8moe-backend=vendor:Limited", "--fp8moe-report=report.json")
+    assert done.returncode == 0, done.stdout
+    results = json.loads((vendor / "report.json").read_text())["results"]
+    left_out = {r["reason"] for r in results if r["status"] == "not_applicable"}
+    assert left_out == {"top_k=5 is beyond the declared max_top_k=2"}
 
 
 def test_a_backend_that_cannot_be_had_is_not_run_and_says_why(vendor: Path) -> None:

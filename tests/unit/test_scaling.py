@@ -230,6 +230,33 @@ def test_errors_say_what_is_expected() -> None:
         encode(torch.ones(2), torch.float16)
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (9, 7), (1, 2), (2, 1)])
+def test_a_scale_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    values, scale = torch.ones(4, 384), torch.ones(shape)
+    fits = shape == (2, 1)
+    group = GroupShape(2, -1)
+    if fits:
+        quantize(values, group, scale)
+        return
+    with pytest.raises(ValueError, match=r"expected \(\.\.\., 2, 1\)"):
+        quantize(values, group, scale)
+    with pytest.raises(ValueError, match=r"expected \(\.\.\., 2, 1\)"):
+        dequantize(encode(values), scale, group)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_a_static_scale_that_is_no_scale_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        quantize(torch.ones(2, 2), kFp8StaticTensorSym, torch.tensor(bad))
+
+
+def test_power_of_two_scales_hide_neither_nan_nor_infinity() -> None:
+    scale = scale_from_amax(torch.tensor([math.nan, math.inf, 448.0]), scale_rounding="power_of_two")
+    assert scale[0].isnan()
+    assert scale[1].isinf()
+    assert scale[2] == 1.0
+
+
 def test_scale_from_amax_rounds_up_to_a_power_of_two() -> None:
     amax = torch.tensor([448.0, 449.0, 447.0, 1e-30])
     got = scale_from_amax(amax, scale_rounding="power_of_two").tolist()
