@@ -44,8 +44,7 @@ def token_norm_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: F
     variance = output_variance(reference, allowance, fmt)
     scale = variance.amax(-1, keepdim=True)  # v itself may be too small to be squared
     relative = variance / scale
-    nearest = half_spacing(reference, fmt) * 2
-    own = (reference - (reference / nearest).round() * nearest).square()
+    own = own_rounding(reference, fmt).square()
     rounding = half_spacing(reference.abs() + allowance, fmt).square() / 3
     excess = ((own.sum(-1) - rounding.sum(-1)) / scale[:, 0]).clamp(min=0.0)
     total = relative.sum(-1) + excess
@@ -53,9 +52,19 @@ def token_norm_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: F
     return (error.square() / scale).sum(-1) / total / (1 + NORM_SIGMAS / effective.sqrt())
 
 
-def gain_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:
-    """(T,): |sum d R / v / sum R^2 / v| / (6 / sqrt(sum R^2 / v) + sum (B0 + X) |R| / v / sum R^2 / v).
+def own_rounding(reference: Tensor, fmt: FloatFormat) -> Tensor:
+    """What rounding the reference itself to nearest adds to it."""
+    distance = 2 * half_spacing(reference, fmt)
+    return (reference / distance).round() * distance - reference
 
+
+def gain_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:
+    """(T,): |sum d R / v| / (6 sqrt(sum R^2 / v) + |sum e R / v| + sum (B0 + X) |R| / v).
+
+    Both sides over sum R^2 / v are a gain: the least-squares estimate of it, and how far it may be from 1.
+
+    e is the reference's own rounding error, which the right output has: where a few values fill many columns, as in a
+    token that is its bias alone, it is no mean of independent ones.
     Columns that are rounded alike err together: under the first root stands the sum of squares of their sums. And
     where the output is subnormal, errors follow R, of which all below half a spacing is lost: there the half spacing
     counts as allowance.
@@ -65,7 +74,8 @@ def gain_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: FloatFo
     slack = allowance + torch.where(subnormal, half_spacing(reference, fmt), 0.0)
     weight = reference / variance
     spread = rounded_alike(reference, reference.abs() / variance.sqrt()).square().sum(-1).sqrt()
-    limit = GAIN_SIGMAS * spread + (weight.abs() * slack).sum(-1)
+    own = (own_rounding(reference, fmt) * weight).sum(-1).abs()
+    limit = GAIN_SIGMAS * spread + own + (weight.abs() * slack).sum(-1)
     return torch.where(limit == 0, 0.0, (error * weight).sum(-1).abs() / limit)
 
 

@@ -24,6 +24,14 @@ ACCUSED = {
     "v1:E=6,k=3,H=512,I=144,M=63,act=gelu_no_mul,law=masked,values=bimodal_scales,fnuz=on,seed=17380": Recipe(
         amax_floor=1e-4, dynamic_tensor_scope="expert", activation_output="input"
     ),
+    # gain, likewise
+    "v1:E=16,H=512,M=48,scheme=tensor_tok,act=gelu_no_mul,values=zero_blocks,ep=4:3,bias=on,layout=strided,"
+    "seed=214": Recipe(scaling="reciprocal"),
+    "v1:E=1,k=1,H=272,I=272,M=65,scheme=tensor_static,act=gelu,law=skewed,values=loud_quiet,bias=on,layout=strided,"
+    "seed=512": Recipe(),
+    "v1:k=4,M=65,scheme=block_none,act=gelu,law=repeated,values=bimodal_scales,ep=2:0,bias=on,seed=10617": Recipe(
+        scaling="reciprocal"
+    ),
     # a suite error: nothing to judge, in a shape with odd strides
     "v1:E=1,k=1,M=0": Recipe(),
 }
