@@ -23,8 +23,7 @@ from fp8moe.detection import describe_device, probe_libraries
 if TYPE_CHECKING:
     import pytest
 
-CPU_EXAMPLES = 24
-GPU_EXAMPLES = 24
+EXAMPLES = 24
 FAILURES_SHOWN = 20
 
 
@@ -65,7 +64,7 @@ class Session:
                 raise ValueError(f"--fp8moe-scheme={scheme}: expected one of {', '.join(SCHEME_NAMES)}")
         examples = config.getoption("--fp8moe-examples")
         if examples is None:
-            examples = CPU_EXAMPLES if target.device == "cpu" else GPU_EXAMPLES
+            examples = EXAMPLES
         if examples < 1:
             raise ValueError(f"--fp8moe-examples={examples}: expected at least 1")
         budget, report = config.getoption("--fp8moe-budget"), config.getoption("--fp8moe-report")

@@ -17,8 +17,6 @@ from conformance.selection.triples import FILE, committed, witnesses
 pytestmark = [pytest.mark.selects, pytest.mark.xdist_group("selection-grid")]
 
 CELLS = 5_000_000
-SECONDS = 60
-"""What the grid may take on two cores; reported, not asserted: a shared machine is no stopwatch."""
 
 
 @pytest.fixture(scope="module")
