@@ -81,7 +81,7 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 def decode(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """FP8 to a wider dtype; exact."""
-    return codes.to(torch.float32).to(dtype)
+    return codes.to(torch.float32).to(dtype)  # never a view of `codes`
 
 
 def rows_and_columns(group: GroupShape, rows: int, columns: int) -> tuple[int, int]:
@@ -124,9 +124,10 @@ def scale_from_amax(
 def expand_scale(scale: Tensor, group: GroupShape, rows: int, columns: int) -> Tensor:
     """One scale for each element, from one for each group: (..., row groups, column groups) to (..., rows, columns)."""
     high, wide = rows_and_columns(group, rows, columns)
-    spread = scale.repeat_interleave(high, dim=-2) if high > 1 else scale
-    spread = spread.repeat_interleave(wide, dim=-1) if wide > 1 else spread
-    return spread[..., :rows, :columns]
+    # A view where one scale serves a whole dimension: a copy of it would cost as much as the matrix.
+    spread = scale.repeat_interleave(high, dim=-2)[..., :rows, :] if 1 < high < rows else scale
+    spread = spread.repeat_interleave(wide, dim=-1)[..., :columns] if 1 < wide < columns else spread
+    return spread.expand(*spread.shape[:-2], rows, columns)
 
 
 def quantize(
@@ -183,7 +184,7 @@ def dequantize(
     """FP8 values times their scales, in `dtype`: (..., rows, columns); arguments as `quantize` returned them."""
     group = key.scale.group_shape if isinstance(key, QuantKey) else key
     rows, columns = codes.shape[-2:]
-    return decode(codes, dtype) * expand_scale(_with_groups(scale.to(dtype), codes, group), group, rows, columns)
+    return decode(codes, dtype).mul_(expand_scale(_with_groups(scale.to(dtype), codes, group), group, rows, columns))
 
 
 def _with_groups(scale: Tensor, values: Tensor, group: GroupShape) -> Tensor:

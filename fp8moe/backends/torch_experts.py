@@ -164,6 +164,8 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         if not group.is_block():
             return dequantize(codes, scale[index], group)
         parts = self.halves if name == "w13" else 1  # w13's halves are blocked apart
+        if parts == 1:
+            return dequantize(codes, scale[index], group)
         pairs = zip(codes.chunk(parts), scale[index].chunk(parts), strict=True)
         return torch.cat([dequantize(half, half_scale, group) for half, half_scale in pairs])
 
