@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
+KOrder = Literal["natural", "fours_halved"]
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,102 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a GEMM accumulates.
+    """How a GEMM accumulates. `Arithmetic.on(unit)` fills in what the table of units knows.
 
     Args:
-        unit: "fp32" (any order, rounded to nearest), or a matrix unit such as "hopper.wgmma".
+        unit: "fp32" (any order, rounded to nearest), a matrix unit of `fp8moe.reference.units.UNITS` such as
+            "hopper.wgmma", or "unknown".
         fraction_bits: bits kept below the largest exponent of a group when its terms are aligned; None for fp32.
         group: terms of K that one step of the unit adds.
         promote_every: terms of K after which the unit's sum is added to an fp32 accumulator; None: never.
+        k_order: the order in which the kernel feeds K to the unit: "natural", or "fours_halved": within each 32 first
+            the positions with k mod 4 in {0, 1}, then those in {2, 3}, which is what Triton makes of FP8 operands that
+            it widens to fp16.
+
+    Raises:
+        ValueError: names the field; an unknown unit or order, numbers that are not the unit's, or a promotion that
+            the unit cannot do.
     """
 
     unit: str = "fp32"
     fraction_bits: int | None = None
     group: int = 1
     promote_every: int | None = None
+    k_order: KOrder = "natural"
+
+    def __post_init__(self) -> None:
+        if self.k_order not in get_args(KOrder):
+            raise ValueError(f"k_order={self.k_order!r}: expected one of {', '.join(get_args(KOrder))}")
+        if self.promote_every is not None and (self.promote_every < 1 or self.promote_every % self.group):
+            raise ValueError(
+                f"promote_every={self.promote_every}: expected None or a multiple of group={self.group}, "
+                "since a unit adds a whole group in one step"
+            )
+        if self.unit not in ("fp32", "unknown"):
+            self._check_unit()
+
+    def _check_unit(self) -> None:
+        from fp8moe.reference.units import UNITS
+
+        if self.unit not in UNITS:
+            raise ValueError(f"unit={self.unit!r}: expected one of {', '.join(UNITS)}, or 'unknown'")
+        known = UNITS[self.unit]
+        for name in ("fraction_bits", "group"):
+            if getattr(self, name) != getattr(known, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected {getattr(known, name)}, since unit={self.unit!r}; "
+                    "Arithmetic.on() fills it in"
+                )
+
+    @classmethod
+    def on(cls, unit: str, *, promote_every: int | None = None, k_order: KOrder = "natural") -> Arithmetic:
+        """The arithmetic of a unit of `fp8moe.reference.units.UNITS`.
+
+        Raises:
+            ValueError: there is none of that name, or as the class.
+        """
+        from fp8moe.reference.units import UNITS
+
+        if unit not in UNITS:
+            raise ValueError(f"unit={unit!r}: expected one of {', '.join(UNITS)}")
+        return cls(unit, UNITS[unit].fraction_bits, UNITS[unit].group, promote_every, k_order)
 
 
 FP32 = Arithmetic()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What happens around the matrix unit, to the bit: every step in fp32, rounded to nearest, ties to even.
+
+    Args:
+        scale_order: how a sum c of the unit meets the scales of activations and of weights. "activation_first":
+            fp32(c * s_a), then times s_w; "product": c times fp32(s_a * s_w). Block scales are applied to the sum
+            over each block of K, others once, to the sum over all of K.
+        scale_fma: whether, with block scales, the last product and its addition to the running sum are one fused
+            multiply-add, or two roundings.
+        activation: "portable": the exponential, the error function and the divisions of `fp8moe.kernels.activation`.
+        combine: "slot_fma": from zero, in the order of the slots, fma(routing weight, result, total); "slot_sum": the
+            product is rounded before it is added.
+
+    Raises:
+        ValueError: names the field.
+    """
+
+    scale_order: Literal["activation_first", "product"] = "activation_first"
+    scale_fma: bool = True
+    activation: Literal["portable"] = "portable"
+    combine: Literal["slot_fma", "slot_sum"] = "slot_fma"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "scale_order": ("activation_first", "product"),
+            "activation": ("portable",),
+            "combine": ("slot_fma", "slot_sum"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +147,8 @@ class Contract:
 
     Args:
         recipe: the declared roundings.
-        arithmetic: of the GEMMs, or a function of the number of token-expert pairs of a call.
+        arithmetic: of the GEMMs, or a function of the number of token-expert pairs of a call (absent ones included).
+        steps: what happens around the GEMMs, to the bit; with `arithmetic` it makes a replay possible.
         deterministic: the same call gives the same bits again.
         batch_invariant: a token's result does not depend on the other tokens.
         graph_capturable: `apply` can be captured in a device graph.
@@ -75,6 +157,7 @@ class Contract:
 
     recipe: Recipe = Recipe()
     arithmetic: Arithmetic | Callable[[int], Arithmetic] | None = None
+    steps: Steps | None = None
     deterministic: bool | None = None
     batch_invariant: bool | None = None
     graph_capturable: bool | None = None
