@@ -45,10 +45,11 @@ def intermediate_scale(
         inputs: (M, H), what the first GEMM takes.
         w13: (E, rows, H), FP8; w13_scale: (E,), the static scheme's.
     """
-    pairs = (local_ids(topk_ids, expert_map) >= 0).nonzero()
+    local = local_ids(topk_ids, expert_map, config.num_local_experts)
+    pairs = (local >= 0).nonzero()
     peak = 0.0
     if len(pairs):
-        tokens, experts = _sample(pairs, inputs, local_ids(topk_ids, expert_map), w13_scale)
+        tokens, experts = _sample(pairs, inputs, local, w13_scale)
         values = _results(config, inputs[tokens], experts, w13, w13_scale, w13_bias)
         peak = float(activate(config.activation, values).abs().max())
     share = SHARE_LOW + SHARE_RANGE * float(draw.on("cpu").uniform("a2_scale", (1,)))

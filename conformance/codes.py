@@ -65,5 +65,12 @@ def small_integers() -> Tensor:
     return _both_signs(torch.where(places % 2 == 0, 0, whole[places // 2 % SMALL_INTEGERS]), False)
 
 
+@lru_cache(maxsize=1)
+def ones_and_twos() -> Tensor:
+    """1 and 2, either sign."""
+    codes = {code_value(code): code for code in range(LARGEST_CODE + 1)}
+    return _both_signs(torch.tensor([codes[1.0], codes[2.0]]).repeat(TABLE_SIZE // 4), False)
+
+
 def _both_signs(magnitudes: Tensor, positive: bool) -> Tensor:
     return torch.cat([magnitudes, magnitudes if positive else magnitudes | SIGN]).to(torch.uint8)

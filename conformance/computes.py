@@ -1,23 +1,31 @@
-"""One case on one backend: build, run, judge against the recipe oracle and the ideal one."""
+"""One case on one backend: build, run, judge.
+
+Where the backend declares its arithmetic, the verdict is equality with the replay oracle, bit for bit; elsewhere it is
+the bound around the recipe oracle, and the wide band around the ideal one.
+"""
 
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
+from conformance.bits import Difference, compare_stages, difference, parting_stage, why_not_bits
 from conformance.bounds import Judgement, judge, judge_ideal
 from conformance.build import CaseTensors, build, judged_tokens
 from conformance.cases import Case
+from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.plan import Subject, Target, is_triton
+from conformance.relations import broken_relation
 from conformance.results import CheckResult, Evidence, Mismatch, Status
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
-from fp8moe.recipe import FP32, Arithmetic, Contract, Recipe
+from fp8moe.recipe import FP32, Arithmetic, Contract, Recipe, Steps
 from fp8moe.reference.ideal import ideal_moe
 from fp8moe.reference.recipe import RecipeTrace, recipe_moe
+from fp8moe.reference.replay import Replay, replay_moe
 from fp8moe.registry import BackendUnavailable
 from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 
@@ -26,13 +34,39 @@ KEPT_CASES = 32
 COPIED_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
+BOTH_WAYS_SEED = 0
+"""Small cases of this seed are judged by the bound as well, whoever declares what: a replay may share a mistake with the
+backend that it was written beside."""
+
+
+@dataclass(frozen=True, eq=False)
 class Oracles:
     """What a case must come to, for its judged tokens."""
 
     tokens: Tensor
     trace: RecipeTrace
-    ideal: Tensor
+    replays: dict[tuple[Arithmetic, Steps], Replay] = field(default_factory=dict)
+
+    @cached_property
+    def ideal(self) -> Tensor:
+        call = self.trace.problem
+        return ideal_moe(
+            call.config,
+            call.quant,
+            call.weights,
+            call.hidden_states,
+            call.topk_weights,
+            call.topk_ids,
+            expert_map=call.expert_map,
+            apply_router_weight_on_input=call.apply_router_weight_on_input,
+            tokens=self.tokens,
+        )
+
+    def replay(self, arithmetic: Arithmetic, steps: Steps) -> Replay:
+        """Computed once for each declared arithmetic."""
+        if (arithmetic, steps) not in self.replays:
+            self.replays[arithmetic, steps] = replay_moe(self.trace, arithmetic, steps)
+        return self.replays[arithmetic, steps]
 
 
 def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
@@ -44,7 +78,9 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     simulated = is_triton(subject.experts_cls) and target.device == "cpu"
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
 
-    def result(status: Status, reason: str, judgement: Judgement | None = None) -> CheckResult:
+    def result(
+        status: Status, reason: str, judgement: Judgement | None = None, judged_by: str = ""
+    ) -> CheckResult:
         if status is Status.FAILED:
             _forget()  # whatever went wrong may have left its marks in tensors that others would get
         repro = f"python -m fp8moe repro {case} --backend {subject.origin} --device {target.name}"
@@ -60,6 +96,7 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
             evidence if status in (Status.PASSED, Status.FAILED) else None,
             {} if judgement is None else dict(judgement.statistics),
             "" if status is Status.PASSED else repro,
+            judged_by=judged_by,
         )
 
     before = [_fingerprint(tensor) for tensor in _inputs(tensors)]
@@ -86,17 +123,66 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
         if broken:
             return result(Status.FAILED, broken)
         outputs.append(output)
+    again = difference(*outputs)
+    if backend.contract.deterministic and again.differing:
+        return result(Status.FAILED, f"it declares that it is deterministic, and two calls differ: {again}")
     arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
+    why = why_not_bits(tensors, backend.contract)
+    judged_by = f"{BY_BOUND}{why}" if why else BY_BITS
     oracles = _oracles(case, backend.contract.recipe, oracle_device(case, arithmetic, target.device))
-    for output in outputs if not torch.equal(*outputs) else outputs[:1]:
+    judgement = None
+    for output in outputs if again.differing else outputs[:1]:
         judged = output.to(oracles.tokens.device)[oracles.tokens]
-        judgement = judge(oracles.trace, judged, arithmetic)
-        if not judgement.passed:
-            return result(Status.FAILED, _reason(judgement, oracles.tokens), judgement)
-        wide = judge_ideal(oracles.ideal, judged, oracles.trace)
-        if not wide.passed:
-            return result(Status.FAILED, f"outside the band of the ideal oracle: {_reason(wide, oracles.tokens)}", wide)
-    return result(Status.PASSED, "", judgement)
+        if not why:
+            assert arithmetic is not None
+            assert backend.contract.steps is not None
+            replay = oracles.replay(arithmetic, backend.contract.steps)
+            found = difference(replay.output, judged)
+            if found.differing:
+                told = _told_difference(found, backend, tensors, replay)
+                return result(Status.FAILED, told, None, judged_by)
+        if why or (_is_small(case) and case.seed == BOTH_WAYS_SEED):
+            judgement = judge(oracles.trace, judged, arithmetic)
+            if not judgement.passed:
+                return result(Status.FAILED, _reason(judgement, oracles.tokens), judgement, judged_by)
+            wide = judge_ideal(oracles.ideal, judged, oracles.trace)
+            if not wide.passed:
+                reason = f"outside the band of the ideal oracle: {_reason(wide, oracles.tokens)}"
+                return result(Status.FAILED, reason, wide, judged_by)
+    broken = broken_relation(backend, tensors, outputs[0]) if not why and oracles.tokens.numel() < case.tokens else ""
+    if broken:
+        return result(Status.FAILED, broken, judgement, judged_by)
+    return result(Status.PASSED, "", judgement, judged_by)
+
+
+def _told_difference(
+    found: Difference, backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, replay: Replay
+) -> str:
+    """What differs, in the caller's tokens, and the stage at which the two part, where the backend shows its stages."""
+    token = int(replay.tokens[found.row])
+    text = (
+        f"bits: {found.differing} of {found.elements} elements differ from the replay of the declared arithmetic; "
+        f"the farthest at token {token}, column {found.column}: expected {found.expected:.9g}, got {found.got:.9g}"
+    )
+    stage = parting_stage(compare_stages(backend, tensors, replay))
+    return text + ("" if stage is None else f"; they part at {stage.stage}: {stage.difference}")
+
+
+def replay_of(case: Case, backend: FusedMoEPermuteExpertsUnpermute, target: Target) -> tuple[CaseTensors, Replay] | str:
+    """A case's tensors and its replay for a backend made from them; or why there is none."""
+    tensors = _tensors(case, target.device)
+    why = why_not_bits(tensors, backend.contract)
+    arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
+    if why or arithmetic is None or backend.contract.steps is None:
+        return why
+    oracles = _oracles(case, backend.contract.recipe, oracle_device(case, arithmetic, target.device))
+    return tensors, oracles.replay(arithmetic, backend.contract.steps)
+
+
+def make(case: Case, subject: Subject, target: Target) -> FusedMoEPermuteExpertsUnpermute:
+    """A backend with a case's weights."""
+    tensors = _tensors(case, target.device)
+    return subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
 
 
 def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor | None = None) -> Tensor:
@@ -138,7 +224,8 @@ def oracle_device(case: Case, arithmetic: Arithmetic | None, device: str) -> str
     """Where the oracles of a case compute. Its tensors have the same bits on every device, and a small case is a
     thousand tiny operations, which a CPU has done before a GPU has launched them; but for the bound of a matrix unit,
     which adds up every group of its terms."""
-    return "cpu" if _is_small(case) and arithmetic == FP32 else device
+    fp32 = arithmetic is not None and arithmetic.unit == FP32.unit
+    return "cpu" if _is_small(case) and fp32 else device
 
 
 def _is_small(case: Case) -> bool:
@@ -160,16 +247,7 @@ def _compute_oracles(text: str, recipe: Recipe, device: str) -> Oracles:
         apply_router_weight_on_input=tensors.apply_router_weight_on_input,
         tokens=tokens,
     )
-    ideal = ideal_moe(
-        tensors.config,
-        tensors.quant,
-        tensors.weights,
-        *arguments,
-        expert_map=tensors.expert_map,
-        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        tokens=tokens,
-    )
-    return Oracles(tokens, trace, ideal)
+    return Oracles(tokens, trace)
 
 
 _small_oracles = lru_cache(maxsize=KEPT_CASES)(_compute_oracles)

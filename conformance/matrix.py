@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conformance.cases import Case
 from conformance.plan import Cell
 from conformance.results import CheckResult, Evidence, Status
 from conformance.selected import SelectedRow
@@ -26,7 +27,8 @@ PINNED, RANDOM = "computes.pinned", "computes.random"
 PARTS = (PINNED, RANDOM)
 """What every cell that runs goes through; published models come on top, where their weights fit."""
 LEGEND = (
-    "ok N: N cases passed (*: not every part was run); FAIL N: N cases failed; -: not supported; n/r: not run;\n"
+    "=N: N cases equal, bit for bit, to the replay of the declared arithmetic; ok N: N cases within the derived bound\n"
+    "(*: not every part was run); FAIL N: N cases failed; -: not supported; n/r: not run;\n"
     "e/b: largest error/bound of a passed case; evidence: hw hardware, sim simulated"
 )
 SHORT_EVIDENCE = {
@@ -36,6 +38,8 @@ SHORT_EVIDENCE = {
     Evidence.CONTRACT: "contr",
 }
 LEAST_WIDTH = 118
+BY_BITS, BY_BOUND = "bits", "bound: "
+"""What `CheckResult.judged_by` says or begins with."""
 
 
 def cell_status(cell: Cell, results: Sequence[CheckResult]) -> tuple[Status, str]:
@@ -50,8 +54,29 @@ def cell_status(cell: Cell, results: Sequence[CheckResult]) -> tuple[Status, str
         return Status.FAILED, f"FAIL {len(failed)}"
     if passed:
         whole = parts.issuperset(PARTS)
-        return (Status.PASSED, f"ok {len(passed)}") if whole else (Status.NOT_RUN, f"ok {len(passed)}*")
+        text = " ".join(_counted(passed)) + ("" if whole else "*")
+        return (Status.PASSED if whole else Status.NOT_RUN), text
     return Status.NOT_RUN, "n/r"
+
+
+def _counted(passed: Sequence[CheckResult]) -> list[str]:
+    """How many cases were equal to the replay, and how many within the bound."""
+    equal = sum(result.judged_by == BY_BITS for result in passed)
+    return [f"={equal}"] * bool(equal) + [f"ok {len(passed) - equal}"] * (len(passed) > equal)
+
+
+def judged_by_the_bound(cells: Sequence[Cell], results: Iterable[CheckResult]) -> list[str]:
+    """One line for each backend and reason why its cases were judged by the bound: the schemes that it concerns."""
+    schemes: dict[tuple[str, str], dict[str, int]] = {}
+    runs = {(cell.subject.name, cell.scheme) for cell in cells if cell.status is None}
+    for result in results:
+        if result.judged_by.startswith(BY_BOUND) and (result.backend, result.scheme) in runs:
+            found = schemes.setdefault((result.backend, result.judged_by.removeprefix(BY_BOUND)), {})
+            found[result.scheme] = found.get(result.scheme, 0) + 1
+    return [
+        f"{name}: {reason} ({', '.join(f'{scheme} {count}' for scheme, count in found.items())})"
+        for (name, reason), found in schemes.items()
+    ]
 
 
 def matrix(cells: Sequence[Cell], results: Iterable[CheckResult]) -> Table:
@@ -111,6 +136,31 @@ def selected_table(rows: Sequence[SelectedRow], devices: Sequence[str]) -> Table
         table.add_column(device, no_wrap=True)
     for row in rows:
         table.add_row(row.model, row.scheme, *row.selected)
+    return table
+
+
+def performs_table(results: Iterable[CheckResult]) -> Table:
+    """The cases that were timed: median time with cold caches, the least that the device allows, and their ratio."""
+    table = Table(
+        title="performs: time of the selected backend (hw; caches flushed before each call, warm: not)",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    for name in ("model", "scheme"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("M", justify="right")
+    table.add_column("backend", no_wrap=True)
+    for name in ("median us", "warm us", "floor us", "floor/time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        found = result.measured
+        if not found:
+            continue
+        case = Case.parse(result.case)
+        floor = [f"{found['floor_us']:.1f}", f"{found['floor_over_time']:.2f}"] if "floor_us" in found else ["?", "?"]
+        times = [f"{found[name]:.1f}" for name in ("median_us", "warm_us")]
+        row = (str(case.model), case.scheme, str(case.tokens), result.backend, *times, *floor)
+        table.add_row(*row, style=STYLES[result.status] if result.status is not Status.PASSED else None)
     return table
 
 

@@ -43,6 +43,34 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
     yield replace(base, experts=5, top_k=5, values="block_scales", seed=11)
 
 
+def simulated_cases(cell: Cell) -> Iterator[Case]:
+    """What Triton's interpreter goes through, which takes a third of a second for one tile: each case crosses an edge
+    of the tiles in M, N and K, and half of them have sums whose bits do not depend on their order.
+
+    Tiles have 16 rows where an expert has few pairs on average and 64 where it has many, and 128 columns; K goes by 128.
+    """
+    small = Case(scheme=cell.scheme, activation=cell.activations[0], tokens=17, experts=4, top_k=2, hidden=144, inter=136)
+    large = replace(small, tokens=65, experts=2, top_k=1)
+    exact = replace(small, values="exact_sums")
+    yield replace(exact, law="all_to_one")
+    yield replace(exact, law="repeated", tokens=33, seed=1)
+    yield replace(exact, law="masked", tokens=33, dtype="fp16", seed=2)
+    yield replace(exact, law="skewed", tokens=33, layout="strided", bias=True, seed=3)
+    yield replace(exact, law="all_to_one", ep="2:1", seed=4)
+    yield replace(large, values="exact_sums", law="all_to_one", weight_on_input=True, seed=5)
+    for number, activation in enumerate(cell.activations):
+        yield replace(exact, activation=activation, law="all_to_one", hidden=136, seed=6 + number)
+    yield replace(large, law="last", seed=10)
+    yield replace(small, law="unnormalised", values="iid", tokens=33, seed=11)
+    yield replace(small, law="all_to_one", values="block_scales", dtype="fp16", seed=12)
+    yield replace(small, law="all_to_one", values="loud_quiet", bias=True, seed=13)
+    yield replace(small, law="all_to_one", values="zero_blocks", seed=14)
+    yield replace(small, law="all_to_one", values="subnormals", inter=144, seed=15)
+    yield replace(small, law="all_to_one", values="same_sign", hidden=264, seed=16)
+    for tokens in (0, 1):
+        yield replace(exact, tokens=tokens, seed=17)
+
+
 def model_cases(target: Target) -> list[Case]:
     """The published models on the schemes of their checkpoints, as far as their weights fit here."""
     if target.device == "cpu":

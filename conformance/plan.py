@@ -160,9 +160,9 @@ def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
 
 def is_triton(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:
     """Ours, or derived from it: what the interpreter can stand in for."""
-    from fp8moe.backends.triton_experts import TritonExperts
+    from fp8moe.backends.triton_stages import TritonStages
 
-    return issubclass(cls, TritonExperts)
+    return issubclass(cls, TritonStages)
 
 
 def runnable_activations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,18 +50,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="start no further case of a backend after this time; what is left out is skipped and says so",
     )
+    group.addoption(
+        "--fp8moe-compile",
+        default="subset",
+        choices=("subset", "all", "none"),
+        help="compile TRITON's kernels for a few targets, for all that the selector knows, or for none",
+    )
     group.addoption("--fp8moe-report", default=None, metavar="FILE", help="write every result as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "selects: checks of the selector")
     config.addinivalue_line("markers", "computes: checks of what a backend computes")
+    config.addinivalue_line("markers", "compiles: our kernels compiled for devices that need not be here")
+    config.addinivalue_line("markers", "performs: the time of the selected backend, on a GPU")
 
 
 def session_of(config: pytest.Config) -> Session:
     """The run's plan and ledger; made at the first use, which imports torch."""
     found = config.stash.get(SESSION_KEY, None)
     if found is None:
+        # Triton's interpreter multiplies tiles with numpy: its threads would wait for each other longer than they
+        # work. Read when numpy is first imported, which is now.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from conformance.session import Session
 
         try:
@@ -108,7 +120,12 @@ class _Collector:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """The header, once it is known that the suite is part of the run."""
-    return _begin(config) if any(in_suite(item) for item in items) else []
+    if not any(in_suite(item) for item in items):
+        return []
+    compiled = sum(in_suite(item) and item.get_closest_marker("compiles") is not None for item in items)
+    mode = config.getoption("--fp8moe-compile")
+    also = [f"compiled for devices that need not be here: {compiled} (--fp8moe-compile={mode})"] if compiled else []
+    return [*_begin(config), *also]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

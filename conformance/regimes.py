@@ -143,6 +143,7 @@ class Regime:
         powers_of_two: the common scale is one, too.
         zero_blocks: some 128 x 128 blocks, and one expert of several, are zero.
         anchors: the first column of each 128 of w13 is zero.
+        one_in: of each row of a weight only every so many columns are not zero.
     """
 
     meaning: str
@@ -157,6 +158,7 @@ class Regime:
     powers_of_two: bool = False
     zero_blocks: bool = False
     anchors: bool = False
+    one_in: int = 1
 
 
 REGIMES: dict[str, Regime] = {
@@ -217,5 +219,13 @@ REGIMES: dict[str, Regime] = {
         "scales about 1e-4 of one another by rows of blocks, channel or expert, as checkpoints have them",
         scales=bimodal,
         scale_size=0.7,
+    ),
+    # Eight products of a block of 128 are not zero, each at most 2 * 448 and a multiple of 2^-9: 22 bits hold any sum.
+    "exact_sums": Regime(
+        "weights of +-1 and +-2, one column in 16: sums of FP8 products are exact in any order, so that bits can be "
+        "compared where the order is not known",
+        table=codes.ones_and_twos,
+        code_size=math.sqrt(2.5 / 16),
+        one_in=16,
     ),
 }

@@ -6,10 +6,12 @@ import sys
 import traceback
 
 from rich.console import Console
+from rich.table import Table
 
+from conformance.bits import compare_stages
 from conformance.cases import Case
-from conformance.computes import check_case
-from conformance.plan import load_subject, resolve_target
+from conformance.computes import check_case, make, replay_of
+from conformance.plan import Subject, Target, load_subject, resolve_target
 from conformance.results import Status
 from fp8moe.registry import BackendContractError
 
@@ -39,6 +41,27 @@ def run_case(case_text: str, backend: str, device: str | None = None) -> int:
         console.print(f"largest error/bound: {result.error_over_bound:.4g} (limit 1)", highlight=False)
     for name, value in result.statistics.items():
         console.print(f"  {name}: {value:.4g}", highlight=False)
+    if result.judged_by:
+        console.print(f"judged by: {result.judged_by}", highlight=False)
+    if result.status in (Status.PASSED, Status.FAILED):
+        show_stages(console, case, subject, target)
     if result.evidence is not None:
         console.print(f"evidence: {result.evidence.value}", highlight=False)
     return {Status.PASSED: 0, Status.FAILED: 1}.get(result.status, 2)
+
+
+def show_stages(console: Console, case: Case, subject: Subject, target: Target) -> None:
+    """Each stage beside the replay of what the backend declares; nothing where it cannot be replayed or made."""
+    try:
+        backend = make(case, subject, target)
+        found = replay_of(case, backend, target)
+        if isinstance(found, str):
+            return
+        stages = compare_stages(backend, *found)
+    except Exception as error:  # the verdict stands as it is, this only explains it
+        console.print(f"stages: not compared, since the backend raised {type(error).__name__}: {error}", highlight=False)
+        return
+    table = Table("stage", "beside the replay", box=None, title="stages, in order", title_justify="left")
+    for stage in stages:
+        table.add_row(stage.stage, "not shown by the backend" if stage.difference is None else str(stage.difference))
+    console.print(table)

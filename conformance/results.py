@@ -58,16 +58,18 @@ class CheckResult:
     """One check on one case (or on one cell as a whole, where `case` is empty).
 
     Args:
-        verdict: "selects", "computes" or "performs".
+        verdict: "selects", "computes" or "performs"; "compiles" for what the selector's claims rest on elsewhere.
         check: the check's id.
         backend: name of the backend; "" for checks of the selector.
         scheme: name of the quantisation scheme; "" where it plays no part.
         case: the case's id.
-        reason: why, for every status but passed.
+        reason: why, for every status but passed; of a measurement, how it was taken.
         error_over_bound: largest error/bound over the judged elements.
         statistics: further ratios, each with limit 1.
         reproduce: the command that runs it again.
         scope: what a check without a case was run over, in words.
+        judged_by: "bits" where the verdict is equality with the replay, "bound: " and the reason where it is the bound.
+        measured: figures without a limit, by name and unit.
     """
 
     verdict: str
@@ -82,6 +84,8 @@ class CheckResult:
     statistics: dict[str, float] = field(default_factory=dict)
     reproduce: str = ""
     scope: str = ""
+    judged_by: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

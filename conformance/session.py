@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from conformance import emulated, performs
 from conformance.cases import SCHEME_NAMES
-from conformance.matrix import LEGEND, PARTS, cell_status, matrix, reasons, render, selected_table
+from conformance.compiled import report as compiled
+from conformance.matrix import (
+    LEGEND,
+    PARTS,
+    cell_status,
+    judged_by_the_bound,
+    matrix,
+    performs_table,
+    reasons,
+    render,
+    selected_table,
+)
 from conformance.plan import Cell, Target, default_subjects, load_subject, plan, resolve_target
 from conformance.results import CheckResult, Ledger, Status
 from conformance.selected import selected_rows
@@ -128,8 +140,13 @@ class Session:
         for status in (Status.NOT_SUPPORTED, Status.NOT_RUN):
             for line in reasons(self.cells, status):
                 terminal.write_line(f"{status.value.replace('_', ' ')}: {line}")
+        for line in judged_by_the_bound(self.cells, self.ledger):
+            terminal.write_line(f"judged by the bound: {line}")
         for line in self._left_out():
             terminal.write_line(f"not run: {line}")
+        self._write_compiled(terminal, width, colour)
+        self._write_performs(terminal, width, colour)
+        self._write_emulated(terminal, width, colour)
         failures = [result for result in self.ledger.failures() if result.case or result.verdict != "computes"]
         for result in failures[:FAILURES_SHOWN]:
             terminal.write_line(f"FAILED {result.check} {result.backend} {result.case}: {result.reason}", red=True)
@@ -140,6 +157,36 @@ class Session:
         if self.report:
             Path(self.report).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
             terminal.write_line(f"report: {self.report}")
+
+    def _write_compiled(self, terminal: Any, width: int, colour: bool) -> None:
+        """What was compiled for devices that are not here: evidence of its own class, so in a table of its own."""
+        results = self.ledger.of(verdict=compiled.VERDICT)
+        if any(result.evidence is not None for result in results):
+            terminal.write_line("")
+            terminal.write_line(render(compiled.compile_table(results), width, colour))
+            terminal.write_line(compiled.LEGEND)
+        for line in compiled.compile_lines(results):
+            terminal.write_line(line)
+
+    def _write_performs(self, terminal: Any, width: int, colour: bool) -> None:
+        """How long the selected backend took, and what was not timed."""
+        results = self.ledger.of(verdict=performs.VERDICT)
+        if any(result.measured for result in results):
+            terminal.write_line("")
+            terminal.write_line(render(performs_table(results), width, colour))
+        for line in performs.not_timed(results):
+            terminal.write_line(f"not run: {line}")
+
+    def _write_emulated(self, terminal: Any, width: int, colour: bool) -> None:
+        """How far apart honest devices are; none of them is a cell of the matrix, since none need be here."""
+        results = self.ledger.of(check=emulated.CHECK)
+        table = emulated.summary_table(results)
+        if table is not None:
+            terminal.write_line("")
+            terminal.write_line(render(table, width, colour))
+            terminal.write_line(emulated.LEGEND)
+        for line in emulated.summary_lines(results):
+            terminal.write_line(line)
 
     def _left_out(self) -> list[str]:
         """Parts of cells that were to run and did not, one line for each reason."""

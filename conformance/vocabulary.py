@@ -48,6 +48,7 @@ VALUES = (
     "exact_grid",
     "one_hot",
     "bimodal_scales",
+    "exact_sums",
 )
 """Value regimes; `conformance.regimes` says what each is."""
 LAYOUTS = ("contiguous", "strided")

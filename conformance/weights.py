@@ -60,6 +60,8 @@ def draw_weight(
         _part_gate_and_up(codes, scale, regime.gate_over_up, group)
     if regime.anchors and projection.name == "w13":
         codes[:, :, ::GROUP] = 0
+    if regime.one_in > 1:
+        _thin_out(codes, regime.one_in)
     if regime.zero_blocks:
         _zero_blocks(draw, projection, codes, scale, group)
     return codes, scale
@@ -88,6 +90,12 @@ def _part_gate_and_up(codes: Tensor, scale: Tensor, ratio: float, group: GroupSh
         up = codes[:, start : start + GROUP]
         sign = up & SIGN
         up.bitwise_and_(LARGEST_CODE + 1).clamp_(min=UP_SHIFT).sub_(UP_SHIFT).bitwise_or_(sign)
+
+
+def _thin_out(codes: Tensor, one_in: int) -> None:
+    """Zeroes all columns of a row but every so many, starting elsewhere in each row; in place."""
+    row, column = (torch.arange(size, device=codes.device) for size in codes.shape[1:])
+    codes.masked_fill_((row[:, None] + column) % one_in != 0, 0)
 
 
 def _zero_blocks(draw: Draw, projection: Projection, codes: Tensor, scale: Tensor, group: GroupShape) -> None:

@@ -1,4 +1,8 @@
-"""The base class's `apply` for batched backends: group tokens by expert, compute, put the results back."""
+"""The base class's `apply` for batched backends: group tokens by expert, compute, put the results back.
+
+Torch operations whose shapes follow from the arguments' shapes but for T, the rows of a batch: the longest batch in
+eager mode, and under graph capture, where nothing may wait for the device, the most that an expert could get.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.dispatch import combine, local_ids, weighted_input
-from fp8moe.validation import InvalidMoEInput, check_call
+from fp8moe.validation import InvalidMoEInput
 
 if TYPE_CHECKING:
     from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
@@ -24,10 +28,10 @@ def apply_through_batches(
     output: Tensor | None,
 ) -> Tensor:
     """`apply` in terms of `apply_batched`; arguments, result and errors as `apply`."""
-    config, device = experts.config, experts.weights.w13.device
-    check_call(
-        config,
-        device,
+    from fp8moe.experts import is_capturing
+
+    config = experts.config
+    experts.check_call(
         hidden_states,
         topk_weights,
         topk_ids,
@@ -36,38 +40,63 @@ def apply_through_batches(
         output=output,
     )
     tokens, top_k = topk_ids.shape
-    local = local_ids(topk_ids, expert_map)
-    expert, row, counts = _places(local, config.num_local_experts)
-    longest = int(counts.max()) if counts.numel() else 0
-    source = hidden_states
-    weights = topk_weights
+    local = local_ids(topk_ids, expert_map, config.num_local_experts)
+    row, counts = _places(local, config.num_local_experts)
+    longest = tokens * top_k if is_capturing(hidden_states.device) else int(counts.max())
+    source, weights = hidden_states, topk_weights
     if apply_router_weight_on_input:
         source, weights = weighted_input(hidden_states, topk_weights), torch.ones_like(topk_weights)
-    batch = source.new_zeros(config.num_local_experts, longest, config.hidden_dim)
-    pairs = (local.reshape(-1) >= 0).nonzero()[:, 0]
-    batch[expert[pairs], row[pairs]] = source[pairs // top_k]
-    results = experts.apply_batched(batch, counts)
-    if tuple(results.shape) != tuple(batch.shape):
-        raise InvalidMoEInput(
-            "apply_batched's result", f"of shape {tuple(results.shape)}", f"(E, T, H) = {tuple(batch.shape)}"
-        )
-    slots = torch.zeros(tokens * top_k, config.hidden_dim, dtype=torch.float32, device=device)
-    slots[pairs] = results[expert[pairs], row[pairs]].float()
-    slots = slots.view(tokens, top_k, config.hidden_dim)
+    # Absent pairs all write to one row past the end.
+    rows = config.num_local_experts * longest
+    place = torch.where(local.reshape(-1) < 0, rows, local.reshape(-1) * longest + row)
+    batch = source.new_zeros(rows + 1, config.hidden_dim)
+    batch[place] = source.repeat_interleave(top_k, dim=0)
+    batch = batch[:rows].view(config.num_local_experts, longest, config.hidden_dim)
+    results = _computed(experts, batch, counts, place)
+    slots = _taken(results, place).float().view(tokens, top_k, config.hidden_dim)
     total = combine(slots, weights, local >= 0, config.in_dtype, experts.contract.recipe.combine == "input")
+    if experts.observe is not None:
+        experts.observe("combine", total)
     if output is None:
         return total
     output.copy_(total)
     return output
 
 
-def _places(local: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pair, in the order token then slot: its expert and its row among the expert's tokens; the counts."""
+def _computed(
+    experts: FusedMoEPermuteExpertsUnpermute, batch: Tensor, counts: Tensor, place: Tensor
+) -> Tensor:
+    """`apply_batched` on (E, T, H), checked; whoever observes its stages sees them in the order of the pairs."""
+    observe = experts.observe
+    if observe is not None:
+
+        def in_order_of_pairs(stage: str, values: Tensor) -> None:
+            observe(stage, _taken(values, place))
+
+        experts.observe = in_order_of_pairs
+    try:
+        results = experts.apply_batched(batch, counts)
+    finally:
+        experts.observe = observe
+    if tuple(results.shape) != tuple(batch.shape):
+        raise InvalidMoEInput(
+            "apply_batched's result", f"of shape {tuple(results.shape)}", f"(E, T, H) = {tuple(batch.shape)}"
+        )
+    return results
+
+
+def _taken(values: Tensor, place: Tensor) -> Tensor:
+    """(E, T, columns) to the rows of the pairs, (P, columns); an absent pair gets some row or other, or zeros."""
+    flat = values.reshape(-1, values.shape[-1])
+    return flat[place.clamp(max=len(flat) - 1)] if len(flat) else flat.new_zeros(len(place), values.shape[-1])
+
+
+def _places(local: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """For each pair, in the order token then slot, its row among its expert's tokens; (E,) int32 counts."""
     flat = local.reshape(-1)
     ours = torch.where(flat < 0, experts, flat)
-    counts = torch.bincount(ours, minlength=experts + 1)
-    order = torch.argsort(ours, stable=True)
-    starts = torch.cumsum(counts, 0) - counts
+    sorted_ids, order = torch.sort(ours, stable=True)
+    starts = torch.searchsorted(sorted_ids, torch.arange(experts + 2, device=flat.device))
     row = torch.empty_like(flat)
-    row[order] = torch.arange(flat.numel(), device=flat.device) - starts[ours[order]]
-    return flat, row, counts[:experts].to(torch.int32)
+    row[order] = torch.arange(flat.numel(), device=flat.device) - starts[sorted_ids]
+    return row, starts.diff()[:experts].to(torch.int32)

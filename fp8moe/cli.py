@@ -209,6 +209,31 @@ def repro_command(
         raise typer.Exit(run_case(case, backend, device))
 
 
+@app.command("emulate")
+def emulate_command(
+    case: Annotated[str | None, typer.Argument(help="A case's id; default: a small one with block scales.")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this device, such as sm_100 or b200; may be given again."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What our Triton recipe gives in the arithmetic of GPUs that are not here, and how far apart they are.
+
+    Exit status 0: each output lies within the bound of its device's arithmetic; 1: one does not, or the
+    bounds contradict one another.
+    """
+    with _told():
+        from fp8moe.commands.emulate import DEFAULT_CASE, emulation_json, emulation_of, failures, print_emulation
+
+        emulation, results = emulation_of(case or DEFAULT_CASE, device or ())
+        if as_json:
+            _print_json(emulation_json(emulation, results))
+        else:
+            print_emulation(emulation, results)
+        raise typer.Exit(1 if failures(emulation, results) else 0)
+
+
 def main() -> None:
     """The console script: the exit status of the command, and usage errors in one line as well."""
     usage_error = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def local_ids(topk_ids: Tensor, expert_map: Tensor | None) -> Tensor:
-    """(M, k) int64 local expert ids; -1 where the slot is empty, its expert is on another rank, or its id is out of
-    range (in eager mode `check_call` has raised for that)."""
+def local_ids(topk_ids: Tensor, expert_map: Tensor | None, experts: int) -> Tensor:
+    """(M, k) int64 local expert ids below `experts`; -1 where the slot is empty, its expert is on another rank, or its
+    id is out of range (which an eager call has raised for, and a captured one has marked)."""
     ids = topk_ids.to(torch.int64)
-    if expert_map is None:
-        return ids
-    mapped = expert_map.to(torch.int64)[ids.clamp(0, expert_map.numel() - 1)]
-    return torch.where((ids < 0) | (ids >= expert_map.numel()), -1, mapped)
+    if expert_map is not None:
+        known = (ids >= 0) & (ids < expert_map.numel())
+        ids = expert_map.to(torch.int64)[ids.clamp(0, expert_map.numel() - 1)].masked_fill(~known, -1)
+    return ids.masked_fill((ids < 0) | (ids >= experts), -1)
 
 
 def weighted_input(hidden_states: Tensor, topk_weights: Tensor) -> Tensor:

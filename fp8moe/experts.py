@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,6 +78,11 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
 
     support: ClassVar[Support | None] = None
     contract: Contract = Contract()
+    observe: Callable[[str, Tensor], None] | None = None
+    """Where a backend can show its stages, it calls this with a name of `fp8moe.reference.replay.STAGES` and the
+    stage's result, a row for each token-expert pair (token * top_k + slot; for `apply_batched` a row for each of the
+    E * T places). Set by whoever wants to look; None otherwise."""
+    _late_ids: Tensor | None = None
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         from fp8moe.validation import check_weights
@@ -86,6 +91,8 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         self.config = config
         self.quant = quant
         self.weights = weights
+        # Whether a captured call met an id out of range; allocated here, since a capture's own memory is its graph's.
+        self._late_ids = torch.zeros((), dtype=torch.bool, device=weights.w13.device)
 
     @staticmethod
     @abstractmethod
@@ -166,12 +173,61 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
             self, hidden_states, topk_weights, topk_ids, expert_map, apply_router_weight_on_input, output
         )
 
+    def check_call(
+        self,
+        hidden_states: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        *,
+        expert_map: Tensor | None = None,
+        apply_router_weight_on_input: bool = False,
+        output: Tensor | None = None,
+    ) -> None:
+        """What an `apply` may begin with: checks its arguments. Under graph capture nothing waits for the device: an
+        id out of range is marked there instead, and the next eager call raises.
+
+        Raises:
+            InvalidMoEInput: as `apply`.
+        """
+        from fp8moe.validation import InvalidMoEInput, check_call, check_ids, id_limit, ids_out_of_range
+
+        device = self.weights.w13.device
+        check_call(
+            self.config,
+            device,
+            hidden_states,
+            topk_weights,
+            topk_ids,
+            expert_map=expert_map,
+            apply_router_weight_on_input=apply_router_weight_on_input,
+            output=output,
+        )
+        late = self._late_ids
+        if is_capturing(device):
+            if late is not None:
+                late.logical_or_(ids_out_of_range(self.config, topk_ids, expert_map).any())
+            return
+        if late is not None and bool(late):
+            late.zero_()
+            limit = id_limit(self.config, expert_map)
+            raise InvalidMoEInput(
+                "topk_ids",
+                "out of range in an earlier replay of a captured graph, where it counted as -1",
+                f"-1 <= id < {limit} in every replay",
+            )
+        check_ids(self.config, topk_ids, expert_map)
+
     def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
         """(E, T, H) tokens grouped by expert, the first `expert_num_tokens[e]` rows of each valid, to (E, T, H).
 
         Rows past an expert's count are left undefined. The base class dispatches to it and combines its results.
         """
         raise NotImplementedError(f"{type(self).__name__} implements apply_batched()")
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether work on this device is being captured in a graph, so that nothing may wait for it."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def contract_violations(cls: object) -> list[str]:

@@ -146,7 +146,7 @@ def check_call(
     apply_router_weight_on_input: bool = False,
     output: Tensor | None = None,
 ) -> None:
-    """The tensors of one `apply`: shapes, dtypes, devices, and (in eager mode) the range of the ids.
+    """The tensors of one `apply`: shapes, dtypes, devices; nothing here waits for the device. `check_ids` comes next.
 
     Raises:
         InvalidMoEInput: names the field.
@@ -195,16 +195,30 @@ def check_call(
     for name, tensor in given.items():
         if tensor is not None and tensor.device != device:
             raise InvalidMoEInput(name, f"on {tensor.device}", f"the device of the weights, {device}")
-    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        _check_ids(config, topk_ids, expert_map)
 
 
-def _check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None) -> None:
+def id_limit(config: FusedMoEConfig, expert_map: Tensor | None) -> int:
+    """Expert ids of a call are below this."""
+    return config.num_experts if expert_map is not None else config.num_local_experts
+
+
+def ids_out_of_range(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None) -> Tensor:
+    """(M, k) bool, on the device."""
+    ids = topk_ids.to(torch.int64)
+    return (ids < -1) | (ids >= id_limit(config, expert_map))
+
+
+def check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None) -> None:
+    """The range of the ids and of the map; waits for the device, so not for a call that is being captured.
+
+    Raises:
+        InvalidMoEInput: names the field, and the first id out of range.
+    """
     if topk_ids.numel() == 0:
         return
-    limit = config.num_experts if expert_map is not None else config.num_local_experts
+    limit = id_limit(config, expert_map)
     ids = topk_ids.to(torch.int64)
-    bad = (ids < -1) | (ids >= limit)
+    bad = ids_out_of_range(config, topk_ids, expert_map)
     if bool(bad.any()):
         token, slot = (int(part) for part in bad.nonzero()[0])
         known = "num_experts" if expert_map is not None else "num_local_experts (no expert_map given)"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from fp8moe.backends.common import AdapterNotWritten
-from fp8moe.backends.triton_experts import TRITON_NEEDS, triton_device, triton_scheme
+import torch
+from torch import Tensor
+
+from fp8moe.backends.triton_arithmetic import LARGE_TILE
+from fp8moe.backends.triton_stages import TRITON_NEEDS, TritonStages, device_guard, triton_device, triton_scheme
 from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.support import Support
+from fp8moe.validation import InvalidMoEInput
 
 
-class BatchedTritonExperts(AdapterNotWritten):
-    """Triton, batched."""
+class BatchedTritonExperts(TritonStages):
+    """Triton kernels over (E, T, H): every scheme of its predicate, bf16 and fp16.
 
-    package = "Triton's batched kernels"
+    All tiles have one height, whatever the batch, so that a token's bits do not depend on how many came with it
+    (where no scale is dynamic per tensor, which is then each expert's own).
+    """
+
+    batched = True
     support = Support(
         device=triton_device,
         needs=TRITON_NEEDS,
@@ -23,3 +31,19 @@ class BatchedTritonExperts(AdapterNotWritten):
     @staticmethod
     def activation_format() -> FusedMoEActivationFormat:
         return FusedMoEActivationFormat.BatchedExperts
+
+    def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
+        from fp8moe.kernels.align import align_batches
+
+        experts, longest, hidden = hidden_states.shape
+        rows = experts * longest
+        if rows >= 2**31:
+            raise InvalidMoEInput("hidden_states", f"of {rows} rows", "fewer than 2^31 in one call")
+        self.check_size(experts * -(-longest // LARGE_TILE))
+        if rows == 0:
+            return hidden_states.new_empty(experts, longest, hidden, dtype=torch.float32)
+        with device_guard(hidden_states.device):
+            alignment = align_batches(expert_num_tokens, longest, LARGE_TILE)
+            expert = torch.arange(experts, device=hidden_states.device).repeat_interleave(longest)
+            y = self.experts(hidden_states.reshape(rows, hidden), alignment, 1, expert)
+        return y.view(experts, longest, hidden)

@@ -20,7 +20,6 @@ from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import FP32, Contract, Recipe
 from fp8moe.registry import BackendUnavailable
 from fp8moe.scaling import FP8_FORMATS, dequantize, group_amax, quantize, scale_from_amax
-from fp8moe.validation import check_call
 
 
 class TorchExperts(FusedMoEPermuteExpertsUnpermute):
@@ -67,9 +66,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         apply_router_weight_on_input: bool = False,
         output: Tensor | None = None,
     ) -> Tensor:
-        check_call(
-            self.config,
-            self.weights.w13.device,
+        self.check_call(
             hidden_states,
             topk_weights,
             topk_ids,
@@ -78,7 +75,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
             output=output,
         )
         tokens, top_k = topk_ids.shape
-        local = local_ids(topk_ids, expert_map)
+        local = local_ids(topk_ids, expert_map, self.config.num_local_experts)
         weights = topk_weights
         if apply_router_weight_on_input:
             hidden_states, weights = weighted_input(hidden_states, topk_weights), torch.ones_like(topk_weights)

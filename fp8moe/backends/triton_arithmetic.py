@@ -1,9 +1,8 @@
 """How our Triton GEMM accumulates, by device and tile height: the instruction that Triton chooses, and its arithmetic.
 
-Triton compiles one source to different instructions. On Hopper and Blackwell a tile of 16 rows is widened to fp16 and
-goes through `mma.sync`, and one of 64 through `wgmma` or `tcgen05.mma`; so the tile height, which follows from the
-batch size, decides the bits. Figures: the units' fraction bits and group lengths as measured on Hopper and as
-MMA-Sim (arXiv 2511.10909) gives them for the others.
+Triton compiles one source to different instructions. On Hopper and Blackwell a tile of 16 rows goes through `mma.sync`,
+FP8 widened to fp16 first, and one of 64 through `wgmma` or `tcgen05.mma`; so the tile height, which follows from the
+batch size, decides the bits. What the units do is in `fp8moe.reference.units`.
 """
 
 from __future__ import annotations
@@ -14,37 +13,48 @@ from fp8moe.recipe import FP32, Arithmetic
 SMALL_TILE = 16
 LARGE_TILE = 64
 
-_PROMOTION = 128  # the GEMM starts each 128 of K, one scale block, from zero
+PROMOTION = 128
+"""Terms of K after which the FP8 GEMM adds the unit's sum to an fp32 total: one scale block. 16-bit GEMMs never do."""
 
-
-def _unit(name: str, fraction_bits: int, group: int) -> Arithmetic:
-    return Arithmetic(name, fraction_bits, group, promote_every=_PROMOTION)
-
-
-_ADA = _unit("ada.mma", 13, 16)
-_RTX_BLACKWELL = _unit("rtx_blackwell.mma", 25, 32)
-
-# Architecture, or family of ten capabilities, to the arithmetic at each tile height.
-_ARITHMETIC: dict[str, dict[int, Arithmetic]] = {
-    "sm89": {SMALL_TILE: _ADA, LARGE_TILE: _ADA},
-    "sm90": {SMALL_TILE: _unit("hopper.mma_f16", 25, 16), LARGE_TILE: _unit("hopper.wgmma", 13, 32)},
-    "sm10x": {SMALL_TILE: _unit("blackwell.mma_f16", 25, 16), LARGE_TILE: _unit("blackwell.tcgen05", 25, 32)},
-    "sm12x": {SMALL_TILE: _RTX_BLACKWELL, LARGE_TILE: _RTX_BLACKWELL},
+# Architecture, or family of ten capabilities: the unit at each tile height, for FP8 and for 16-bit operands.
+_FP8_UNITS: dict[str, tuple[str, str]] = {
+    "sm89": ("ada.mma", "ada.mma"),
+    "sm90": ("hopper.mma_f16", "hopper.wgmma"),
+    "sm10x": ("blackwell.mma_f16", "blackwell.tcgen05"),
+    "sm12x": ("rtx_blackwell.mma", "rtx_blackwell.mma"),
 }
-_INTERPRETER = {SMALL_TILE: FP32, LARGE_TILE: FP32}
+_16_BIT_UNITS: dict[str, tuple[str, str]] = {
+    "sm8x": ("ampere.mma_f16", "ampere.mma_f16"),
+    "sm89": ("ada.mma_f16", "ada.mma_f16"),
+    "sm90": ("hopper.mma_f16", "hopper.wgmma_f16"),
+    "sm10x": ("blackwell.mma_f16", "blackwell.tcgen05_f16"),
+    "sm12x": ("rtx_blackwell.mma_f16", "rtx_blackwell.mma_f16"),
+}
 
 
 def tile_height(pairs: int, experts: int) -> int:
-    """Rows of a tile for a call with `pairs` token-expert pairs on `experts` local experts: SMALL_TILE or LARGE_TILE.
+    """Rows of a tile for a call with `pairs` token-expert pairs over `experts` experts, all ranks' of both.
 
     A small tile while an expert has no more than SMALL_TILE pairs on average: a larger one would be mostly padding.
+    How many pairs this rank has would need a look at the device, so the average over all ranks stands for it.
     """
     return SMALL_TILE if pairs <= SMALL_TILE * experts else LARGE_TILE
 
 
-def arithmetic_by_tile(platform: Platform, interpreted: bool) -> dict[int, Arithmetic] | None:
-    """Tile height to arithmetic, or None where the device's is not known."""
+def arithmetic_by_tile(platform: Platform, interpreted: bool, fp8: bool = True) -> dict[int, Arithmetic] | None:
+    """Tile height to arithmetic of FP8 or 16-bit GEMMs, or None where the device's is not known."""
     if interpreted:
-        return _INTERPRETER
+        return dict.fromkeys((SMALL_TILE, LARGE_TILE), Arithmetic(promote_every=PROMOTION) if fp8 else FP32)
     family = f"sm{platform.cap // 10}x" if platform.is_cuda and platform.cap is not None else ""
-    return _ARITHMETIC.get(platform.architecture) or _ARITHMETIC.get(family)
+    units = _FP8_UNITS if fp8 else _16_BIT_UNITS
+    names = units.get(platform.architecture) or units.get(family)
+    if names is None:
+        return None
+    return {height: _arithmetic(name, fp8) for height, name in zip((SMALL_TILE, LARGE_TILE), names, strict=True)}
+
+
+def _arithmetic(unit: str, fp8: bool) -> Arithmetic:
+    if not fp8:
+        return Arithmetic.on(unit)
+    widened = unit.endswith("_f16")
+    return Arithmetic.on(unit, promote_every=PROMOTION, k_order="fours_halved" if widened else "natural")

@@ -1,12 +1,21 @@
-"""silu(gate) * up in fp32, quantised for the second GEMM in the same pass; with an exponential of our own."""
+"""The activations, on fp32 and rounded once at the end; with an exponential and an error function of our own.
+
+Every function is a list of steps, each one fp32 operation rounded to nearest, ties to even: products, sums, `fma` and
+divisions are IEEE, and a step that says so is exact. Carried out elsewhere they give the same bits.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fp8moe.kernels.quantize import ROWS, quantize_groups
+from fp8moe.activations import GATED, NON_GATED
+from fp8moe.kernels.interpreter import rows_of_program
+from fp8moe.kernels.widths import round_float32
 
+ROWS = 16
+BLOCK = 256
+"""Rows and columns of one program on a device."""
 LARGEST_ARGUMENT = tl.constexpr(88.72283172607422)
 """The largest fp32 x whose e^x is finite in fp32."""
 
@@ -16,7 +25,17 @@ def exponential(x):
     """e^x in fp32, the same bits everywhere: x = n ln 2 + r, a polynomial in r of six fma steps, then times 2^n.
 
     Within 1 ulp (subnormal results included); 0 and infinity where e^x rounds to them; NaN stays NaN. `tl.exp` is an
-    approximation of the device's own.
+    approximation of the device's own. The constants are fp32 numbers.
+
+    1. c = x, clamped to [-104, 88.72283172607422]; 0 for NaN
+    2. s = fma(c, 1.4426950216293335, 12582912)
+    3. n = s - 12582912, exact: an integer
+    4. r = fma(n, -0.693145751953125, c)
+    5. r = fma(n, -1.428606765330187e-06, r)
+    6. p = fma(0.0013814598787575960, r, 0.008368717506527901)
+    7. p = fma(p, r, k) for k in 0.04166838899254799, 0.16666521131992340, 0.49999994039535522, 1, 1
+    8. p * 2^floor(n / 2), exact, then times 2^(n - floor(n / 2)), which rounds only where the result is subnormal
+    9. infinity where x > 88.72283172607422; x where it is NaN
     """
     clamped = tl.where(x > LARGEST_ARGUMENT, LARGEST_ARGUMENT, tl.where(x < -104.0, -104.0, x))
     clamped = tl.where(x == x, clamped, 0.0)  # NaN has no n
@@ -44,71 +63,212 @@ def exponential(x):
 
 @triton.jit
 def silu(x):
-    """x / (1 + e^-x); -0 below about -88.7, where e^-x overflows, and NaN at minus infinity."""
+    """x / (1 + e^-x); -0 below about -88.7, where e^-x overflows, and NaN at minus infinity.
+
+    1. e = exponential(-x)
+    2. d = 1 + e
+    3. x / d
+    """
     return tl.div_rn(x, 1.0 + exponential(-x))
 
 
-@triton.jit(do_not_specialize=["pairs"])
-def silu_mul_quantize_kernel(
+@triton.jit
+def gelu(x):
+    """x Phi(x), exact GELU, within 5 ulps, subnormal results included; NaN at minus infinity.
+
+    Measured on two million values: 4.7 ulps for negative x, 2.5 below 1, 1.2 beyond; 0.75 or less on average.
+
+    With a = |x|: Phi(-a) = 0.5 erfc(a / sqrt 2) = q(a) e^(-a^2 / 2), so the result is x - a q(a) e^(-a^2 / 2) for x > 0
+    and -a q(a) e^(-a^2 / 2) for x < 0; nothing cancels but for x - x / 2 near zero. q = t P(2t - 1) with
+    t = 1 / (1 + a / 4) and P the minimax polynomial of the relative error on [0, 14.6], 2^-25.7 with the coefficients
+    rounded; the steps compute -q. What the roundings of t and of the square leave out is carried along.
+
+    1. a = |x|, exact, clamped to 15, beyond which e^(-a^2 / 2) is 0
+    2. s = a * 0.25
+    3. d = 1 + s
+    4. t = 1 / d
+    5. m = 1 - t
+    6. r = fma(-t, s, m)
+    7. l = t * r, what t lacks
+    8. u = fma(2, t, -1)
+    9. u = fma(2, l, u)
+    10. p = fma(-3.1558392947772518e-05, u, -4.9800783017417416e-05)
+    11. p = fma(p, u, k) for k in 0.00039552670205011964, 0.00088136515114456415, -0.0018838857067748904,
+        -0.015101753175258636, -0.046630315482616425, -0.096784129738807678, -0.15197417140007019, -0.18882128596305847
+    12. q = p * t
+    13. q = fma(p, l, q)
+    14. w = q * a
+    15. h = a * a
+    16. f = fma(-a, a, h), what h is above the square
+    17. w = fma(w, f * 0.5, w), whose factor is exact
+    18. e = exponential(h * -0.5), whose argument is exact
+    19. z = x * 0 where x < 0 (-0, or NaN at minus infinity), else x
+    20. fma(e, w, z)
+    """
+    a = (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    a = tl.where(a > 15.0, 15.0, a)
+    ones = tl.full(x.shape, 1.0, tl.float32)
+    twos = ones * 2.0
+    s = a * 0.25
+    t = tl.div_rn(ones, 1.0 + s)
+    lacking = t * tl.fma(t * -1.0, s, 1.0 - t)
+    u = tl.fma(twos, lacking, tl.fma(twos, t, ones * -1.0))
+    p = tl.fma(ones * -3.1558392947772518e-05, u, ones * -4.9800783017417416e-05)
+    p = tl.fma(p, u, ones * 0.00039552670205011964)
+    p = tl.fma(p, u, ones * 0.00088136515114456415)
+    p = tl.fma(p, u, ones * -0.0018838857067748904)
+    p = tl.fma(p, u, ones * -0.015101753175258636)
+    p = tl.fma(p, u, ones * -0.046630315482616425)
+    p = tl.fma(p, u, ones * -0.096784129738807678)
+    p = tl.fma(p, u, ones * -0.15197417140007019)
+    p = tl.fma(p, u, ones * -0.18882128596305847)
+    w = tl.fma(p, lacking, p * t) * a
+    h = a * a
+    f = tl.fma(a * -1.0, a, h)
+    w = tl.fma(w, f * 0.5, w)
+    return tl.fma(exponential(h * -0.5), w, tl.where(x < 0.0, x * 0.0, x))
+
+
+@triton.jit
+def below(x, LIMIT: tl.constexpr):
+    """min(x, LIMIT), exact; NaN stays NaN."""
+    return tl.where(x > LIMIT, LIMIT, x)
+
+
+@triton.jit
+def within(x, LIMIT: tl.constexpr):
+    """x clamped to [-LIMIT, LIMIT], exact; NaN stays NaN."""
+    return tl.where(x < -LIMIT, -LIMIT, below(x, LIMIT))
+
+
+@triton.jit
+def swigluoai(gate, up):
+    """g sigmoid(1.702 g) (u + 1), with g = min(gate, 7) and u = up clamped to [-7, 7]; NaN at a gate of minus infinity.
+
+    1. g = min(gate, 7), exact
+    2. u = up clamped to [-7, 7], exact
+    3. s = g * 1.7020000219345093, the fp32 number nearest to 1.702
+    4. e = exponential(-s)
+    5. d = 1 + e
+    6. t = g / d
+    7. v = u + 1
+    8. t * v
+    """
+    gate = below(gate, 7.0)
+    t = tl.div_rn(gate, 1.0 + exponential(-(gate * 1.7020000219345093)))
+    return t * (within(up, 7.0) + 1.0)
+
+
+@triton.jit
+def swiglustep(gate, up):
+    """min(silu(gate), 7) times up clamped to [-7, 7].
+
+    1. s = silu(gate)
+    2. g = min(s, 7), exact
+    3. u = up clamped to [-7, 7], exact
+    4. g * u
+    """
+    return below(silu(gate), 7.0) * within(up, 7.0)
+
+
+@triton.jit
+def relu2(x):
+    """max(x, 0)^2; NaN stays NaN.
+
+    1. r = 0 where x < 0, else x
+    2. r * r
+    """
+    r = tl.where(x < 0.0, 0.0, x)
+    return r * r
+
+
+@triton.jit(do_not_specialize=["rows"])
+def activate_kernel(
     gate_up,
-    local_ids,
-    codes,
-    scales,
-    pairs,
+    present,
+    activated,
+    rows,
     columns,
     stride_row,
-    AMAX_FLOOR: tl.constexpr,
-    GROUP: tl.constexpr,
+    NAME: tl.constexpr,
+    IS_GATED: tl.constexpr,
+    HAS_PRESENT: tl.constexpr,
     ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    groups = tl.cdiv(columns, GROUP)
-    group = tl.program_id(0) % groups
-    pair = (tl.program_id(0) // groups) * ROWS + tl.arange(0, ROWS)
-    local = tl.load(local_ids + pair, mask=pair < pairs, other=-1) >= 0
-    row = pair.to(tl.int64)
-    column = group * GROUP + tl.arange(0, GROUP)
+    blocks = (columns + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    local = row < rows
+    if HAS_PRESENT:
+        local = tl.load(present + row, mask=local, other=-1) >= 0
+    column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     mask = local[:, None] & (column < columns)[None, :]
     gate_at = gate_up + row[:, None] * stride_row + column[None, :]
     gate = tl.load(gate_at, mask=mask, other=0.0)
-    up = tl.load(gate_at + columns, mask=mask, other=0.0)
-    value, scale = quantize_groups(silu(gate) * up, AMAX_FLOOR)
-    tl.store(codes + row[:, None] * columns + column[None, :], value, mask=mask)
-    tl.store(scales + row * groups + group, scale, mask=local)
+    up = gate
+    if IS_GATED:
+        up = tl.load(gate_at + columns, mask=mask, other=0.0)
+    if NAME == "silu":
+        value = silu(gate) * up
+    elif NAME == "gelu":
+        value = gelu(gate) * up
+    elif NAME == "swigluoai":
+        value = swigluoai(gate, up)
+    elif NAME == "swiglustep":
+        value = swiglustep(gate, up)
+    elif NAME == "silu_no_mul":
+        value = silu(gate)
+    elif NAME == "gelu_no_mul":
+        value = gelu(gate)
+    else:
+        tl.static_assert(NAME == "relu2_no_mul")
+        value = relu2(gate)
+    value = round_float32(value, activated.dtype.element_ty)
+    tl.store(activated + row[:, None] * columns + column[None, :], value, mask=mask)
 
 
-def silu_mul_quantize(
-    gate_up: Tensor, local_ids: Tensor, *, group: int = 128, amax_floor: float = 1e-10
-) -> tuple[Tensor, Tensor]:
-    """silu(gate) * up, quantised to e4m3fn in groups of `group` columns.
+def activate(
+    gate_up: Tensor, name: str, *, present: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The activation `name` of the first GEMM's result.
 
-    Recipe: silu(x) = x / (1 + e^-x) with `exponential` and an IEEE division, times up, all in fp32; then as
-    `quantize_per_token_group`.
+    Recipe: silu and gelu times up, one more product in fp32; swigluoai and swiglustep as their functions say; those
+    that end in _no_mul are the functions themselves. Then one rounding to `dtype`, to nearest even.
 
     Args:
-        gate_up: (P, 2I) fp32, row-major: the gate's columns, then the up's.
-        local_ids: (P,) int32; rows where it is negative are neither read nor written.
+        gate_up: (P, 2I) fp32, the gate's columns, then the up's; (P, I) for an activation without a gate. A row's
+            columns are contiguous, and rows any stride apart.
+        name: one of `fp8moe.activations.GATED` and `NON_GATED`.
+        present: (P,) int32; rows where it is negative are neither read nor written. None: all are present.
+        dtype: fp32, bf16 or fp16.
 
     Returns:
-        (P, I) float8_e4m3fn and (P, ceil(I / group)) fp32, row-major.
+        (P, I) of `dtype`, row-major.
+
+    Raises:
+        ValueError: no activation has that name.
     """
-    pairs, columns = gate_up.shape[0], gate_up.shape[1] // 2
-    groups = triton.cdiv(columns, group)
-    codes = torch.empty((pairs, columns), dtype=torch.float8_e4m3fn, device=gate_up.device)
-    scales = torch.empty((pairs, groups), dtype=torch.float32, device=gate_up.device)
-    if pairs:
-        # As in quantize.py: one program a block of rows and a group, groups fastest.
-        silu_mul_quantize_kernel[(triton.cdiv(pairs, ROWS) * groups,)](
+    if name not in GATED and name not in NON_GATED:
+        raise ValueError(f"activation={name!r}: expected one of {', '.join((*GATED, *NON_GATED))}")
+    rows, columns = gate_up.shape[0], gate_up.shape[1] // (2 if name in GATED else 1)
+    activated = torch.empty((rows, columns), dtype=dtype, device=gate_up.device)
+    # One program a block of rows and of columns, columns fastest: neighbours read neighbouring columns.
+    rows_each = rows_of_program(rows, ROWS)
+    grid = triton.cdiv(rows, rows_each) * triton.cdiv(columns, BLOCK)
+    if grid:
+        activate_kernel[(grid,)](
             gate_up,
-            local_ids,
-            codes.view(torch.uint8),
-            scales,
-            pairs,
+            present,
+            activated,
+            rows,
             columns,
             gate_up.stride(0),
-            AMAX_FLOOR=amax_floor,
-            GROUP=group,
-            ROWS=ROWS,
+            NAME=name,
+            IS_GATED=name in GATED,
+            HAS_PRESENT=present is not None,
+            ROWS=rows_each,
+            BLOCK=BLOCK,
             num_warps=4,
             enable_fp_fusion=False,
         )
-    return codes, scales
+    return activated

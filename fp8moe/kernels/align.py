@@ -73,3 +73,37 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
     used = (owner < experts)[:, None] & (position < starts[expert + 1][:, None])
     pairs = order[position.clamp(max=order.numel() - 1)].masked_fill(~used, -1)
     return Alignment(local_ids, pairs.to(torch.int32), owner.masked_fill(owner == experts, -1).to(torch.int32))
+
+
+def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:
+    """Tiles for a batched layout: E batches of `rows` rows each, of which the first counts[e] hold something.
+
+    Row r of batch e is the pair e * rows + r.
+
+    Args:
+        counts: (E,) int32 or int64; more than `rows` count as `rows`, less than none as none.
+        rows: rows of a batch.
+        tile_rows: rows of a tile.
+
+    Returns:
+        An `Alignment` of E * ceil(rows / tile_rows) tiles, batch after batch; a tile without a row that holds
+        something has no expert.
+
+    Raises:
+        ValueError: 2^31 rows or more, which int32 cannot number.
+    """
+    batches = counts.numel()
+    if batches * rows >= 2**31:
+        raise ValueError(f"counts of {batches} batches, rows={rows}: expected fewer than 2^31 rows in all")
+    # `rows` need not be a multiple of tile_rows: the positions go to the end of a batch's last tile.
+    tiles = -(-rows // tile_rows)
+    position = torch.arange(tiles * tile_rows, device=counts.device)
+    expert = torch.arange(batches, device=counts.device)[:, None]
+    used = position < counts.to(torch.int64).clamp(max=rows)[:, None]
+    owner = torch.where(used, expert, -1).to(torch.int32)
+    pairs = torch.where(used, expert * rows + position, -1).to(torch.int32)
+    return Alignment(
+        local_ids=owner[:, :rows].reshape(-1).contiguous(),  # reshape alone may give a view with a stride
+        pairs=pairs.reshape(batches * tiles, tile_rows),
+        tile_experts=owner[:, ::tile_rows].reshape(-1).contiguous(),
+    )

@@ -1,4 +1,6 @@
-"""Grouped FP8 GEMM with block scales: each token-expert pair's row times its expert's weight, transposed."""
+"""Grouped GEMM: each token-expert pair's row times its expert's weight, transposed; FP8 with scales, bf16 or fp16."""
+
+from typing import Literal
 
 import torch
 import triton
@@ -6,10 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fp8moe.kernels.align import Alignment
+from fp8moe.kernels.interpreter import INTERPRETED
 from fp8moe.kernels.widths import to_float32
 
+Scales = Literal["block", "row", "none"]
 BLOCK = 128
 """Side of a weight's scale block, width of an activation's scale group, and the columns of a program's tile."""
+WIDE_BLOCK = 64
+"""The step along K for operands of two bytes: as many bytes of shared memory as 128 of FP8."""
+MOST_PROGRAMS = 2**31 - 1
+"""The most programs that a grid's first dimension holds."""
 
 
 @triton.jit(do_not_specialize=["tiles", "pairs_per_row"])
@@ -39,11 +47,13 @@ def grouped_gemm_kernel(
     stride_bias_expert,
     stride_bias_n,
     stride_c_row,
+    SCALES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    tile = tl.program_id(0) % tiles
+    tile = (tl.program_id(0) % tiles).to(tl.int64)
     expert = tl.load(tile_experts + tile).to(tl.int64)
     if expert < 0:
         return
@@ -55,31 +65,45 @@ def grouped_gemm_kernel(
     # W's rows come in parts (gate, up) whose blocks are counted apart, so a column tile lies within one part,
     # and within one row of scale blocks.
     column_tile = tl.program_id(0) // tiles
-    blocks = tl.cdiv(part_columns, BLOCK)
+    blocks = (part_columns + BLOCK - 1) // BLOCK
     in_part = (column_tile % blocks) * BLOCK + tl.arange(0, BLOCK)
     in_range = in_part < part_columns
     column = ((column_tile // blocks) * part_columns + in_part).to(tl.int64)
 
-    k = tl.arange(0, BLOCK)
+    k = tl.arange(0, BLOCK_K)
     a_block = a + row[:, None] * stride_a_row + k.to(tl.int64)[None, :] * stride_a_k
     w_block = w + expert * stride_w_expert + column[None, :] * stride_w_n + k.to(tl.int64)[:, None] * stride_w_k
-    a_scale_block = a_scale + row * stride_a_scale_row
-    w_scale_block = w_scale + expert * stride_w_scale_expert + column_tile.to(tl.int64) * stride_w_scale_n
-    total = tl.zeros((TILE_ROWS, BLOCK), dtype=tl.float32)
-    for start in range(0, k_size, BLOCK):
+    a_step = tl.full((), BLOCK_K, tl.int64) * stride_a_k
+    w_step = tl.full((), BLOCK_K, tl.int64) * stride_w_k
+    if SCALES == "block":
+        a_scale_block = a_scale + row * stride_a_scale_row
+        w_scale_block = w_scale + expert * stride_w_scale_expert + column_tile.to(tl.int64) * stride_w_scale_n
+    total = tl.full((TILE_ROWS, BLOCK), 0.0, tl.float32)
+    ones = tl.full((TILE_ROWS, BLOCK), 1.0, tl.float32)
+    for start in range(0, k_size, BLOCK_K):
         in_k = k < k_size - start
         x = tl.load(a_block, mask=has_pair[:, None] & in_k[None, :], other=0.0)
         y = tl.load(w_block, mask=in_k[:, None] & in_range[None, :], other=0.0)
-        x_scale = tl.load(a_scale_block, mask=has_pair, other=0.0)
-        y_scale = tl.load(w_scale_block)
-        # A chain over exactly 128 of K from zero: longer ones lose bits on Hopper, whose sum holds 14.
-        product = tl.dot(x, y) * x_scale[:, None]
-        total = tl.fma(product, tl.full(product.shape, 1.0, tl.float32) * y_scale, total)
-        a_block += BLOCK * stride_a_k
-        w_block += BLOCK * stride_w_k
-        a_scale_block += stride_a_scale_k
-        w_scale_block += stride_w_scale_k
+        if SCALES == "none":
+            total = tl.dot(x, y, total)
+        elif SCALES == "row":
+            # A chain over exactly 128 of K from zero: longer ones lose bits on Hopper, whose sum holds 14. Triton
+            # would make an addition of `total` the dot's accumulator, but not an fma, which gives the same bits.
+            total = tl.fma(tl.dot(x, y), ones, total)
+        else:
+            x_scale = tl.load(a_scale_block, mask=has_pair, other=0.0)
+            y_scale = tl.load(w_scale_block)
+            product = tl.dot(x, y) * x_scale[:, None]  # as above, a chain over 128
+            total = tl.fma(product, ones * y_scale, total)
+            a_scale_block += stride_a_scale_k
+            w_scale_block += stride_w_scale_k
+        a_block += a_step
+        w_block += w_step
 
+    if SCALES == "row":
+        x_scale = tl.load(a_scale + row * stride_a_scale_row, mask=has_pair, other=0.0)
+        at = w_scale + expert * stride_w_scale_expert + column * stride_w_scale_n
+        total = (total * x_scale[:, None]) * tl.load(at, mask=in_range, other=0.0)[None, :]
     if HAS_BIAS:
         added = tl.load(bias + expert * stride_bias_expert + column * stride_bias_n, mask=in_range, other=0.0)
         total += to_float32(added)[None, :]
@@ -89,38 +113,59 @@ def grouped_gemm_kernel(
 
 def grouped_gemm(
     a: Tensor,
-    a_scale: Tensor,
+    a_scale: Tensor | None,
     w: Tensor,
-    w_scale: Tensor,
+    w_scale: Tensor | None,
     alignment: Alignment,
     *,
     pairs_per_row: int,
     parts: int = 1,
+    scales: Scales,
     bias: Tensor | None = None,
 ) -> Tensor:
     """C[pair] = A[pair // pairs_per_row] @ W[expert of the pair]^T, then plus the expert's bias.
 
-    Recipe, for each output and each 128 of K in order: c = the matrix unit's sum from zero, t = fp32(c * a_scale),
-    total = fma(t, w_scale, total). The bias is added in fp32.
+    Recipe, for each output, all in fp32:
+        "block": total = 0; for each 128 of K in order: c = the matrix unit's sum from zero, t = c * a_scale,
+            total = fma(t, w_scale, total).
+        "row": total = 0; for each 128 of K in order: c = the matrix unit's sum from zero, total = total + c. Then
+            t = total * a_scale, total = t * w_scale.
+        "none": one sum over all of K in the matrix unit, from zero; never promoted.
+    Then total + bias. The interpreter widens the operands to fp32, exactly, and sums in an order of its own.
 
     Args:
-        a: (rows, K) float8_e4m3fn; any strides, fastest with K contiguous and a multiple of 16.
-        a_scale: (rows, ceil(K / 128)) fp32.
-        w: (E, N, K) float8_e4m3fn, as `a`.
-        w_scale: (E, parts * ceil(N / parts / 128), ceil(K / 128)) fp32: each part of N is blocked apart.
+        a: (rows, K) float8_e4m3fn, or for "none" bf16 or fp16; any strides, fastest with K contiguous and rows that
+            start at multiples of 16 bytes.
+        a_scale: (rows, ceil(K / 128)) fp32 for "block", (rows, 1) for "row"; any strides, 0 included.
+        w: (E, N, K) of the dtype of `a`, as `a`.
+        w_scale: (E, parts * ceil(N / parts / 128), ceil(K / 128)) fp32 for "block", each part of N blocked apart;
+            (E, N) for "row"; any strides, 0 included.
         alignment: which pairs are whose; its `tile_rows` is a power of two of at least 16.
         pairs_per_row: top-k where `a` has a row for each token, 1 where it has one for each pair.
-        bias: (E, N) fp32, fp16 or bf16.
+        parts: into how many equal parts N falls; the result does not depend on it but for the blocks of "block".
+        scales: the layout of the scales; "none": there are none, and `a_scale` and `w_scale` are None.
+        bias: (E, N) fp32, fp16 or bf16; any strides.
 
     Returns:
         (P, N) fp32, row-major. Rows of pairs without a local expert are not written.
+
+    Raises:
+        ValueError: 2^31 programs or more.
     """
     _, columns, k_size = w.shape
     part_columns = columns // parts
-    c = torch.empty((alignment.local_ids.numel(), columns), dtype=torch.float32, device=a.device)
     # Tiles fastest: programs that run together share a column tile, and an expert's tiles are neighbours, so each
     # block of W is fetched while it is hot; A is small and stays in the cache.
     grid = alignment.tiles * parts * triton.cdiv(part_columns, BLOCK)
+    if grid > MOST_PROGRAMS:
+        raise ValueError(
+            f"{alignment.tiles} tiles of {alignment.tile_rows} rows times N={columns} in tiles of {BLOCK} columns: "
+            f"expected no more than {MOST_PROGRAMS} programs in one launch, not {grid}"
+        )
+    if INTERPRETED:
+        # It would take the bits of bf16 for integers, and NaN in FP8 for 480. Exact, and a dot of fp32 is one there.
+        a, w = a.float(), w.float()
+    c = torch.empty((alignment.local_ids.numel(), columns), dtype=torch.float32, device=a.device)
     if grid:
         grouped_gemm_kernel[(grid,)](
             a,
@@ -135,24 +180,24 @@ def grouped_gemm(
             part_columns,
             k_size,
             pairs_per_row,
-            a.stride(0),
-            a.stride(1),
-            a_scale.stride(0),
-            a_scale.stride(1),
-            w.stride(0),
-            w.stride(1),
-            w.stride(2),
-            w_scale.stride(0),
-            w_scale.stride(1),
-            w_scale.stride(2),
-            0 if bias is None else bias.stride(0),
-            0 if bias is None else bias.stride(1),
+            *a.stride(),
+            *_strides(a_scale, 2),
+            *w.stride(),
+            *_strides(w_scale, 3),
+            *_strides(bias, 2),
             c.stride(0),
+            SCALES=scales,
             HAS_BIAS=bias is not None,
             TILE_ROWS=alignment.tile_rows,
             BLOCK=BLOCK,
+            BLOCK_K=WIDE_BLOCK if scales == "none" else BLOCK,
             num_warps=4,
             num_stages=3,
             enable_fp_fusion=False,
         )
     return c
+
+
+def _strides(x: Tensor | None, dimensions: int) -> tuple[int, ...]:
+    """As many strides as there are dimensions, zero where `x` has none."""
+    return (0,) * dimensions if x is None else (*x.stride(), *(0,) * (dimensions - x.ndim))

@@ -1,4 +1,6 @@
-"""Dynamic FP8 quantisation of rows in groups of columns: one fp32 scale for each row and group."""
+"""FP8 quantisation with one fp32 scale for a group of columns, a row or a tensor; the amax is computed here too."""
+
+from typing import Any
 
 import torch
 import triton
@@ -6,52 +8,171 @@ import triton.language as tl
 from torch import Tensor
 
 from fp8moe.kernels.fp8_cast import float32_to_e4m3
+from fp8moe.kernels.interpreter import rows_of_program
 from fp8moe.kernels.widths import to_float32
 
 ROWS = 16
-"""Rows of one program: enough of them to keep a warp busy on 128 columns, and few programs for the interpreter."""
+"""Rows of one program for groups: enough of them to keep a warp busy on 128 columns, few programs to interpret."""
+LONG_ROWS = 4
+LONG_BLOCK = 1024
+"""Rows and columns of one step for whole rows and tensors: as many elements to a thread, in long reads."""
+_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
-def quantize_groups(x, AMAX_FLOOR: tl.constexpr):
-    """(rows, group) fp32 to uint8 codes of the same shape and (rows,) fp32 scales.
+def amax_bits(x):
+    """(rows, columns) fp32 to the bits of each row's amax, (rows,) int32.
 
-    The amax is the maximum of the bits without the sign, which order as the magnitudes do with NaN above infinity:
-    so a NaN makes its group's scale NaN, on every device.
+    Without the sign, bits order as the magnitudes do with NaN above infinity: so a NaN is the amax, on every device.
     """
-    bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+
+
+@triton.jit
+def scale_of(bits, AMAX_FLOOR: tl.constexpr):
+    """The bits of an amax to its scale: max(amax, AMAX_FLOOR) / 448, IEEE; NaN stays NaN."""
     amax = bits.to(tl.float32, bitcast=True)
     amax = tl.where(amax < AMAX_FLOOR, AMAX_FLOOR, amax)
-    scale = tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))
-    quotient = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))
-    return float32_to_e4m3(quotient), scale
+    return tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))
 
 
 @triton.jit(do_not_specialize=["rows"])
-def quantize_kernel(
+def quantize_group_kernel(
     x,
+    present,
     codes,
     scales,
     rows,
     columns,
     stride_row,
     stride_column,
+    HAS_PRESENT: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    groups = tl.cdiv(columns, GROUP)
+    groups = (columns + GROUP - 1) // GROUP
     group = tl.program_id(0) % groups
-    row = ((tl.program_id(0) // groups) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    column = group * GROUP + tl.arange(0, GROUP)
-    mask = (row < rows)[:, None] & (column < columns)[None, :]
-    offsets = row[:, None] * stride_row + column.to(tl.int64)[None, :] * stride_column
-    value, scale = quantize_groups(to_float32(tl.load(x + offsets, mask=mask, other=0.0)), AMAX_FLOOR)
-    tl.store(codes + row[:, None] * columns + column[None, :], value, mask=mask)
-    tl.store(scales + row * groups + group, scale, mask=row < rows)
+    row = (tl.program_id(0) // groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    local = row < rows
+    if HAS_PRESENT:
+        local = tl.load(present + row, mask=local, other=-1) >= 0
+    column = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
+    mask = local[:, None] & (column < columns)[None, :]
+    value = tl.load(x + row[:, None] * stride_row + column[None, :] * stride_column, mask=mask, other=0.0)
+    value = to_float32(value)
+    scale = scale_of(amax_bits(value), AMAX_FLOOR)
+    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+    tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
+    tl.store(scales + row * groups + group, scale, mask=local)
 
 
-def quantize_per_token_group(x: Tensor, *, group: int = 128, amax_floor: float = 1e-10) -> tuple[Tensor, Tensor]:
+@triton.jit(do_not_specialize=["rows"])
+def quantize_token_kernel(
+    x,
+    present,
+    codes,
+    scales,
+    rows,
+    columns,
+    stride_row,
+    stride_column,
+    HAS_PRESENT: tl.constexpr,
+    AMAX_FLOOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    local = row < rows
+    if HAS_PRESENT:
+        local = tl.load(present + row, mask=local, other=-1) >= 0
+    column = tl.arange(0, BLOCK).to(tl.int64)
+    x_block = x + row[:, None] * stride_row + column[None, :] * stride_column
+    step = tl.full((), BLOCK, tl.int64) * stride_column
+    bits = tl.full((ROWS,), 0, tl.int32)
+    for start in range(0, columns, BLOCK):
+        mask = local[:, None] & (column < columns - start)[None, :]
+        value = to_float32(tl.load(x_block, mask=mask, other=0.0))
+        bits = tl.maximum(bits, amax_bits(value))
+        x_block += step
+    scale = scale_of(bits, AMAX_FLOOR)
+    tl.store(scales + row, scale, mask=local)
+
+    # The row again: by now it lies in the cache.
+    x_block = x + row[:, None] * stride_row + column[None, :] * stride_column
+    code_block = codes + row[:, None] * columns + column[None, :]
+    for start in range(0, columns, BLOCK):
+        mask = local[:, None] & (column < columns - start)[None, :]
+        value = to_float32(tl.load(x_block, mask=mask, other=0.0))
+        code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+        tl.store(code_block, code, mask=mask)
+        x_block += step
+        code_block += BLOCK
+
+
+@triton.jit(do_not_specialize=["rows"])
+def quantize_tensor_kernel(
+    x,
+    scale,
+    present,
+    codes,
+    rows,
+    columns,
+    stride_row,
+    stride_column,
+    stride_scale,
+    HAS_PRESENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = (columns + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    local = row < rows
+    if HAS_PRESENT:
+        local = tl.load(present + row, mask=local, other=-1) >= 0
+    column = ((tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    mask = local[:, None] & (column < columns)[None, :]
+    value = tl.load(x + row[:, None] * stride_row + column[None, :] * stride_column, mask=mask, other=0.0)
+    value = to_float32(value)
+    row_scale = tl.load(scale + row * stride_scale, mask=local, other=1.0)
+    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(row_scale[:, None], value.shape)))
+    tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def tensor_amax_kernel(
+    x,
+    present,
+    bits,
+    rows,
+    columns,
+    stride_row,
+    stride_column,
+    HAS_PRESENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = (columns + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    local = row < rows
+    if HAS_PRESENT:
+        local = tl.load(present + row, mask=local, other=-1) >= 0
+    column = ((tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    mask = local[:, None] & (column < columns)[None, :]
+    value = tl.load(x + row[:, None] * stride_row + column[None, :] * stride_column, mask=mask, other=0.0)
+    # A maximum of integers: the order in which the programs come does not show.
+    tl.atomic_max(bits, tl.max(amax_bits(to_float32(value)), axis=0), sem="relaxed")
+
+
+@triton.jit
+def tensor_scale_kernel(bits, scale, AMAX_FLOOR: tl.constexpr):
+    at = tl.arange(0, 1)
+    tl.store(scale + at, scale_of(tl.load(bits + at), AMAX_FLOOR))
+
+
+def quantize_per_token_group(
+    x: Tensor, *, group: int = 128, amax_floor: float = 1e-10, present: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Quantises each row's groups of `group` columns to e4m3fn.
 
     Recipe: scale = max(amax, amax_floor) / 448 and code = x / scale, both IEEE divisions in fp32, then to nearest,
@@ -60,6 +181,7 @@ def quantize_per_token_group(x: Tensor, *, group: int = 128, amax_floor: float =
     Args:
         x: (rows, columns) bf16, fp16 or fp32; any strides, no alignment needed.
         group: a power of two.
+        present: (rows,) int32; rows where it is negative are neither read nor written. None: all are present.
 
     Returns:
         (rows, columns) float8_e4m3fn and (rows, ceil(columns / group)) fp32, both row-major.
@@ -68,20 +190,126 @@ def quantize_per_token_group(x: Tensor, *, group: int = 128, amax_floor: float =
     groups = triton.cdiv(columns, group)
     codes = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, groups), dtype=torch.float32, device=x.device)
-    if rows:
-        # One program a block of rows and a group, groups fastest: neighbours read neighbouring columns.
-        quantize_kernel[(triton.cdiv(rows, ROWS) * groups,)](
+    # One program a block of rows and a group, groups fastest: neighbours read neighbouring columns.
+    rows_each = rows_of_program(rows, ROWS)
+    grid = triton.cdiv(rows, rows_each) * groups
+    if grid:
+        quantize_group_kernel[(grid,)](
             x,
+            present,
             codes.view(torch.uint8),
             scales,
-            rows,
-            columns,
-            x.stride(0),
-            x.stride(1),
+            *_sizes(x),
+            HAS_PRESENT=present is not None,
             AMAX_FLOOR=amax_floor,
             GROUP=group,
-            ROWS=ROWS,
-            num_warps=4,
-            enable_fp_fusion=False,
+            ROWS=rows_each,
+            **_OPTIONS,
         )
     return codes, scales
+
+
+def quantize_per_token(x: Tensor, *, amax_floor: float = 1e-10, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Quantises each row to e4m3fn with one scale.
+
+    Recipe: as `quantize_per_token_group`, the amax over the whole row. A NaN makes its whole row NaN.
+
+    Args:
+        x: (rows, columns) bf16, fp16 or fp32; any strides, no alignment needed.
+        present: (rows,) int32; rows where it is negative are neither read nor written. None: all are present.
+
+    Returns:
+        (rows, columns) float8_e4m3fn and (rows, 1) fp32, both row-major.
+    """
+    rows, columns = x.shape
+    codes = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    if rows:
+        # One program a block of rows, which it walks twice: for the amax, then for the codes.
+        rows_each = rows_of_program(rows, LONG_ROWS)
+        quantize_token_kernel[(triton.cdiv(rows, rows_each),)](
+            x,
+            present,
+            codes.view(torch.uint8),
+            scales,
+            *_sizes(x),
+            HAS_PRESENT=present is not None,
+            AMAX_FLOOR=amax_floor,
+            ROWS=rows_each,
+            BLOCK=LONG_BLOCK,
+            **_OPTIONS,
+        )
+    return codes, scales
+
+
+def quantize_per_tensor(x: Tensor, scale: Tensor, *, present: Tensor | None = None) -> Tensor:
+    """Quantises to e4m3fn with a given scale, or one for each row.
+
+    Recipe: code = x / scale, an IEEE division in fp32, then to nearest, ties to even, saturating (infinities too);
+    NaN is NaN.
+
+    Args:
+        x: (rows, columns) bf16, fp16 or fp32; any strides, no alignment needed.
+        scale: (1,) or () fp32 on the same device, or (rows,); it is read there, when the kernel runs.
+        present: (rows,) int32; rows where it is negative are neither read nor written. None: all are present.
+
+    Returns:
+        (rows, columns) float8_e4m3fn, row-major.
+    """
+    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    # One program a block of rows and of columns, columns fastest: neighbours read neighbouring columns.
+    rows_each = rows_of_program(x.shape[0], LONG_ROWS)
+    grid = triton.cdiv(x.shape[0], rows_each) * triton.cdiv(x.shape[1], LONG_BLOCK)
+    if grid:
+        quantize_tensor_kernel[(grid,)](
+            x,
+            scale,
+            present,
+            codes.view(torch.uint8),
+            *_sizes(x),
+            scale.stride(0) if scale.numel() > 1 else 0,
+            HAS_PRESENT=present is not None,
+            ROWS=rows_each,
+            BLOCK=LONG_BLOCK,
+            **_OPTIONS,
+        )
+    return codes
+
+
+def tensor_scale(x: Tensor, *, amax_floor: float = 1e-10, present: Tensor | None = None) -> Tensor:
+    """The scale of all present rows together.
+
+    Recipe: max(amax, amax_floor) / 448, an IEEE division in fp32; a NaN makes it NaN. Without a present row,
+    amax_floor / 448.
+
+    Args:
+        x: (rows, columns) bf16, fp16 or fp32; any strides, no alignment needed.
+        present: (rows,) int32; rows where it is negative are not read. None: all are present.
+
+    Returns:
+        (1,) fp32 on the device of x.
+    """
+    bits = torch.zeros(1, dtype=torch.int32, device=x.device)
+    scale = torch.empty(1, dtype=torch.float32, device=x.device)
+    # One program a block of rows and of columns, columns fastest: neighbours read neighbouring columns.
+    rows_each = rows_of_program(x.shape[0], LONG_ROWS)
+    grid = triton.cdiv(x.shape[0], rows_each) * triton.cdiv(x.shape[1], LONG_BLOCK)
+    if grid:
+        tensor_amax_kernel[(grid,)](
+            x,
+            present,
+            bits,
+            *_sizes(x),
+            HAS_PRESENT=present is not None,
+            ROWS=rows_each,
+            BLOCK=LONG_BLOCK,
+            **_OPTIONS,
+        )
+    # A launch of its own: torch may divide by a constant by multiplying with its reciprocal.
+    tensor_scale_kernel[(1,)](bits, scale, AMAX_FLOOR=amax_floor, num_warps=1, enable_fp_fusion=False)
+    return scale
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    """The kernels' arguments rows, columns, stride_row and stride_column."""
+    return (*x.shape, *x.stride())

@@ -26,11 +26,11 @@ def weighted_sum_kernel(
     WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    blocks = tl.cdiv(columns, BLOCK)
+    blocks = (columns + BLOCK - 1) // BLOCK
     token = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     in_range = column < columns
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    total = tl.full((BLOCK,), 0.0, tl.float32)
     ones = tl.full((BLOCK,), 1.0, tl.float32)
     for slot in range(0, top_k):
         pair = token * top_k + slot

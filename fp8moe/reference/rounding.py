@@ -118,3 +118,49 @@ def code_values(fmt: FloatFormat) -> list[float]:
         magnitude = fraction * 2.0 ** (max(exponent, 1) - 1 + fmt.min_exponent)
         values.append(float("nan") if code in fmt.nan_codes else -magnitude if code & 0x80 else magnitude)
     return values
+
+
+_ELEMENTS = 1 << 14  # of a temporary on a CPU: it stays in the cache, and torch does not split it among threads
+
+
+def fma32(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c of float32 tensors with one rounding, to nearest, ties to even: IEEE 754's fused multiply-add.
+
+    The product is exact in float64. The sum there is rounded to odd: where it is inexact, to the neighbour whose last
+    bit is 1, which no later rounding to fewer bits mistakes for a tie (Boldo and Melquiond 2008, "Emulation of FMA and
+    correctly rounded sums", IEEE Transactions on Computers 57(4)).
+
+    Args:
+        a, b, c: float32, of shapes that broadcast.
+
+    Returns:
+        float32, subnormal results and overflow included; NaN and infinities as IEEE 754 has them.
+
+    Raises:
+        ValueError: an argument that is not float32.
+    """
+    for name, operand in (("a", a), ("b", b), ("c", c)):
+        if operand.dtype != torch.float32:
+            raise ValueError(f"{name} is {operand.dtype}: expected torch.float32, convert it first")
+    operands: tuple[Tensor, Tensor, Tensor] = torch.broadcast_tensors(a, b, c)  # type: ignore[no-untyped-call]
+    shape = operands[0].shape
+    if a.device.type != "cpu" or shape.numel() <= _ELEMENTS:
+        return _fma32(*operands)
+    axis = next(axis for axis, size in enumerate(shape) if size > 1)
+    length = max(_ELEMENTS * shape[axis] // shape.numel(), 1)
+    pieces = zip(*(torch.split(operand, length, axis) for operand in operands), strict=True)
+    return torch.cat([fma32(*piece) for piece in pieces], axis)
+
+
+def _fma32(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    term, start = a.to(torch.float64) * b.to(torch.float64), c.to(torch.float64)
+    total = term + start
+    # Knuth's TwoSum: what the addition lost, exactly.
+    virtual = total - term
+    lost = (start - virtual).add_(term.sub_(total - virtual))
+    bits = total.view(torch.int64)
+    # Toward zero where the addition went away from it, then the last bit, is rounding to odd. NaN compares as False,
+    # so what an infinity or NaN left in `lost` changes nothing.
+    bits -= (lost * total < 0).to(torch.int64)
+    bits |= (lost.abs_() > 0).to(torch.int64)
+    return total.to(torch.float32)

@@ -8,24 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from fp8moe.kernels.align import Alignment, align_pairs, most_tiles
-from fp8moe.kernels.grouped_gemm import grouped_gemm
+from fp8moe.kernels.align import Alignment, align_batches, align_pairs, most_tiles
+from fp8moe.kernels.grouped_gemm import Scales, grouped_gemm
 from fp8moe.kernels.reduce import weighted_sum
 
 E4M3 = torch.float8_e4m3fn
 BLOCK = 128
 
 
+DTYPES = {"block": E4M3, "row": E4M3, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @dataclass(frozen=True)
 class Operands:
-    """A call of `grouped_gemm`; `parts` halves of `w`'s rows are blocked apart."""
+    """A call of `grouped_gemm`; with block scales, `parts` of `w`'s rows are blocked apart."""
 
     a: Tensor
-    a_scale: Tensor
     w: Tensor
-    w_scale: Tensor
     topk_ids: Tensor
+    scales: Scales
     parts: int
+    a_scale: Tensor | None = None
+    w_scale: Tensor | None = None
     bias: Tensor | None = None
 
     def to(self, device: torch.device) -> Operands:
@@ -43,20 +47,29 @@ class Operands:
             alignment,
             pairs_per_row=self.topk_ids.shape[1],
             parts=self.parts,
+            scales=self.scales,
             bias=self.bias,
         )
         return torch.where((alignment.local_ids >= 0)[:, None], c, 0.0).cpu()
 
+    def row_scale(self) -> Tensor:
+        """(rows, K blocks), or (rows, 1): the scale of each row of the activations."""
+        return torch.ones(self.a.shape[0], 1) if self.a_scale is None else self.a_scale
+
     def expert_scale(self, expert: int) -> Tensor:
-        """(N, K blocks): the scale of each row of an expert's weight."""
+        """(N, K blocks), or (N, 1): the scale of each row of an expert's weight."""
+        if self.w_scale is None:
+            return torch.ones(self.w.shape[1], 1)
+        if self.scales == "row":
+            return self.w_scale[expert][:, None]
         part = self.w.shape[1] // self.parts
         halves = self.w_scale[expert].reshape(self.parts, -(-part // BLOCK), -1)
         return halves.repeat_interleave(BLOCK, dim=1)[:, :part].reshape(self.w.shape[1], -1)
 
     def expected(self) -> Tensor:
         """In float64, pair by pair."""
-        k = torch.arange(self.a.shape[1]) // BLOCK
-        a = self.a.double() * self.a_scale.double()[:, k]
+        k = torch.arange(self.a.shape[1]) // BLOCK if self.scales == "block" else torch.zeros(1, dtype=torch.int64)
+        a = self.a.double() * self.row_scale().double()[:, k]
         result = torch.zeros(self.topk_ids.numel(), self.w.shape[1], dtype=torch.float64)
         for pair, expert in enumerate(self.topk_ids.flatten().tolist()):
             if expert >= 0:
@@ -67,16 +80,21 @@ class Operands:
         return result
 
 
-def draw(rows: int, n: int, k: int, experts: int, top_k: int = 2, parts: int = 1, law: str = "grid") -> Operands:
+def draw(
+    rows: int, n: int, k: int, experts: int, kind: str = "block", top_k: int = 2, parts: int = 1, law: str = "grid"
+) -> Operands:
     """`grid`: integers up to 4 and powers of two, so that every order of summation is exact in fp32.
 
-    `any`: every finite code, and scales of every size.
+    `any`: every finite code (for bf16 and fp16, twenty binades), and scales of every size.
     """
     generator = torch.Generator().manual_seed(rows * 7919 + n * 31 + k + experts)
 
-    def codes(*shape: int) -> Tensor:
+    def values(*shape: int) -> Tensor:
         if law == "grid":
-            return torch.randint(-4, 5, shape, generator=generator).float().to(E4M3)
+            return torch.randint(-4, 5, shape, generator=generator).float().to(DTYPES[kind])
+        if DTYPES[kind] != E4M3:
+            size = 2.0 ** torch.randint(-10, 2, shape, generator=generator)
+            return (torch.randn(shape, generator=generator) * size).to(DTYPES[kind])
         code = torch.randint(0, 254, shape, generator=generator)
         return torch.where(code < 127, code, code + 1).to(torch.uint8).view(E4M3)
 
@@ -86,17 +104,21 @@ def draw(rows: int, n: int, k: int, experts: int, top_k: int = 2, parts: int = 1
         return torch.rand(shape, generator=generator) * 2.0 ** torch.randint(-9, 3, shape, generator=generator)
 
     k_blocks = -(-k // BLOCK)
+    a_scale = {"block": (rows, k_blocks), "row": (rows, 1)}
+    w_scale = {"block": (experts, parts * -(-(n // parts) // BLOCK), k_blocks), "row": (experts, n)}
     return Operands(
-        a=codes(rows, k),
-        a_scale=scales(rows, k_blocks),
-        w=codes(experts, n, k),
-        w_scale=scales(experts, parts * -(-(n // parts) // BLOCK), k_blocks),
+        a=values(rows, k),
+        a_scale=scales(*a_scale[kind]) if kind in a_scale else None,
+        w=values(experts, n, k),
+        w_scale=scales(*w_scale[kind]) if kind in w_scale else None,
         topk_ids=torch.randint(-1, experts, (rows, top_k), generator=generator),
+        scales="block" if kind == "block" else "row" if kind == "row" else "none",
         parts=parts,
         bias=torch.randint(-8, 9, (experts, n), generator=generator).float(),
     )
 
 
+@pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("tile_rows", [16, 64])
 @pytest.mark.parametrize(
     ("rows", "n", "k", "experts", "parts"),
@@ -109,9 +131,9 @@ def draw(rows: int, n: int, k: int, experts: int, top_k: int = 2, parts: int = 1
     ],
 )
 def test_exact_on_a_grid(
-    rows: int, n: int, k: int, experts: int, parts: int, tile_rows: int, device: torch.device
+    rows: int, n: int, k: int, experts: int, parts: int, tile_rows: int, kind: str, device: torch.device
 ) -> None:
-    operands = draw(rows, n, k, experts, parts=parts)
+    operands = draw(rows, n, k, experts, kind, parts=parts)
     assert torch.equal(operands.to(device).run(tile_rows).double(), operands.expected())
 
 
@@ -125,20 +147,90 @@ def test_bias_of_each_dtype_and_none(dtype: torch.dtype, device: torch.device) -
     assert torch.equal(without.to(device).run(16).double(), without.expected())
 
 
-def test_any_strides(device: torch.device) -> None:
-    operands = draw(9, 288, 200, 3, parts=2)
+def transposed(x: Tensor) -> Tensor:
+    """The same values, with the dimensions' strides the other way round."""
+    code = x.view(torch.uint8) if x.dtype == E4M3 else x
+    order = tuple(reversed(range(x.ndim)))
+    return code.permute(order).contiguous().permute(order).view(x.dtype)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_any_strides(kind: str, device: torch.device) -> None:
+    operands = draw(9, 288, 200, 3, kind, parts=2)
     here = operands.to(device)
-    spread = replace(
-        here,
-        a=here.a.view(torch.uint8).t().contiguous().t().view(E4M3),
-        a_scale=here.a_scale.t().contiguous().t(),
-        w=here.w.view(torch.uint8).permute(2, 0, 1).contiguous().permute(1, 2, 0).view(E4M3),
-        w_scale=here.w_scale.permute(2, 1, 0).contiguous().permute(2, 1, 0),
-        topk_ids=here.topk_ids.t().contiguous().t(),
-        bias=None if here.bias is None else here.bias.t().contiguous().t(),
+    tensors = {name: transposed(value) for name, value in vars(here).items() if isinstance(value, Tensor)}
+    assert not tensors["w"].is_contiguous()
+    assert torch.equal(replace(here, **tensors).run(16).double(), operands.expected())
+
+
+def test_one_scale_for_a_whole_tensor_is_a_view(device: torch.device) -> None:
+    operands = draw(9, 144, 200, 3, "row")
+    a_scale, w_scale = torch.tensor([[0.5]]), torch.tensor([[2.0], [4.0], [0.25]])
+    operands = replace(operands, a_scale=a_scale.expand(9, 1), w_scale=w_scale.expand(3, 144))
+    views = replace(
+        operands.to(device), a_scale=a_scale.to(device).expand(9, 1), w_scale=w_scale.to(device).expand(3, 144)
     )
-    assert not spread.w.is_contiguous()
-    assert torch.equal(spread.run(16).double(), operands.expected())
+    assert torch.equal(views.run(16).double(), operands.expected())
+
+
+@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_nan_stays_in_its_row(kind: str, tile_rows: int, device: torch.device) -> None:
+    operands = draw(9, 144, 200, 2, kind, top_k=1)
+    operands = replace(operands, topk_ids=operands.topk_ids.clamp(min=0))
+    clean = operands.to(device).run(tile_rows)
+    a = operands.a.float()
+    a[4, 150] = float("nan")
+    got = replace(operands, a=a.to(operands.a.dtype)).to(device).run(tile_rows)
+    others = torch.arange(9) != 4
+    assert bool(got[4].isnan().all())
+    assert torch.equal(got[others], clean[others])
+
+
+@pytest.mark.parametrize("tile_rows", [16, 64])
+def test_subnormal_operands(tile_rows: int, device: torch.device) -> None:
+    """Multiples of the smallest bf16, which Triton's interpreter would misread."""
+    operands = draw(9, 144, 200, 2, "bf16")
+    a = operands.a.double() * 2.0**-133
+    small = replace(operands, a=a.to(torch.bfloat16), w=operands.w * 2.0**100, bias=None)
+    assert torch.equal(small.a.double(), a)
+    assert torch.equal(small.to(device).run(tile_rows).double(), small.expected())
+
+
+def test_row_scales_round_twice(device: torch.device) -> None:
+    """(c * a_scale) * w_scale, then the bias: no product of the scales, and no fma."""
+    operands = draw(17, 144, 128, 2, "row", top_k=1)
+    generator = torch.Generator().manual_seed(8)
+    a_scale, w_scale = torch.rand(17, 1, generator=generator), torch.rand(2, 144, generator=generator)
+    bias = torch.randn(2, 144, generator=generator)
+    operands = replace(operands, a_scale=a_scale, w_scale=w_scale, bias=bias)
+    ids = operands.topk_ids[:, 0].clamp(min=0)
+    c = (operands.a.float()[:, None] * operands.w.float()[ids]).sum(-1)  # exact
+    expected = torch.where(operands.topk_ids >= 0, (c * a_scale) * w_scale[ids] + bias[ids], 0.0)
+    assert torch.equal(operands.to(device).run(16), expected)
+
+
+def test_too_many_programs_are_refused() -> None:
+    tiles = 2**30
+    tile = torch.zeros(1, 16, dtype=torch.int32)
+    alignment = Alignment(tile[0, :1], tile.expand(tiles, 16), tile[0, :1].expand(tiles))
+    a, w = torch.zeros(1, 128, dtype=torch.bfloat16), torch.zeros(1, 256, 128, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="1073741824 tiles of 16 rows times N=256 in tiles of 128 columns"):
+        grouped_gemm(a, None, w, None, alignment, pairs_per_row=1, scales="none")
+
+
+def test_batched_layout(device: torch.device) -> None:
+    operands = draw(3 * 20, 144, 200, 3, "row", top_k=1).to(device)
+    counts = torch.tensor([0, 17, 99], device=device)
+    alignment = align_batches(counts, 20, 16)
+    c = grouped_gemm(
+        operands.a, operands.a_scale, operands.w, operands.w_scale, alignment, pairs_per_row=1, scales="row"
+    )
+    topk_ids = alignment.local_ids[:, None].cpu()
+    expected = replace(operands.to(torch.device("cpu")), topk_ids=topk_ids, bias=None).expected()
+    kept = topk_ids[:, 0] >= 0
+    assert int(kept.sum()) == 37
+    assert torch.equal(c.cpu()[kept].double(), expected[kept])
 
 
 def test_weights_past_two_to_the_31_elements(gpu: torch.device) -> None:
@@ -146,6 +238,7 @@ def test_weights_past_two_to_the_31_elements(gpu: torch.device) -> None:
     experts = 2**31 // (4096 * 2048) + 2
     w = torch.zeros(experts, 4096, 2048, dtype=torch.uint8, device=gpu)
     w[-2:] = operands.w.view(torch.uint8)
+    assert operands.w_scale is not None
     w_scale = operands.w_scale.repeat(experts // 2 + 1, 1, 1)[:experts]
     w_scale[-2:] = operands.w_scale
     far_ids = torch.where(operands.topk_ids >= 0, operands.topk_ids + experts - 2, -1)
@@ -168,49 +261,84 @@ def exponent_of(x: Tensor, smallest: int) -> Tensor:
     return (torch.frexp(x).exponent - 1).clamp(min=smallest)
 
 
-def hopper_chain(a: Tensor, w: Tensor, small_tile: bool) -> Tensor:
-    """One accumulation over all of K as Hopper does it, for e4m3 `a` (M, K) and `w` (N, K).
-
-    Terms are cut toward zero to `fraction` bits below the largest exponent of their group, and the sum to `kept`
-    bits. wgmma takes groups of 32. mma.sync of fp16 takes groups of 16, of which Triton's layout makes the first
-    from the positions with k mod 4 below 2; every e4m3 value is a normal fp16, so exponents have no floor.
+@dataclass(frozen=True)
+class Unit:
+    """A matrix unit of Hopper's: groups of K, of which terms are cut toward zero to `fraction` bits below the largest
+    exponent, and the sum to `kept` bits; the smallest exponent of a factor; and whether Triton's layout takes the
+    positions with k mod 4 below 2 of each 32 first.
     """
-    group, fraction, kept, smallest = (16, 25, 24, -100) if small_tile else (32, 13, 14, -6)
+
+    group: int
+    fraction: int
+    kept: int
+    smallest: int
+    halved: bool = False
+
+
+# An e4m3 operand of a small tile is widened to fp16, where each of its values is a normal number.
+UNITS = {
+    ("e4m3", 64): Unit(32, 13, 14, -6),
+    ("e4m3", 16): Unit(16, 25, 24, -14, halved=True),
+    ("fp16", 64): Unit(16, 25, 24, -14),
+    ("fp16", 16): Unit(16, 25, 24, -14),
+    ("bf16", 64): Unit(16, 25, 24, -126),
+    ("bf16", 16): Unit(16, 25, 24, -126),
+}
+
+
+def hopper_chain(a: Tensor, w: Tensor, unit: Unit) -> Tensor:
+    """One accumulation over all of K as Hopper does it, for `a` (M, K) and `w` (N, K), in float64."""
     a, w = a.double(), w.double()
-    if small_tile:
+    if unit.halved:
         k = torch.arange(a.shape[1], device=a.device)
         order = torch.argsort((k // 32) * 2 + (k % 4 >= 2), stable=True)
         a, w = a[:, order], w[:, order]
     c = torch.zeros(a.shape[0], w.shape[0], dtype=torch.float64, device=a.device)
-    for start in range(0, a.shape[1], group):
-        x, y = a[:, None, start : start + group], w[None, :, start : start + group]
+    for start in range(0, a.shape[1], unit.group):
+        x, y = a[:, None, start : start + unit.group], w[None, :, start : start + unit.group]
         terms = torch.cat([x * y, c[..., None]], -1)
-        exponents = torch.cat(
-            [exponent_of(x, smallest) + exponent_of(y, smallest), exponent_of(c, -100)[..., None]], -1
-        )
-        largest = torch.where(terms == 0, -200, exponents).amax(-1)
-        c = truncate(terms, (largest - fraction)[..., None]).sum(-1)
-        c = truncate(c, exponent_of(c, -200) + 1 - kept)
+        factors = exponent_of(x, unit.smallest) + exponent_of(y, unit.smallest)
+        exponents = torch.cat([factors, exponent_of(c, -126)[..., None]], -1)
+        largest = torch.where(terms == 0, -300, exponents).amax(-1)
+        c = truncate(terms, (largest - unit.fraction)[..., None]).sum(-1)
+        c = truncate(c, exponent_of(c, -300) + 1 - unit.kept)
     return c
 
 
-@pytest.mark.parametrize("tile_rows", [16, 64])
-@pytest.mark.parametrize(("rows", "n", "k"), [(64, 256, 1024), (33, 144, 200), (7, 512, 7168)])
-def test_bits_on_hopper(rows: int, n: int, k: int, tile_rows: int, hopper: torch.device) -> None:
-    operands = replace(draw(rows, n, k, 2, top_k=1, law="any"), bias=None)
-    expected = torch.zeros(rows, n, dtype=torch.float32, device=hopper)
-    here = operands.to(hopper)
-    for expert in range(2):
-        total = torch.zeros_like(expected)
-        scale = here.expert_scale(expert)
-        for block, start in enumerate(range(0, k, BLOCK)):
-            at = slice(start, start + BLOCK)
-            pad = (0, -here.a[:, at].shape[1] % BLOCK)
-            a, w = (torch.nn.functional.pad(x[..., at].float(), pad) for x in (here.a, here.w[expert]))
-            scaled = hopper_chain(a, w, tile_rows == 16).float() * here.a_scale[:, block, None]
+def padded(x: Tensor, multiple: int) -> Tensor:
+    return torch.nn.functional.pad(x.double(), (0, -x.shape[-1] % multiple))
+
+
+def hopper_result(operands: Operands, expert: int, tile_rows: int) -> Tensor:
+    """(rows, N) fp32 of one expert, as the recipe and the unit say."""
+    a, w = padded(operands.a, BLOCK), padded(operands.w[expert], BLOCK)
+    dtype = {E4M3: "e4m3", torch.float16: "fp16", torch.bfloat16: "bf16"}[operands.a.dtype]
+    unit = UNITS[dtype, tile_rows]
+    if operands.scales == "none":
+        return hopper_chain(a, w, unit).float()
+    assert operands.a_scale is not None
+    scale = operands.expert_scale(expert)
+    total = torch.zeros(a.shape[0], w.shape[0], dtype=torch.float32, device=a.device)
+    for block, start in enumerate(range(0, a.shape[1], BLOCK)):
+        chain = hopper_chain(a[:, start : start + BLOCK], w[:, start : start + BLOCK], unit).float()
+        if operands.scales == "row":
+            total = total + chain
+        else:
+            scaled = chain * operands.a_scale[:, block, None]
             # fp32 times fp32 is exact in float64, so this is an fma but for a rare double rounding.
             total = (scaled.double() * scale[None, :, block].double() + total.double()).float()
-        expected = torch.where(here.topk_ids == expert, total, expected)
+    return total if operands.scales == "block" else (total * operands.a_scale) * scale[None, :, 0]
+
+
+@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize(("rows", "n", "k"), [(64, 256, 1024), (33, 144, 200), (7, 512, 7168)])
+def test_bits_on_hopper(rows: int, n: int, k: int, kind: str, tile_rows: int, hopper: torch.device) -> None:
+    operands = replace(draw(rows, n, k, 2, kind, top_k=1, law="any"), bias=None)
+    here = operands.to(hopper)
+    expected = torch.zeros(rows, n, dtype=torch.float32, device=hopper)
+    for expert in range(2):
+        expected = torch.where(here.topk_ids == expert, hopper_result(here, expert, tile_rows), expected)
     got = here.run(tile_rows)
     different = got != expected.cpu()
     assert not bool(different.any()), (float(different.float().mean()), different.nonzero()[:5].tolist())
@@ -250,6 +378,34 @@ def test_alignment_with_a_map(dtype: torch.dtype, device: torch.device) -> None:
     ids = torch.tensor([[0, 1], [3, 3], [4, -1], [5, 2], [1, 4]], dtype=dtype)
     local = [int(expert_map[i]) if i >= 0 else -1 for i in ids.flatten().tolist()]
     check_alignment(align_pairs(ids.to(device), 3, 16, expert_map.to(device)), local, 3, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("rows", [1, 16, 20, 64, 100])
+def test_alignment_of_batches(rows: int, tile_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    counts = torch.tensor([0, 1, rows, rows + 7, rows // 2, -3], dtype=dtype)
+    held = counts.clamp(0, rows).tolist()
+    local = [expert if row < held[expert] else -1 for expert in range(6) for row in range(rows)]
+    alignment = align_batches(counts.to(device), rows, tile_rows)
+    assert alignment.local_ids.dtype == alignment.pairs.dtype == alignment.tile_experts.dtype == torch.int32
+    assert alignment.local_ids.tolist() == local
+    assert alignment.tiles == 6 * -(-rows // tile_rows)
+    for expert, owned in enumerate(held):
+        at = slice(expert * -(-rows // tile_rows), (expert + 1) * -(-rows // tile_rows))
+        pairs = [pair for tile in alignment.pairs[at].tolist() for pair in tile]
+        assert pairs == [expert * rows + row for row in range(owned)] + [-1] * (len(pairs) - owned)
+        used = -(-owned // tile_rows)
+        owners = alignment.tile_experts[at].tolist()
+        assert owners == [expert] * used + [-1] * (len(owners) - used)
+
+
+def test_alignment_of_no_batches(device: torch.device) -> None:
+    for counts, rows in ((torch.empty(0, dtype=torch.int32), 5), (torch.zeros(3, dtype=torch.int32), 0)):
+        alignment = align_batches(counts.to(device), rows, 16)
+        assert (alignment.tiles, alignment.local_ids.numel(), alignment.tile_experts.numel()) == (0, 0, 0)
+    with pytest.raises(ValueError, match="2 batches, rows=1073741824: expected fewer than 2\\^31 rows"):
+        align_batches(torch.zeros(2, dtype=torch.int32), 2**30, 16)
 
 
 def test_worst_case_of_tiles_is_reached() -> None:

@@ -37,6 +37,7 @@ def test_kernels_in_the_interpreter() -> None:
     # Without the options of the run that we are part of.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["TRITON_INTERPRET"] = "1"
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's, for its dots: they are small, and its threads would wait
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", str(TESTS / "kernels")]
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

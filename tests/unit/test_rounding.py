@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 
 import pytest
 import torch
+from torch import Tensor
 
 from fp8moe.keys import GroupShape
 from fp8moe.recipe import Recipe
@@ -17,9 +19,11 @@ from fp8moe.reference.rounding import (
     E4M3FN,
     E4M3FNUZ,
     FLOAT16,
+    FLOAT32,
     FORMATS,
     FloatFormat,
     code_values,
+    fma32,
     format_of,
     round_to,
     spacing,
@@ -86,7 +90,7 @@ def test_float64_is_rounded_once() -> None:
 @pytest.mark.parametrize(("dtype", "fmt"), [(torch.bfloat16, BFLOAT16), (torch.float16, FLOAT16)], ids=str)
 def test_16_bit_rounding_is_the_ieee_conversion(dtype: torch.dtype, fmt: FloatFormat) -> None:
     generator = torch.Generator().manual_seed(1)
-    drawn = torch.randn(20000, generator=generator) * 2.0 ** torch.randint(-40, 16, (20000,), generator=generator)
+    drawn = torch.randn(4000, generator=generator) * 2.0 ** torch.randint(-40, 16, (4000,), generator=generator)
     assert torch.equal(round_to(drawn.double(), fmt), drawn.to(dtype).double())
     every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
     every = every[torch.isfinite(every)].double()
@@ -132,3 +136,62 @@ def test_unknown_formats_are_named() -> None:
     with pytest.raises(ValueError, match="e5m2"):
         fp8_values(torch.float8_e5m2)
     assert all(fmt.unit_roundoff == 2.0**-fmt.precision for fmt in FORMATS.values())
+
+
+def exact_float32(value: Fraction) -> float:
+    """The float32 nearest to a value, ties to even, by its definition."""
+    exponent = FLOAT32.min_exponent
+    while abs(value) >= Fraction(2) ** (exponent + 1):
+        exponent += 1
+    step = Fraction(2) ** (exponent - FLOAT32.precision + 1)
+    rounded = round(value / step) * step  # Python rounds a fraction half to even
+    return float(rounded) if abs(rounded) <= Fraction(FLOAT32.largest) else math.copysign(math.inf, value)
+
+
+def assert_fma_is_exact(a: Tensor, b: Tensor, c: Tensor) -> None:
+    for x, y, z, got in zip(a.tolist(), b.tolist(), c.tolist(), fma32(a, b, c).tolist(), strict=True):
+        assert got == exact_float32(Fraction(x) * Fraction(y) + Fraction(z)), (x, y, z)
+
+
+def test_fma_of_random_numbers_is_rounded_once() -> None:
+    generator = torch.Generator().manual_seed(4)
+    a, b, c = (torch.randn(400, generator=generator) for _ in range(3))
+    assert_fma_is_exact(a, b, c)
+    assert_fma_is_exact(a, b, -a * b)
+    assert_fma_is_exact(a, b, c * 2.0 ** torch.randint(-60, 60, (400,), generator=generator))
+    small, large = (2.0 ** torch.randint(low, low + 24, (400,), generator=generator) for low in (-76, 52))
+    assert_fma_is_exact(a * small, b * small, c * 2.0**-126 * small.sign())  # around the smallest normal number
+    assert_fma_is_exact(a * small, b * small, torch.zeros(400))
+    assert_fma_is_exact(a * large, b * large, c * 2.0**126)  # around the largest
+
+
+def test_fma_where_the_product_is_a_tie_that_only_bits_lost_in_float64_decide() -> None:
+    a, b = torch.full((3,), 97.0), torch.full((3,), 172961.0)  # 2^24 + 1, half way between two neighbours
+    c = torch.tensor([2.0**-40, 0.0, -(2.0**-40)])
+    assert fma32(a, b, c).tolist() == [2.0**24 + 2, 2.0**24, 2.0**24]
+    assert fma32(-a, b, c).tolist() == [-(2.0**24), -(2.0**24), -(2.0**24) - 2]
+    below = torch.full((3,), 2.0**-149)  # the same tie among subnormal results: 2^-150 (1 +- 2^-24)
+    assert fma32(below, torch.tensor([0.5 + 2.0**-24, 0.5, 0.5 - 2.0**-25]), below * 0).tolist() == [2.0**-149, 0, 0]
+
+
+def test_fma_of_nan_and_infinity_is_that_of_ieee() -> None:
+    inf, nan = math.inf, math.nan
+    a = torch.tensor([inf, inf, inf, 0.0, 1.0, nan, 1.0, -inf])
+    b = torch.tensor([1.0, 1.0, 0.0, inf, 1.0, 1.0, 1.0, 2.0])
+    c = torch.tensor([1.0, -inf, 1.0, 1.0, inf, 1.0, nan, 1.0])
+    assert str(fma32(a, b, c).tolist()) == str([inf, nan, nan, nan, inf, nan, nan, -inf])
+
+
+def test_fma_broadcasts_in_pieces_and_names_what_is_not_float32() -> None:
+    generator = torch.Generator().manual_seed(5)
+    a, b = torch.randn(300, 1, 7, generator=generator), torch.randn(40, 1, generator=generator)
+    c = torch.randn(300, 40, 7, generator=generator)
+    expected = torch.stack([fma32(x, b, z) for x, z in zip(a, c, strict=True)])
+    assert torch.equal(fma32(a, b, c), expected)
+    long = torch.randn(1, 100_000, generator=generator)
+    assert torch.equal(
+        fma32(long, a[0, 0, :1], long)[0, 50_000:], fma32(long[0, 50_000:], a[0, 0, :1], long[0, 50_000:])
+    )
+    assert fma32(a[:0], b, c[:0]).shape == (0, 40, 7)
+    with pytest.raises(ValueError, match=r"b is torch\.float64"):
+        fma32(a, b.double(), c)

@@ -7,7 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,8 @@ from conformance.computes import check_case, run
 from conformance.plan import Subject, Target
 from conformance.results import Status
 from conformance.shrink import non_default_fields
-from conformance.zoo import FAULTS, TORCH, TRITON
+from conformance.zoo import FAULTS, TORCH
+from conformance.zoo.around import AROUND
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.platforms import PLATFORMS
 
@@ -75,9 +79,33 @@ def test_every_fault_in_torch_experts_is_convicted(tmp_path: Path) -> None:
     assert_all_convicted(list(FAULTS), "TORCH", tmp_path, "cpu")
 
 
-def test_every_fault_in_triton_is_convicted(tmp_path: Path) -> None:
-    device = "cuda" if torch.cuda.is_available() else "interpreter"
-    assert_all_convicted(list(vars(TRITON)), "TRITON", tmp_path, device)
+@pytest.mark.parametrize("zoo", ["TRITON", "BATCHED_TRITON"])
+def test_faults_around_our_kernels_are_convicted(zoo: str, device: str, tmp_path: Path) -> None:
+    """All of them on a GPU; in the interpreter, where the suite takes minutes for that, one: the rest is below."""
+    names = [fault.name for fault in AROUND]
+    assert_all_convicted(names if device == "cuda" else ["output_truncated"], zoo, tmp_path, device)
+
+
+AROUND_KERNELS = Case(tokens=16, experts=2, values="exact_sums", seed=1)
+LAW_THAT_SHOWS = {"duplicate_dropped": "repeated", "renormalised": "unnormalised"}
+
+
+def test_each_fault_around_our_kernels_is_convicted_on_its_case(
+    verdicts: Callable[[Sequence[tuple[str, str, str]]], list[dict[str, Any]]],
+) -> None:
+    """In both formats, and the honest backends pass the same cases."""
+    asked = []
+    for zoo in ("TRITON", "BATCHED_TRITON"):
+        for law in ("uniform", *LAW_THAT_SHOWS.values()):
+            asked.append((zoo, "", str(replace(AROUND_KERNELS, law=law))))
+        for fault in AROUND:
+            law = LAW_THAT_SHOWS.get(fault.name, "uniform")
+            asked.append((zoo, fault.name, str(replace(AROUND_KERNELS, law=law))))
+    for (zoo, name, case), found in zip(asked, verdicts(asked), strict=True):
+        assert found["status"] == ("failed" if name else "passed"), f"{zoo}.{name} on {case}: {found}"
+        if name:
+            assert re.search(r"token \d+|NaN|zero", found["reason"]), found
+            assert f"fp8moe repro {case} --backend conformance.zoo:{zoo}.{name}" in found["reproduce"]
 
 
 def test_a_conviction_can_be_reproduced_and_the_honest_backend_passes_it() -> None:

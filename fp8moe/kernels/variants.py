@@ -1,0 +1,143 @@
+"""Every kernel in every variant that a launch asks for, as data; compiles them for devices that are not here.
+
+Triton decides when it is imported whether kernels can be compiled: not where TRITON_INTERPRET is set.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fp8moe.activations import GATED, NON_GATED
+from fp8moe.kernels import activation, grouped_gemm, quantize, reduce
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as one launch compiles it.
+
+    Args:
+        kernel: the @triton.jit function.
+        constants: its constexpr arguments.
+        pointers: the Triton types of its pointers; every other argument is an i32. A pointer that is in neither is
+            None, as in the launch.
+        fp8: whether it needs e4m3 in the compiler or the hardware; kernels that make codes by integer arithmetic
+            do not.
+    """
+
+    kernel: Any
+    constants: dict[str, Any]
+    pointers: dict[str, str]
+    fp8: bool = False
+
+
+_FLOOR = {"AMAX_FLOOR": 1e-10}
+_LONG = {"ROWS": quantize.LONG_ROWS, "BLOCK": quantize.LONG_BLOCK}
+_ROWS = {"x": "*bf16", "present": "*i32", "codes": "*u8", "scales": "*fp32"}
+
+
+def _quantising() -> dict[str, Variant]:
+    groups = {**_FLOOR, "GROUP": 128, "ROWS": quantize.ROWS}
+    scalar = {"x": "*bf16", "scale": "*fp32", "present": "*i32", "codes": "*u8"}
+    amax = {"x": "*bf16", "present": "*i32", "bits": "*i32"}
+    present = {"HAS_PRESENT": True}
+    everyone = {"HAS_PRESENT": False, "present": None}
+    variants = {
+        "tensor_scale": Variant(quantize.tensor_scale_kernel, _FLOOR, {"bits": "*i32", "scale": "*fp32"}),
+    }
+    for suffix, whom in (("", everyone), ("_present", present)):
+        # The intermediate, whose rows may be absent, is fp32; hidden states are bf16 or fp16.
+        x = {"x": "*fp32"} if whom is present else {}
+        variants |= {
+            f"quantize_group{suffix}": Variant(quantize.quantize_group_kernel, {**groups, **whom}, {**_ROWS, **x}),
+            f"quantize_token{suffix}": Variant(
+                quantize.quantize_token_kernel, {**_FLOOR, **_LONG, **whom}, {**_ROWS, **x}
+            ),
+            f"quantize_tensor{suffix}": Variant(quantize.quantize_tensor_kernel, {**_LONG, **whom}, {**scalar, **x}),
+            f"tensor_amax{suffix}": Variant(quantize.tensor_amax_kernel, {**_LONG, **whom}, {**amax, **x}),
+        }
+    return variants
+
+
+def _gemms() -> dict[str, Variant]:
+    indices = {"pairs": "*i32", "tile_experts": "*i32"}
+    variants = {}
+    for tile_rows in (16, 64):
+        tile = {"HAS_BIAS": True, "TILE_ROWS": tile_rows, "BLOCK": grouped_gemm.BLOCK}
+        for scales in ("block", "row"):
+            pointers = {"a": "*fp8e4nv", "a_scale": "*fp32", "w": "*fp8e4nv", "w_scale": "*fp32", "bias": "*bf16"}
+            variants[f"gemm_{scales}_{tile_rows}"] = Variant(
+                grouped_gemm.grouped_gemm_kernel,
+                {**tile, "SCALES": scales, "BLOCK_K": grouped_gemm.BLOCK},
+                {**pointers, "c": "*fp32", **indices},
+                fp8=True,
+            )
+        for dtype in ("bf16", "fp16"):
+            variants[f"gemm_{dtype}_{tile_rows}"] = Variant(
+                grouped_gemm.grouped_gemm_kernel,
+                {
+                    **tile,
+                    "SCALES": "none",
+                    "BLOCK_K": grouped_gemm.WIDE_BLOCK,
+                    "a_scale": None,
+                    "w_scale": None,
+                },
+                {"a": f"*{dtype}", "w": f"*{dtype}", "bias": f"*{dtype}", "c": "*fp32", **indices},
+            )
+    return variants
+
+
+def _activations() -> dict[str, Variant]:
+    return {
+        f"activate_{name}": Variant(
+            activation.activate_kernel,
+            {
+                "NAME": name,
+                "IS_GATED": name in GATED,
+                "HAS_PRESENT": True,
+                "ROWS": activation.ROWS,
+                "BLOCK": activation.BLOCK,
+            },
+            {"gate_up": "*fp32", "present": "*i32", "activated": "*bf16"},
+        )
+        for name in (*GATED, *NON_GATED)
+    }
+
+
+VARIANTS: dict[str, Variant] = {
+    **_quantising(),
+    **_gemms(),
+    **_activations(),
+    "weighted_sum": Variant(
+        reduce.weighted_sum_kernel,
+        {"WEIGHTED": True, "BLOCK": reduce.BLOCK},
+        {"y": "*fp32", "weights": "*fp32", "local_ids": "*i32", "output": "*bf16"},
+    ),
+}
+
+ONES = ("stride_a_k", "stride_w_k", "stride_column", "stride_output_column", "stride_weights_slot")
+"""Strides that are 1 where tensors are contiguous, which a launch makes constants."""
+COUNTS = ("rows", "pairs_per_row", "tiles", "top_k", "stride_a_scale_row", "stride_a_scale_k", "stride_w_scale_k")
+"""Any numbers; the arguments in neither list are multiples of 16, as pointers and sizes usually are."""
+
+
+def compile_variant(name: str, target: GPUTarget) -> Any:
+    """The variant as a launch with contiguous tensors compiles it, as triton's compiled object.
+
+    Raises:
+        KeyError: there is no variant of that name. What triton raises where it cannot compile it goes through.
+    """
+    variant = VARIANTS[name]
+    arguments = variant.kernel.arg_names
+    constants = {**variant.constants, **{one: 1 for one in ONES if one in arguments}}
+    signature = {each: "constexpr" if each in constants else variant.pointers.get(each, "i32") for each in arguments}
+    constexprs = {(arguments.index(each),): value for each, value in constants.items()}
+    aligned = {
+        (position,): [["tt.divisibility", 16]]
+        for position, each in enumerate(arguments)
+        if each not in constants and each not in COUNTS
+    }
+    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
+    return triton.compile(ASTSource(variant.kernel, signature, constexprs, aligned), target=target, options=options)

@@ -1,0 +1,295 @@
+"""The replay oracle: a whole MoE in the arithmetic that a backend declares, bit by bit.
+
+Everything is computed in fp32 as the backend says that it does: the sums of the matrix unit (`units.py`), its scales,
+the activation (`portable.py`), the quantisation of the intermediate, the second GEMM, the weighted sum. The output of
+a backend that keeps its contract has the same bits. It shares no code with the recipe oracle but the bookkeeping of
+token-expert pairs, and takes from it which pairs may set a scale that a whole tensor shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fp8moe.keys import GroupShape
+from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
+from fp8moe.recipe import Arithmetic, Contract, Recipe, Rounding, Steps
+from fp8moe.reference.portable import PORTABLE
+from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
+from fp8moe.reference.recipe import RecipeTrace
+from fp8moe.reference.rounding import FloatFormat, fma32
+from fp8moe.reference.units import UNITS, promoted
+
+STAGES = ("first_gemm", "activation", "requantisation", "second_gemm", "combine")
+"""In the order of the computation; `requantisation` only where activations are quantised."""
+BLOCK = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """What a call comes to in the declared arithmetic, for the T judged tokens of a recipe trace.
+
+    Args:
+        output: (T, H) in the dtype of the hidden states.
+        tokens: (T,) the judged tokens' rows.
+        pairs: the trace's, sorted by expert; the stages have a row for each.
+        stages: by name of `STAGES`: first_gemm (P, 2I or I) fp32 with bias; activation (P, I) fp32; requantisation
+            (P, I) fp32, the values of the FP8 codes without their scale; second_gemm (P, H) fp32 with bias, zeros for
+            witnesses of a shared scale; combine is `output`.
+    """
+
+    output: Tensor
+    tokens: Tensor
+    pairs: Pairs
+    stages: dict[str, Tensor]
+
+
+def why_not_replayed(contract: Contract, quant: FusedMoEQuantConfig, pairs: int) -> str:
+    """What keeps a call with `pairs` token-expert pairs from being replayed; "" where nothing does."""
+    arithmetic = contract.arithmetic_for(pairs)
+    if arithmetic is None or arithmetic.unit == "unknown":
+        return "its matrix unit is not declared"
+    if contract.steps is None:
+        return "its steps around the matrix unit are not declared"
+    unit = UNITS[arithmetic.unit]
+    if unit.name == "fp32":
+        return "its sums are fp32 in an order of their own"
+    if quant.w1.shape is not None and quant.w1.shape.is_block() and arithmetic.promote_every != BLOCK:
+        return f"it promotes every {arithmetic.promote_every}, and its scales change every {BLOCK} of K"
+    return ""
+
+
+def replay_moe(trace: RecipeTrace, arithmetic: Arithmetic, steps: Steps) -> Replay:
+    """Replays the call of a recipe trace. The caller has asked `why_not_replayed`.
+
+    Where the unit is "fp32", its order of summation is that of K: right for data whose sums are exact.
+    """
+    problem, pairs = trace.problem, trace.pairs
+    recipe = problem.recipe
+    gemm = _Gemm(problem, arithmetic, steps)
+    codes, scale = _first_input(problem, pairs)
+    first = gemm("w13", pairs, codes, scale)
+    first = _rounded(first, recipe.gemm1_output, problem)
+    values = PORTABLE[problem.config.activation](first)
+    unquantised = problem.quant.a2.dtype is None or not recipe.requantize
+    values = _rounded(values, recipe.activation_output, problem)
+    stages = {"first_gemm": first, "activation": values}
+    if unquantised:
+        codes, scale = values.to(problem.hidden_states.dtype), None
+    else:
+        codes, scale = _second_input(problem, pairs, values)
+        stages["requantisation"] = codes
+    judged = (pairs.token >= 0).nonzero()[:, 0]
+    taken = pairs.take(judged)
+    second = first.new_zeros(len(pairs), problem.config.hidden_dim)
+    second[judged] = _rounded(
+        gemm("w2", taken, codes[judged], None if scale is None else scale[judged]), recipe.gemm2_output, problem
+    )
+    stages["second_gemm"] = second
+    stages["combine"] = _combined(problem, taken, second[judged], steps)
+    return Replay(stages["combine"], problem.tokens, pairs, stages)
+
+
+def rounded_to_fp8(values: Tensor, fmt: FloatFormat) -> Tensor:
+    """fp32 to the nearest number of an FP8 format, ties to even, saturating; NaN stays NaN. By the bits of fp32."""
+    exponent = (values.view(torch.int32) >> 23 & 0xFF) - 127
+    step = _power_of_two(exponent.clamp(min=fmt.min_exponent, max=100) - (fmt.precision - 1))
+    return (torch.round(values / step) * step).clamp(-fmt.largest, fmt.largest)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def _scale_from(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
+    """fp32 scales: max(amax, floor) / largest, one IEEE division; rounded up to a power of two where declared."""
+    scale = amax.clamp(min=recipe.amax_floor) / torch.full_like(amax, fmt.largest)
+    if recipe.scale_rounding == "continuous":
+        return scale
+    bits = scale.view(torch.int32)
+    up = ((bits + 0x7FFFFF) >> 23 << 23).view(torch.float32)
+    return torch.where(torch.isfinite(scale), up, scale)
+
+
+def _codes(values: Tensor, scale: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
+    """(rows, K) fp32, its scales (rows, groups) or (rows, 1): the values of the FP8 codes, in fp32."""
+    wide = _spread(scale, values.shape[1])
+    scaled = values / wide if recipe.scaling == "divide" else values * (torch.ones_like(wide) / wide)
+    return rounded_to_fp8(scaled, fmt)
+
+
+def _spread(scale: Tensor, columns: int) -> Tensor:
+    return scale if scale.shape[1] == 1 else scale.repeat_interleave(BLOCK, dim=1)[:, :columns]
+
+
+def _amaxes(values: Tensor, group: GroupShape) -> Tensor:
+    """(rows, groups): of each group of columns, or of the whole row. NaN in a group makes its amax NaN."""
+    if not group.is_per_group():
+        return values.abs().amax(-1, keepdim=True)
+    padded = torch.nn.functional.pad(values.abs(), (0, -values.shape[1] % BLOCK))
+    return padded.view(len(values), padded.shape[1] // BLOCK, BLOCK).amax(-1)
+
+
+def _group_of(desc: FusedMoEQuantDesc) -> GroupShape:
+    return desc.shape or GroupShape.PER_TENSOR
+
+
+def _first_input(problem: MoEProblem, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+    """(P, H) what the first GEMM multiplies, in the unit's input dtype; (P, groups) fp32 scales, None without."""
+    desc, recipe = problem.quant.a1, problem.recipe
+    rows, place = torch.unique(pairs.row, return_inverse=True)
+    if desc.dtype is None:
+        return problem.inputs[pairs.row], None
+    values, group = problem.inputs[rows].float(), _group_of(desc)
+    if desc.static:
+        assert problem.weights.a13_scale is not None
+        scale = problem.weights.a13_scale.reshape(1, 1).expand(len(rows), 1)
+    elif group.is_per_tensor() and recipe.dynamic_tensor_scope == "expert":
+        return _by_expert(problem, pairs)
+    elif group.is_per_tensor():
+        everything = problem.inputs.float().abs()
+        amax = everything.amax().reshape(1, 1) if everything.numel() else values.new_zeros(1, 1)
+        scale = _scale_from(amax, problem.fp8, recipe).expand(len(rows), 1)
+    else:
+        scale = _scale_from(_amaxes(values, group), problem.fp8, recipe)
+    return _codes(values, scale, problem.fp8, recipe)[place], scale[place]
+
+
+def _by_expert(problem: MoEProblem, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """As `_first_input`, where an expert's tokens share a scale: all of them, the ones that are not judged too."""
+    everyone = problem.all_pairs
+    amax = problem.inputs.float().abs().amax(-1) if problem.inputs.numel() else problem.inputs.float().sum(-1)
+    scale = _scale_from(_largest_by_expert(problem, everyone, amax[everyone.row]), problem.fp8, problem.recipe)
+    mine = scale[pairs.expert, None]
+    return _codes(problem.inputs[pairs.row].float(), mine, problem.fp8, problem.recipe), mine
+
+
+def _largest_by_expert(problem: MoEProblem, pairs: Pairs, values: Tensor) -> Tensor:
+    """(E,): the largest of each expert's values, 0 where it has none."""
+    zeros = values.new_zeros(problem.config.num_local_experts)
+    return zeros.scatter_reduce(0, pairs.expert, values, "amax")
+
+
+def _second_input(problem: MoEProblem, pairs: Pairs, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, I) fp32 to the values of its FP8 codes, and (P, groups) scales."""
+    desc, recipe, group = problem.quant.a2, problem.recipe, _group_of(problem.quant.a2)
+    if desc.static:
+        assert problem.weights.a2_scale is not None
+        scale = problem.weights.a2_scale.reshape(1, 1).expand(len(values), 1)
+    elif group.is_per_tensor():
+        amax = values.abs().amax(-1) if values.numel() else values.new_zeros(len(values))
+        if recipe.dynamic_tensor_scope == "expert":
+            shared = _largest_by_expert(problem, pairs, amax)[pairs.expert, None]
+        else:
+            shared = (amax.amax() if len(amax) else amax.new_zeros(())).expand(len(values), 1)
+        scale = _scale_from(shared, problem.fp8, recipe)
+    else:
+        scale = _scale_from(_amaxes(values, group), problem.fp8, recipe)
+    return _codes(values, scale, problem.fp8, recipe), scale
+
+
+def _rounded(values: Tensor, where: Rounding, problem: MoEProblem) -> Tensor:
+    """As it is, or through the 16-bit dtype of the hidden states."""
+    return values.to(problem.hidden_states.dtype).float() if where == "input" else values
+
+
+class _Gemm:
+    """Both GEMMs of a call: each pair's row times its expert's weight, scaled, plus bias."""
+
+    def __init__(self, problem: MoEProblem, arithmetic: Arithmetic, steps: Steps) -> None:
+        self.problem = problem
+        self.arithmetic = arithmetic
+        self.steps = steps
+
+    def __call__(self, name: str, pairs: Pairs, a: Tensor, a_scale: Tensor | None) -> Tensor:
+        """`a` (P, K), its scales (P, groups) or None; to (P, N) fp32."""
+        weight: Tensor = getattr(self.problem.weights, name)
+        bias: Tensor | None = getattr(self.problem.weights, f"{name}_bias")
+        result = torch.empty(len(pairs), weight.shape[1], dtype=torch.float32, device=a.device)
+        order = k_order(self.arithmetic.k_order, a.shape[1], a.device)
+        x = a if weight.itemsize > 1 else a.to(weight.dtype)
+        x = _ordered(x, order)
+        for expert, rows in pairs.segments():
+            for columns in self._columns(weight, rows):
+                w = _ordered(weight[expert, columns], order)
+                chains = promoted(x[rows], w, self.arithmetic.unit, self.arithmetic.promote_every)
+                at = torch.arange(columns.start, columns.stop, device=a.device)
+                w_scale = self.problem.weight_scale(name, expert, at)
+                total = self._scaled(
+                    chains,
+                    None if a_scale is None else a_scale[rows],
+                    None if w_scale is None else w_scale.float(),
+                )
+                result[rows, columns] = total if bias is None else total + bias[expert, columns].float()
+        return result
+
+    def _columns(self, weight: Tensor, rows: slice) -> Iterator[slice]:
+        """Parts of N whose chains fit a temporary."""
+        every = self.arithmetic.promote_every or weight.shape[2]
+        chains = -(-weight.shape[2] // every) * (rows.stop - rows.start)
+        step = max(chunk_elements(weight.device) // max(chains, 1), 1)
+        for start in range(0, weight.shape[1], step):
+            yield slice(start, min(start + step, weight.shape[1]))
+
+    def _scaled(self, chains: Tensor, a_scale: Tensor | None, w_scale: Tensor | None) -> Tensor:
+        """(C, m, n) sums of the unit to (m, n). Scales (m, groups) and (n, groups), or None."""
+        if a_scale is None or w_scale is None:
+            return _added(chains)
+        if w_scale.shape[1] == 1 and a_scale.shape[1] == 1 and not self._blocked:
+            total, left, right = _added(chains), a_scale, w_scale.t()
+            return total * (left * right) if self.steps.scale_order == "product" else total * left * right
+        total = torch.zeros_like(chains[0])
+        for block, chain in enumerate(chains):
+            left, right = a_scale[:, block, None], w_scale[None, :, block]
+            factors = (chain, left * right) if self.steps.scale_order == "product" else (chain * left, right)
+            total = fma32(*factors, total) if self.steps.scale_fma else factors[0] * factors[1] + total
+        return total
+
+    @property
+    def _blocked(self) -> bool:
+        group = self.problem.quant.w1.shape
+        return group is not None and group.is_block()
+
+
+def _added(chains: Tensor) -> Tensor:
+    """The chains' sums, added in fp32 in their order; the first is taken as it is."""
+    total = chains[0]
+    for chain in chains[1:]:
+        total = total + chain
+    return total
+
+
+def k_order(name: str, columns: int, device: torch.device) -> Tensor | None:
+    """The places of K in the order in which the unit gets them, padded to a multiple of 32; None: as they are."""
+    if name == "natural":
+        return None
+    k = torch.arange(-(-columns // 32) * 32, device=device)
+    return torch.argsort(k // 32 * 2 + k % 4 // 2, stable=True)
+
+
+def _ordered(values: Tensor, order: Tensor | None) -> Tensor:
+    if order is None:
+        return values
+    raw = values.view(torch.uint8) if values.itemsize == 1 else values
+    return torch.nn.functional.pad(raw, (0, order.numel() - raw.shape[-1]))[..., order].view(values.dtype)
+
+
+def _combined(problem: MoEProblem, pairs: Pairs, second: Tensor, steps: Steps) -> Tensor:
+    """(P, H) fp32 to (T, H): from zero, slot by slot, and rounded once at the end."""
+    total = second.new_zeros(problem.tokens.numel(), second.shape[1])
+    for slot in range(problem.topk_ids.shape[1]):
+        here = (pairs.slot == slot).nonzero()[:, 0]
+        token = pairs.token[here]  # each at most once, since a token has one pair a slot
+        if problem.apply_router_weight_on_input:
+            added = total[token] + second[here]
+        else:
+            weight = problem.topk_weights[problem.tokens[token], slot, None]
+            if steps.combine == "slot_fma":
+                added = fma32(weight, second[here], total[token])
+            else:
+                added = total[token] + weight * second[here]
+        total[token] = _rounded(added, problem.recipe.combine, problem)
+    return total.to(problem.hidden_states.dtype)

@@ -1,0 +1,156 @@
+"""Faults that change only the last bits of our kernels: equality with the replay convicts them, and names the stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from conformance.cases import Case
+from conformance.zoo import ARITHMETIC, BATCHED_TRITON, TRITON
+from conformance.zoo.mutated import Edit, StaleMutation, mutated
+
+DEVICE = "cuda" if torch.cuda.is_available() else "interpreter"
+ZOOS = {"TRITON": TRITON, "BATCHED_TRITON": BATCHED_TRITON}
+
+SMALL = Case(tokens=16, experts=2, top_k=2, hidden=512, inter=64, dtype="fp16", values="exact_sums")
+"""Sums are exact, so that in the interpreter, too, equality is the verdict. A step of fp32 shows in one fp16 in 8,000,
+so each of the faults shows in an element or a few of these 8,192: the seeds are ones where it does."""
+IN_THE_INTERPRETER = {
+    "block": replace(SMALL, seed=2),
+    "row": replace(SMALL, scheme="channel_tok", seed=3),
+}
+TILE_16 = Case(tokens=32, experts=4, top_k=2, hidden=8192, inter=512, dtype="fp16", seed=1)
+TILE_64 = Case(tokens=64, experts=2, top_k=2, hidden=8192, inter=512, dtype="fp16", seed=1)
+"""Of the heights that TRITON chooses; BATCHED_TRITON has 64 rows in a tile always. Wide, so that no fault depends on
+luck: an fp32 step more or less shows in tens of elements."""
+ON_A_DEVICE = {
+    scheme: tuple(replace(case, scheme=name) for case in (TILE_16, TILE_64))
+    for scheme, name in (("block", "block"), ("row", "channel_tok"), ("none", "none"))
+}
+HARDWARE = "only hardware shows it: "
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Where a fault shows.
+
+    Args:
+        stage: at which the backend and its replay part.
+        schemes: in which kernels of the GEMM it plays a part at all.
+        simulated: the one whose case convicts it in the interpreter; or why none does.
+    """
+
+    stage: str
+    schemes: tuple[str, ...]
+    simulated: str
+
+
+FP8 = ("block", "row")
+EVERY = (*FP8, "none")
+EXPECTED = {
+    "promoted_every_64": Expected("first_gemm", FP8, "block"),
+    "never_promoted": Expected("first_gemm", ("row",), HARDWARE + "exact sums have no bits that a longer chain loses"),
+    "accumulator_of_14_bits": Expected("first_gemm", FP8, "block"),
+    "weight_scale_first": Expected("first_gemm", FP8, "block"),
+    "product_rounded": Expected("first_gemm", ("block",), "block"),
+    "exponential_of_the_device": Expected(
+        "activation", EVERY, HARDWARE + "the interpreter's exponential is numpy's, whose bits are each processor's own"
+    ),
+    "exponential_one_degree_short": Expected("activation", EVERY, "block"),
+    "silu_by_reciprocal": Expected("activation", EVERY, "row"),
+    "silu_by_approximate_division": Expected("activation", EVERY, HARDWARE + "the interpreter's `/` is exact"),
+    "scale_by_reciprocal": Expected("first_gemm", FP8, "block"),
+    "second_scale_by_reciprocal": Expected("second_gemm", FP8, "row"),
+    "subnormal_codes_flushed": Expected("requantisation", FP8, "block"),
+    "weighted_product_rounded": Expected("combine", EVERY, "block"),
+}
+PLANTED = [(zoo, fault) for zoo, faults in ZOOS.items() for fault in vars(faults) if fault in ARITHMETIC]
+
+
+def cases_of(fault: str) -> tuple[Case, ...]:
+    """Where it must be convicted here; none where a CPU cannot show it."""
+    expected = EXPECTED[fault]
+    if DEVICE == "interpreter":
+        return (IN_THE_INTERPRETER[expected.simulated],) if expected.simulated in IN_THE_INTERPRETER else ()
+    return tuple(case for scheme in expected.schemes for case in ON_A_DEVICE[scheme])
+
+
+def every_case() -> tuple[Case, ...]:
+    if DEVICE == "interpreter":
+        return tuple(IN_THE_INTERPRETER.values())
+    return tuple(case for cases in ON_A_DEVICE.values() for case in cases)
+
+
+Verdict = Callable[[str, str, Case], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def verdict(verdicts: Callable[[Sequence[tuple[str, str, str]]], list[dict[str, Any]]]) -> Verdict:
+    """(zoo, fault or "", case) to what the suite says."""
+    asked = [(zoo, "", str(case)) for zoo in ZOOS for case in every_case()]
+    asked += [(zoo, fault, str(case)) for zoo, fault in PLANTED for case in cases_of(fault)]
+    known = dict(zip(asked, verdicts(asked), strict=True))
+    return lambda zoo, fault, case: known[zoo, fault, str(case)]
+
+
+def needs_bits(honest: dict[str, Any]) -> None:
+    """Skips where the arithmetic of this device is not declared to the bit: there is no equality to judge by."""
+    if honest["status"] == "passed" and honest["judged_by"] != "bits":
+        pytest.skip(f"not judged by equality on this device: {honest['judged_by']}")
+
+
+def test_every_fault_has_its_place() -> None:
+    assert EXPECTED.keys() == ARITHMETIC.keys()
+    assert len(PLANTED) == 2 * len(ARITHMETIC) - 1  # the batched format is combined in torch
+
+
+@pytest.mark.parametrize("zoo", ZOOS)
+def test_the_honest_backend_passes_the_same_cases(verdict: Verdict, zoo: str) -> None:
+    told = {str(case): verdict(zoo, "", case) for case in every_case()}
+    assert all(found["status"] == "passed" for found in told.values()), told
+    for found in told.values():
+        needs_bits(found)
+
+
+@pytest.mark.parametrize(("zoo", "fault"), PLANTED)
+def test_a_fault_of_the_last_bits_is_convicted_at_its_stage(verdict: Verdict, zoo: str, fault: str) -> None:
+    expected, cases = EXPECTED[fault], cases_of(fault)
+    if not cases:
+        pytest.skip(expected.simulated)
+    for case in cases:
+        needs_bits(verdict(zoo, "", case))
+        found = verdict(zoo, fault, case)
+        assert found["status"] == "failed", f"{zoo}.{fault} passed {case}"
+        told = re.fullmatch(
+            r"bits: \d+ of \d+ elements differ from the replay of the declared arithmetic; the farthest at "
+            r"token \d+, column \d+: expected \S+, got \S+; they part at (\w+): .*",
+            found["reason"],
+        )
+        assert told, found["reason"]
+        assert told[1] == expected.stage, f"{case}: {found['reason']}"
+        assert found["cosine"] > 0.9999, f"{case}: the cosine sees it: {found['cosine']}"
+
+
+@pytest.mark.parametrize("zoo", ZOOS)
+def test_a_bound_alone_would_let_most_of_them_pass(
+    verdict: Verdict, zoo: str, record_property: Callable[[str, object], None]
+) -> None:
+    """The case for equality: of the faults that it convicts, the bound around the recipe convicts few."""
+    for case in every_case():
+        needs_bits(verdict(zoo, "", case))
+    judged = [fault for which, fault in PLANTED if which == zoo and cases_of(fault)]
+    hidden = [name for name in judged if all(verdict(zoo, name, case)["within_bound"] for case in cases_of(name))]
+    record_property("hidden_from_the_bound", f"{len(hidden)} of {len(judged)}: {', '.join(hidden)}")
+    assert len(hidden) >= 5, f"hidden from the bound: {hidden} of {judged}"
+    assert len(hidden) > len(judged) // 2
+
+
+def test_a_mutation_whose_text_is_gone_says_so() -> None:
+    """Source only: nothing is imported before the text is found, so triton stays out of this process."""
+    with pytest.raises(StaleMutation, match=r"occurs 0 times in fp8moe\.kernels\.reduce, not 1"):
+        mutated("reduce", "stale", (Edit("no such text", ""),))
