@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -91,11 +92,9 @@ class StageResult:
     difference: Difference | None
 
 
-def compare_stages(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, replay: Replay) -> list[StageResult]:
-    """Runs the case once more, and compares what the backend shows of its stages with the replay, in their order.
-
-    A row of a stage before the combine is a token-expert pair of a judged token.
-    """
+@contextmanager
+def observed(backend: FusedMoEPermuteExpertsUnpermute) -> Iterator[dict[str, Tensor]]:
+    """Keeps a copy of each stage that the backend shows in a call."""
     seen: dict[str, Tensor] = {}
 
     def keep(stage: str, values: Tensor) -> None:
@@ -103,20 +102,19 @@ def compare_stages(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensor
 
     backend.observe = keep
     try:
-        output = backend.apply(
-            tensors.hidden_states,
-            tensors.topk_weights,
-            tensors.topk_ids,
-            expert_map=tensors.expert_map,
-            apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        )
+        yield seen
     finally:
         backend.observe = None
-    seen["combine"] = output  # what is given out, whatever was shown
-    return list(_compared(seen, replay, tensors))
 
 
-def _compared(seen: dict[str, Tensor], replay: Replay, tensors: CaseTensors) -> Iterator[StageResult]:
+def compare_stages(
+    seen: Mapping[str, Tensor], output: Tensor, tensors: CaseTensors, replay: Replay
+) -> Iterator[StageResult]:
+    """What a backend showed of its stages beside the replay, in their order; the last one is the output it gave.
+
+    A row of a stage before that is a token-expert pair of a judged token.
+    """
+    seen = {**seen, "combine": output}
     judged = (replay.pairs.token >= 0).nonzero()[:, 0]
     place = _places(replay.pairs, int(tensors.topk_ids.shape[1]))[judged]
     for stage in STAGES:
@@ -137,6 +135,6 @@ def _places(pairs: Pairs, top_k: int) -> Tensor:
     return pairs.row * top_k + pairs.slot
 
 
-def parting_stage(results: list[StageResult]) -> StageResult | None:
+def parting_stage(results: Iterable[StageResult]) -> StageResult | None:
     """The first stage that differs; None where none does, or none is shown."""
     return next((r for r in results if r.difference is not None and r.difference.differing), None)

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from conformance.bits import Difference, compare_stages, difference, parting_stage, why_not_bits
+from conformance.bits import Difference, StageResult, compare_stages, difference, observed, parting_stage, why_not_bits
 from conformance.bounds import Judgement, judge, judge_ideal
 from conformance.build import CaseTensors, build, judged_tokens
 from conformance.cases import Case
@@ -34,9 +34,11 @@ KEPT_CASES = 32
 COPIED_BYTES = 1 << 22
 
 
+REPLAYED_WHOLE = 1 << 30
+"""Up to so many products all tokens of a case are replayed on a GPU; else some are, and relations do the rest."""
 BOTH_WAYS_SEED = 0
-"""Small cases of this seed are judged by the bound as well, whoever declares what: a replay may share a mistake with the
-backend that it was written beside."""
+"""Small cases of this seed are judged by the bound as well, whoever declares what: a replay may share a mistake with
+the backend that it was written beside."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +80,7 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     simulated = is_triton(subject.experts_cls) and target.device == "cpu"
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
 
-    def result(
-        status: Status, reason: str, judgement: Judgement | None = None, judged_by: str = ""
-    ) -> CheckResult:
+    def result(status: Status, reason: str, judgement: Judgement | None = None, judged_by: str = "") -> CheckResult:
         if status is Status.FAILED:
             _forget()  # whatever went wrong may have left its marks in tensors that others would get
         repro = f"python -m fp8moe repro {case} --backend {subject.origin} --device {target.name}"
@@ -109,10 +109,14 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     beyond = _beyond(backend.contract, case)
     if beyond:
         return result(Status.NOT_APPLICABLE, beyond)
-    outputs = []
+    outputs, seen = [], {}
     for given in (None, torch.full_like(tensors.hidden_states, torch.nan, memory_format=torch.contiguous_format)):
         try:
-            output = run(backend, tensors, given)
+            if given is not None and _is_small(case):
+                with observed(backend) as seen:
+                    output = run(backend, tensors, given)
+            else:
+                output = run(backend, tensors, given)
         except torch.OutOfMemoryError as error:
             return result(Status.NOT_RUN, f"out of memory: {error}")
         except (Exception, SystemExit) as error:
@@ -129,7 +133,7 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
     why = why_not_bits(tensors, backend.contract)
     judged_by = f"{BY_BOUND}{why}" if why else BY_BITS
-    oracles = _oracles(case, backend.contract.recipe, oracle_device(case, arithmetic, target.device))
+    oracles = _oracles_for(case, backend.contract.recipe, arithmetic, target.device, by_bits=not why)
     judgement = None
     for output in outputs if again.differing else outputs[:1]:
         judged = output.to(oracles.tokens.device)[oracles.tokens]
@@ -138,9 +142,9 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
             assert backend.contract.steps is not None
             replay = oracles.replay(arithmetic, backend.contract.steps)
             found = difference(replay.output, judged)
-            if found.differing:
-                told = _told_difference(found, backend, tensors, replay)
-                return result(Status.FAILED, told, None, judged_by)
+            parted = parting_stage(compare_stages(seen, outputs[-1], tensors, replay))
+            if found.differing or parted:
+                return result(Status.FAILED, _told_difference(found, parted, replay), None, judged_by)
         if why or (_is_small(case) and case.seed == BOTH_WAYS_SEED):
             judgement = judge(oracles.trace, judged, arithmetic)
             if not judgement.passed:
@@ -155,17 +159,16 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     return result(Status.PASSED, "", judgement, judged_by)
 
 
-def _told_difference(
-    found: Difference, backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, replay: Replay
-) -> str:
+def _told_difference(found: Difference, parted: StageResult | None, replay: Replay) -> str:
     """What differs, in the caller's tokens, and the stage at which the two part, where the backend shows its stages."""
-    token = int(replay.tokens[found.row])
-    text = (
-        f"bits: {found.differing} of {found.elements} elements differ from the replay of the declared arithmetic; "
-        f"the farthest at token {token}, column {found.column}: expected {found.expected:.9g}, got {found.got:.9g}"
-    )
-    stage = parting_stage(compare_stages(backend, tensors, replay))
-    return text + ("" if stage is None else f"; they part at {stage.stage}: {stage.difference}")
+    text = "bits: the output equals the replay of the declared arithmetic, and what led to it does not"
+    if found.differing:
+        token = int(replay.tokens[found.row])
+        text = (
+            f"bits: {found.differing} of {found.elements} elements differ from the replay of the declared arithmetic; "
+            f"the farthest at token {token}, column {found.column}: expected {found.expected:.9g}, got {found.got:.9g}"
+        )
+    return text + ("" if parted is None else f"; they part at {parted.stage}: {parted.difference}")
 
 
 def replay_of(case: Case, backend: FusedMoEPermuteExpertsUnpermute, target: Target) -> tuple[CaseTensors, Replay] | str:
@@ -175,7 +178,7 @@ def replay_of(case: Case, backend: FusedMoEPermuteExpertsUnpermute, target: Targ
     arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
     if why or arithmetic is None or backend.contract.steps is None:
         return why
-    oracles = _oracles(case, backend.contract.recipe, oracle_device(case, arithmetic, target.device))
+    oracles = _oracles_for(case, backend.contract.recipe, arithmetic, target.device, by_bits=True)
     return tensors, oracles.replay(arithmetic, backend.contract.steps)
 
 
@@ -213,11 +216,18 @@ def _tensors(case: Case, device: str) -> CaseTensors:
     return (_small_tensors if _is_small(case) else _large_tensors)(str(case), device)
 
 
-def _oracles(case: Case, recipe: Recipe, device: str) -> Oracles:
+def _oracles_for(case: Case, recipe: Recipe, arithmetic: Arithmetic | None, device: str, *, by_bits: bool) -> Oracles:
+    """The oracles of a case; of all its tokens, where they are replayed and the products are few enough."""
+    products = case.tokens * case.top_k * case.hidden * case.inter * (3 if case.gated else 2)
+    everything = by_bits and device != "cpu" and products <= REPLAYED_WHOLE
+    return _oracles(case, recipe, oracle_device(case, arithmetic, device), everything)
+
+
+def _oracles(case: Case, recipe: Recipe, device: str, everything: bool = False) -> Oracles:
     """What the case must come to under a recipe, kept likewise."""
     if SCHEMES[case.scheme] != TENSOR_DYNAMIC:  # the only scheme in which what shares a tensor's scale plays a part
         recipe = replace(recipe, dynamic_tensor_scope=Recipe().dynamic_tensor_scope)
-    return (_small_oracles if _is_small(case) else _large_oracles)(str(case), recipe, device)
+    return (_small_oracles if _is_small(case) else _large_oracles)(str(case), recipe, device, everything)
 
 
 def oracle_device(case: Case, arithmetic: Arithmetic | None, device: str) -> str:
@@ -232,10 +242,10 @@ def _is_small(case: Case) -> bool:
     return case.weight_bytes <= 1 << 22 and case.tokens * case.hidden <= 1 << 20
 
 
-def _compute_oracles(text: str, recipe: Recipe, device: str) -> Oracles:
+def _compute_oracles(text: str, recipe: Recipe, device: str, everything: bool) -> Oracles:
     case = Case.parse(text)
     tensors = _tensors(case, device)
-    tokens = judged_tokens(case).to(device)
+    tokens = torch.arange(case.tokens, device=device) if everything else judged_tokens(case).to(device)
     arguments = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
     trace = recipe_moe(
         tensors.config,

@@ -198,24 +198,6 @@ class Emulation:
             first_gemm=gemm.differing / gemm.elements if gemm.elements else 0.0,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The devices, their verdicts and the distances."""
-        return {
-            "case": str(self.case),
-            "tile": self.tile,
-            "evidence": Evidence.SIMULATED.value,
-            "devices": [
-                {
-                    "device": name,
-                    "stands_for": DEVICES[name].stands_for,
-                    "basis": DEVICES[name].basis,
-                    "arithmetic": asdict(self.arithmetic(name)),
-                }
-                for name in self.replays
-            ],
-            "distances": [{"devices": pair, **found.to_json()} for pair, found in self.distances.items()],
-        }
-
 
 def emulate(case: Case, devices: Iterable[str] = tuple(DEVICES)) -> Emulation:
     """Replays our recipe on each device, in the arithmetic of the tile height that the case's size leads to.
@@ -297,10 +279,10 @@ def _measured(emulation: Emulation, name: str) -> dict[str, float]:
 
 
 def looser_bounds(emulation: Emulation) -> list[str]:
-    """Pairs of devices whose bounds are the wrong way round: a unit that keeps more bits, fp32 above all, must not be allowed more.
+    """Pairs of devices whose bounds are the wrong way round, in words.
 
-    Bounds are compared by their sum over the output, before its own rounding. Where there is nothing to truncate, in
-    outputs of zeros, they are equal.
+    A unit that keeps more bits, fp32 above all, must not be allowed more. Bounds are compared by their sum over the
+    output, before its own rounding. Where there is nothing to truncate, in outputs of zeros, they are equal.
     """
 
     def bits(name: str) -> float:

@@ -47,9 +47,11 @@ def simulated_cases(cell: Cell) -> Iterator[Case]:
     """What Triton's interpreter goes through, which takes a third of a second for one tile: each case crosses an edge
     of the tiles in M, N and K, and half of them have sums whose bits do not depend on their order.
 
-    Tiles have 16 rows where an expert has few pairs on average and 64 where it has many, and 128 columns; K goes by 128.
+    Tiles have 16 rows where experts have few pairs on average and 64 where they have many, 128 columns, 128 of K.
     """
-    small = Case(scheme=cell.scheme, activation=cell.activations[0], tokens=17, experts=4, top_k=2, hidden=144, inter=136)
+    small = Case(
+        scheme=cell.scheme, activation=cell.activations[0], tokens=17, experts=4, top_k=2, hidden=144, inter=136
+    )
     large = replace(small, tokens=65, experts=2, top_k=1)
     exact = replace(small, values="exact_sums")
     yield replace(exact, law="all_to_one")

@@ -36,8 +36,9 @@ def _permuted(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, ou
     if not found.differing:
         return ""
     return (
-        f"relation permutation: with its tokens in another order {found.differing} of {found.elements} elements differ, "
-        f"first of token {int(order[found.row])}, column {found.column}: {found.expected:.9g} became {found.got:.9g}"
+        f"relation permutation: with its tokens in another order {found.differing} of {found.elements} elements "
+        f"differ, first of token {int(order[found.row])}, column {found.column}: "
+        f"{found.expected:.9g} became {found.got:.9g}"
     )
 
 

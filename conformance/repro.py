@@ -8,9 +8,9 @@ import traceback
 from rich.console import Console
 from rich.table import Table
 
-from conformance.bits import compare_stages
+from conformance.bits import compare_stages, observed
 from conformance.cases import Case
-from conformance.computes import check_case, make, replay_of
+from conformance.computes import check_case, make, replay_of, run
 from conformance.plan import Subject, Target, load_subject, resolve_target
 from conformance.results import Status
 from fp8moe.registry import BackendContractError
@@ -57,9 +57,14 @@ def show_stages(console: Console, case: Case, subject: Subject, target: Target) 
         found = replay_of(case, backend, target)
         if isinstance(found, str):
             return
-        stages = compare_stages(backend, *found)
+        tensors, replay = found
+        with observed(backend) as seen:
+            output = run(backend, tensors)
+        stages = list(compare_stages(seen, output, tensors, replay))
     except Exception as error:  # the verdict stands as it is, this only explains it
-        console.print(f"stages: not compared, since the backend raised {type(error).__name__}: {error}", highlight=False)
+        console.print(
+            f"stages: not compared, since the backend raised {type(error).__name__}: {error}", highlight=False
+        )
         return
     table = Table("stage", "beside the replay", box=None, title="stages, in order", title_justify="left")
     for stage in stages:

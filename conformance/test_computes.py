@@ -48,9 +48,7 @@ def takers(case: Case, session: Session) -> list[Cell]:
     return [
         cell
         for cell in session.runnable
-        if cell.scheme == case.scheme
-        and case.activation in cell.activations
-        and not simulated(cell)
+        if cell.scheme == case.scheme and case.activation in cell.activations and not simulated(cell)
     ]
 
 

@@ -63,9 +63,7 @@ def apply_through_batches(
     return output
 
 
-def _computed(
-    experts: FusedMoEPermuteExpertsUnpermute, batch: Tensor, counts: Tensor, place: Tensor
-) -> Tensor:
+def _computed(experts: FusedMoEPermuteExpertsUnpermute, batch: Tensor, counts: Tensor, place: Tensor) -> Tensor:
     """`apply_batched` on (E, T, H), checked; whoever observes its stages sees them in the order of the pairs."""
     observe = experts.observe
     if observe is not None:

@@ -177,7 +177,7 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
         programs = tiles * (-(-columns // COLUMNS) + 1)
         if programs > MOST_PROGRAMS:
             raise InvalidMoEInput(
-                "topk_ids", f"so many that a launch needs {programs} programs", f"at most {MOST_PROGRAMS}: split the call"
+                "topk_ids", f"so many that {programs} programs are needed", f"at most {MOST_PROGRAMS}: split the call"
             )
 
     def _show(self, stage: str, values: Tensor) -> None:

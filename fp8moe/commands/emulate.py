@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
 
 from conformance.cases import Case, InvalidCase
 from conformance.emulated import DEVICES, TABLE_LEGEND, Emulation, check_device, emulate, finite, looser_bounds, table
-from conformance.results import CheckResult, Status
+from conformance.results import CheckResult, Evidence, Status
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
 
@@ -38,11 +39,28 @@ def failures(emulation: Emulation, results: Sequence[CheckResult]) -> list[str]:
 
 
 def emulation_json(emulation: Emulation, results: Sequence[CheckResult]) -> dict[str, Any]:
-    told = emulation.to_json()
-    for device, result in zip(told["devices"], results, strict=True):
-        device |= {"status": result.status.value, "reason": result.reason}
-        device["error_over_bound"] = {name: finite(value) for name, value in result.statistics.items()}
-    return {"format": tables.FORMAT, **told, "failures": failures(emulation, results)}
+    """The devices, their verdicts, the distances."""
+    devices = [
+        {
+            "device": name,
+            "stands_for": DEVICES[name].stands_for,
+            "basis": DEVICES[name].basis,
+            "arithmetic": asdict(emulation.arithmetic(name)),
+            "status": result.status.value,
+            "reason": result.reason,
+            "error_over_bound": {what: finite(value) for what, value in result.statistics.items()},
+        }
+        for name, result in zip(emulation.replays, results, strict=True)
+    ]
+    return {
+        "format": tables.FORMAT,
+        "case": str(emulation.case),
+        "tile": emulation.tile,
+        "evidence": Evidence.SIMULATED.value,
+        "devices": devices,
+        "distances": [{"devices": pair, **found.to_json()} for pair, found in emulation.distances.items()],
+        "failures": failures(emulation, results),
+    }
 
 
 def print_emulation(emulation: Emulation, results: Sequence[CheckResult]) -> None:

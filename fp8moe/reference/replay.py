@@ -21,11 +21,13 @@ from fp8moe.reference.portable import PORTABLE
 from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
 from fp8moe.reference.recipe import RecipeTrace
 from fp8moe.reference.rounding import FloatFormat, fma32
-from fp8moe.reference.units import UNITS, promoted
+from fp8moe.reference.units import UNITS, promoted, promoted_each
 
 STAGES = ("first_gemm", "activation", "requantisation", "second_gemm", "combine")
 """In the order of the computation; `requantisation` only where activations are quantised."""
 BLOCK = 128
+CHAINS_AT_ONCE = 1 << 25
+"""Sums of the unit that are held at a time, in fp32: 128 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,41 +211,60 @@ class _Gemm:
         weight: Tensor = getattr(self.problem.weights, name)
         bias: Tensor | None = getattr(self.problem.weights, f"{name}_bias")
         result = torch.empty(len(pairs), weight.shape[1], dtype=torch.float32, device=a.device)
-        order = k_order(self.arithmetic.k_order, a.shape[1], a.device)
         x = a if weight.itemsize > 1 else a.to(weight.dtype)
-        x = _ordered(x, order)
-        for expert, rows in pairs.segments():
-            for columns in self._columns(weight, rows):
-                w = _ordered(weight[expert, columns], order)
-                chains = promoted(x[rows], w, self.arithmetic.unit, self.arithmetic.promote_every)
-                at = torch.arange(columns.start, columns.stop, device=a.device)
-                w_scale = self.problem.weight_scale(name, expert, at)
-                total = self._scaled(
-                    chains,
-                    None if a_scale is None else a_scale[rows],
-                    None if w_scale is None else w_scale.float(),
-                )
-                result[rows, columns] = total if bias is None else total + bias[expert, columns].float()
+        for columns in self._columns(weight, len(pairs)):
+            chains = self._chains(x, weight[:, columns], pairs)
+            total = self._scaled(chains, a_scale, None if a_scale is None else self._scales(name, pairs, columns))
+            result[:, columns] = total if bias is None else total + bias[pairs.expert, columns].float()
         return result
 
-    def _columns(self, weight: Tensor, rows: slice) -> Iterator[slice]:
+    def _columns(self, weight: Tensor, pairs: int) -> Iterator[slice]:
         """Parts of N whose chains fit a temporary."""
         every = self.arithmetic.promote_every or weight.shape[2]
-        chains = -(-weight.shape[2] // every) * (rows.stop - rows.start)
-        step = max(chunk_elements(weight.device) // max(chains, 1), 1)
+        chains = max(-(-weight.shape[2] // every) * pairs, 1)
+        step = max(CHAINS_AT_ONCE // chains, 1)
         for start in range(0, weight.shape[1], step):
             yield slice(start, min(start + step, weight.shape[1]))
 
+    def _chains(self, x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+        """(C, P, n): the unit's sums for every pair and these columns of its expert."""
+        unit, every = self.arithmetic.unit, self.arithmetic.promote_every
+        order = k_order(self.arithmetic.k_order, x.shape[1], x.device)
+        x = _ordered(x, order)
+        if x.device.type == "cpu":  # expert by expert, so that operands stay in the cache
+            parts = pairs.segments() or [(0, slice(0, 0))]
+            sums = [promoted(x[rows], _ordered(weight[expert], order), unit, every) for expert, rows in parts]
+            return torch.cat(sums, dim=1)
+        step = max(chunk_elements(x.device) // max(weight.shape[1] * x.shape[1], 1), 1)
+        found = []
+        for start in range(0, max(len(pairs), 1), step):
+            at = slice(start, start + step)
+            codes = weight.view(torch.uint8) if weight.itemsize == 1 else weight
+            mine = codes[pairs.expert[at]].view(weight.dtype)
+            found.append(promoted_each(x[at], _ordered(mine, order), unit, every))
+        return torch.cat(found, dim=1)
+
+    def _scales(self, name: str, pairs: Pairs, columns: slice) -> Tensor:
+        """(P, n, groups) or (P, 1, 1): each pair's expert's scales, one for each row of its weight."""
+        scale: Tensor = getattr(self.problem.weights, f"{name}_scale")[pairs.expert]
+        if scale.dim() == 1:
+            return scale[:, None, None]
+        if not self._blocked:
+            return scale[:, columns]
+        rows = torch.arange(columns.start, columns.stop, device=scale.device)
+        half = getattr(self.problem.weights, name).shape[1] // (self.problem.halves if name == "w13" else 1)
+        return scale[:, rows // half * -(-half // BLOCK) + rows % half // BLOCK]
+
     def _scaled(self, chains: Tensor, a_scale: Tensor | None, w_scale: Tensor | None) -> Tensor:
-        """(C, m, n) sums of the unit to (m, n). Scales (m, groups) and (n, groups), or None."""
+        """(C, P, n) sums of the unit to (P, n). Scales (P, groups) and (P, n or 1, groups), or None."""
         if a_scale is None or w_scale is None:
             return _added(chains)
-        if w_scale.shape[1] == 1 and a_scale.shape[1] == 1 and not self._blocked:
-            total, left, right = _added(chains), a_scale, w_scale.t()
+        if not self._blocked:
+            total, left, right = _added(chains), a_scale, w_scale[..., 0]
             return total * (left * right) if self.steps.scale_order == "product" else total * left * right
         total = torch.zeros_like(chains[0])
         for block, chain in enumerate(chains):
-            left, right = a_scale[:, block, None], w_scale[None, :, block]
+            left, right = a_scale[:, block, None], w_scale[..., block]
             factors = (chain, left * right) if self.steps.scale_order == "product" else (chain * left, right)
             total = fma32(*factors, total) if self.steps.scale_fma else factors[0] * factors[1] + total
         return total

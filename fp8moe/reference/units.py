@@ -77,8 +77,7 @@ UNITS: dict[str, Unit] = {
     )
 }
 
-_FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
-_16_BIT = (torch.float16, torch.bfloat16)
+_FP8, _16_BIT = (torch.float8_e4m3fn, torch.float8_e4m3fnuz), (torch.float16, torch.bfloat16)
 _TAKEN: dict[Operands, tuple[torch.dtype, ...]] = {
     "e4m3fn": _FP8[:1],
     "e4m3fnuz": _FP8[1:],
@@ -134,6 +133,40 @@ def promoted(a: Tensor, b: Tensor, unit: str, every: int | None) -> Tensor:
     if every is not None and every < 1:
         raise ValueError(f"every={every}: expected a positive number of terms, or None for one chain")
     return _replay(a, b, _checked(a, b, unit), every, None)
+
+
+def promoted_each(a: Tensor, b: Tensor, unit: str, every: int | None) -> Tensor:
+    """As `promoted`, each row of `a` with rows of its own: for a device that is busy only with many of them at once.
+
+    Args:
+        a: (P, K).
+        b: (P, N, K).
+        unit, every: as for `promoted`.
+
+    Returns:
+        float32 (C, P, N).
+
+    Raises:
+        ValueError: as `promoted`.
+    """
+    if b.ndim != 3 or b.shape[0] != a.shape[0]:
+        raise ValueError(f"a is {tuple(a.shape)}, b is {tuple(b.shape)}: expected (P, K) and (P, N, K)")
+    rows, columns, terms = b.shape
+    flat = b.reshape(rows * columns, terms)
+    if every is not None and every < 1:
+        raise ValueError(f"every={every}: expected a positive number of terms, or None for one chain")
+    known, every = _checked(a, flat, unit), every or max(terms, 1)
+    chains = max(-(-terms // every), 1)
+    out = torch.zeros(chains, rows, columns, device=a.device)
+    elements = _BYTES.get(a.device.type, _BYTES["elsewhere"]) // known.working_dtype.itemsize
+    depth = max(elements // max(rows * columns * every, 1), 1)
+    for i in range(0, chains, depth):
+        at = slice(i * every, (i + depth) * every)
+        x, y = _laid_out(a[:, at], known, every), _laid_out(flat[:, at], known, every)
+        shape = (*y.values.shape[:2], rows, columns)
+        y = _Factors(y.values.view(shape), y.exponents.view(shape), y.dtype)
+        out[i : i + depth] = _chains(known, x[:, :, :, None], y, out[i : i + depth], elements)
+    return out if known.fraction_bits is None else out.add_(0.0)  # -0 to +0
 
 
 def _checked(a: Tensor, b: Tensor, name: str) -> Unit:

@@ -78,7 +78,7 @@ UNITS = {
     "hopper, promoted": Arithmetic("hopper.wgmma", 13, 32, 128),
     "hopper, unpromoted": Arithmetic("hopper.wgmma", 13, 32, None),
     "ada": Arithmetic("ada.mma", 13, 16, 128),
-    "f16 mma": Arithmetic("hopper.mma", 25, 16, 128),
+    "f16 mma": Arithmetic("hopper.mma_f16", 25, 16, 128),
     "blackwell, unpromoted": Arithmetic("blackwell.tcgen05", 25, 32, None),
 }
 

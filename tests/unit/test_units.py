@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fp8moe.reference import units
 from fp8moe.reference.rounding import fma32
-from fp8moe.reference.units import UNITS, chain, promoted
+from fp8moe.reference.units import UNITS, chain, promoted, promoted_each
 
 VECTORS = Path(__file__).parents[1] / "data" / "hopper_fp8.npz"
 FP8 = {"e4m3fn": torch.float8_e4m3fn, "e4m3fnuz": torch.float8_e4m3fnuz}
@@ -340,3 +340,16 @@ def test_errors_name_the_argument() -> None:
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("unit", ["fp32", "hopper.wgmma", "hopper.mma_f16", "cdna3.mfma_f16"])
+@pytest.mark.parametrize("every", [None, 32, 48])
+def test_rows_with_weights_of_their_own(unit: str, every: int | None) -> None:
+    generator = torch.Generator().manual_seed(7)
+    a = torch.randint(0, 127, (5, 200), generator=generator).to(torch.uint8).view(torch.float8_e4m3fn)
+    b = torch.randint(0, 127, (5, 7, 200), generator=generator).to(torch.uint8).view(torch.float8_e4m3fn)
+    if every == 48:
+        every = 3 * UNITS[unit].group
+    each = promoted_each(a, b, unit, every)
+    for row in range(5):
+        assert torch.equal(each[:, row], promoted(a[row : row + 1], b[row], unit, every)[:, 0])

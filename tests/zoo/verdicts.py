@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def hiding(case: Case, subject: Subject, target: Target) -> dict[str, Any]:
     return {"cosine": cosine, "within_bound": bound.passed}
 
 
-@cache
+@lru_cache(maxsize=1)
 def trace_of(text: str, recipe: Recipe, device: str) -> RecipeTrace:
     case = Case.parse(text)
     tensors = build(case, device)
