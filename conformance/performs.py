@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conformance.build import CaseTensors, build, config_of
 from conformance.cases import Case
-from conformance.pinned import model_cases
+from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target
 from conformance.rates import Rates, rates_of
 from conformance.results import CheckResult, Evidence, Status
@@ -93,8 +93,9 @@ def selected_for(case: Case, target: Target) -> Selected:
 
 
 def timed_cases(target: Target, schemes: set[str], backends: set[str]) -> list[Selected]:
-    """The published models at the sizes that `conformance.pinned` gives, as far as a run was asked for them."""
-    found = (selected_for(case, target) for case in model_cases(target) if case.scheme in schemes)
+    """The published models in the schemes of their checkpoints, as far as a run was asked for them."""
+    cases = (case for case in model_cases(target) if case.scheme in schemes and is_checkpoints(case))
+    found = (selected_for(case, target) for case in cases)
     return [selected for selected in found if selected.backend in backends | {NOTHING}]
 
 

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from conformance.cases import LAWS, VALUES, Case
+from conformance.models import model_and_split
 from conformance.plan import Cell, Target
 from conformance.strategies import seed_cases
 
 CPU_WEIGHT_BYTES = 128 << 20
 GPU_WEIGHT_BYTES = 4 << 30
 CPU_TOKENS = 4
-GPU_TOKENS = (1, 64, 1000)
+GPU_TOKENS = (1, 7, 64, 1000, 4096)
+MODEL_SCHEMES = ("block", "channel_tok", "tensor_tok", "tensor_static", "tensor_dyn")
 TILE_EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129)
 
 
@@ -74,7 +76,20 @@ def simulated_cases(cell: Cell) -> Iterator[Case]:
 
 
 def model_cases(target: Target) -> list[Case]:
-    """The published models on the schemes of their checkpoints, as far as their weights fit here."""
+    """The published models, one split each, as far as their weights fit here: on a CPU on the schemes of their
+    checkpoints; on a GPU on every FP8 scheme of our kernels, at batch sizes from one token to a long prefill."""
     if target.device == "cpu":
         return seed_cases(CPU_WEIGHT_BYTES, tokens=(CPU_TOKENS,), every_split=False)
-    return seed_cases(GPU_WEIGHT_BYTES, tokens=GPU_TOKENS, every_split=False)
+    published = seed_cases(GPU_WEIGHT_BYTES, tokens=(1,), every_split=False)
+    smallest = {str(case.model).partition(":")[0]: case for case in published}
+    return [
+        replace(case, scheme=scheme, tokens=tokens)
+        for case in smallest.values()
+        for scheme in MODEL_SCHEMES
+        for tokens in GPU_TOKENS
+    ]
+
+
+def is_checkpoints(case: Case) -> bool:
+    """Whether a model is published in a case's scheme."""
+    return case.model is not None and case.scheme in model_and_split(case.model)[0].schemes

@@ -12,19 +12,21 @@ from hypothesis import HealthCheck, Phase, given, settings
 from conformance.cases import Case
 from conformance.computes import check_case
 from conformance.matrix import PINNED, RANDOM
-from conformance.pinned import model_cases, pinned_cases, simulated_cases
+from conformance.pinned import is_checkpoints, model_cases, pinned_cases, simulated_cases
 from conformance.plan import Cell
 from conformance.plugin import RESULTS_KEY, session_of
 from conformance.results import CheckResult, Evidence, Status
 from conformance.session import Session
 from conformance.shrink import shrink
 from conformance.strategies import cases
+from fp8moe.backends.torch_experts import TorchExperts
 
 pytestmark = pytest.mark.computes
 
 RANDOM_BYTES = 4 << 20
 """Of a random case's weights: what is large is the published models' affair."""
 
+PLAIN_TOKENS = 64
 SIMULATED_SHARE = 12
 """Triton's interpreter gets one random case where others get so many."""
 
@@ -44,11 +46,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def takers(case: Case, session: Session) -> list[Cell]:
-    """The cells that a model's case belongs to. Triton's interpreter is left out: it takes minutes for one."""
+    """The cells that a model's case belongs to. Triton's interpreter is left out, which takes minutes for one; backends
+    in plain PyTorch get the schemes of the checkpoints, at sizes that do not try one's patience."""
+    plain = is_checkpoints(case) and case.tokens <= PLAIN_TOKENS
     return [
         cell
         for cell in session.runnable
-        if cell.scheme == case.scheme and case.activation in cell.activations and not simulated(cell)
+        if cell.scheme == case.scheme
+        and case.activation in cell.activations
+        and not simulated(cell)
+        and (plain or not issubclass(cell.subject.experts_cls, TorchExperts))
     ]
 
 
