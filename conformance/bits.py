@@ -22,12 +22,9 @@ ORDERED_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.f
 
 def why_not_bits(tensors: CaseTensors, contract: Contract) -> str:
     """Why a case's verdict is the bound's; "" where it is equality with the replay."""
-    reason = why_not_replayed(contract, tensors.quant, int(tensors.topk_ids.numel()))
-    arithmetic = contract.arithmetic_for(int(tensors.topk_ids.numel()))
     exact = tensors.case.values == EXACT_SUMS and tensors.quant.a1.dtype is not None
-    if reason and exact and contract.steps is not None and arithmetic is not None and arithmetic.unit == "fp32":
-        return ""
-    return reason
+    pairs = int(tensors.topk_ids.numel())
+    return why_not_replayed(contract, tensors.quant, tensors.weights, pairs, exact_sums=exact)
 
 
 @dataclass(frozen=True)

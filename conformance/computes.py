@@ -32,6 +32,8 @@ from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 CHECK = "computes.equivalence"
 KEPT_CASES = 32
 COPIED_BYTES = 1 << 22
+SIMULATED_TWICE = 4
+OBSERVED_ELEMENTS = 1 << 23
 
 
 REPLAYED_WHOLE = 1 << 30
@@ -74,7 +76,8 @@ class Oracles:
 def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     """The verdict on one case; a backend's own exception is its failure, the suite's own is not caught.
 
-    The backend is called twice, the second time with an `output` full of NaN: both results are judged.
+    The backend is called twice, the second time with an `output` full of NaN: both results are judged. In Triton's
+    interpreter, which takes half a second for a call, most cases have the second call alone.
     """
     tensors = _tensors(case, target.device)
     simulated = is_triton(subject.experts_cls) and target.device == "cpu"
@@ -110,9 +113,11 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     if beyond:
         return result(Status.NOT_APPLICABLE, beyond)
     outputs, seen = [], {}
-    for given in (None, torch.full_like(tensors.hidden_states, torch.nan, memory_format=torch.contiguous_format)):
+    poisoned = torch.full_like(tensors.hidden_states, torch.nan, memory_format=torch.contiguous_format)
+    once = simulated and case.seed % SIMULATED_TWICE != 0
+    for given in (poisoned,) if once else (None, poisoned):
         try:
-            if given is not None and _is_small(case):
+            if given is not None and _is_observed(case):
                 with observed(backend) as seen:
                     output = run(backend, tensors, given)
             else:
@@ -127,7 +132,7 @@ def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
         if broken:
             return result(Status.FAILED, broken)
         outputs.append(output)
-    again = difference(*outputs)
+    again = difference(outputs[0], outputs[-1])
     if backend.contract.deterministic and again.differing:
         return result(Status.FAILED, f"it declares that it is deterministic, and two calls differ: {again}")
     arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
@@ -240,6 +245,11 @@ def oracle_device(case: Case, arithmetic: Arithmetic | None, device: str) -> str
 
 def _is_small(case: Case) -> bool:
     return case.weight_bytes <= 1 << 22 and case.tokens * case.hidden <= 1 << 20
+
+
+def _is_observed(case: Case) -> bool:
+    """Whether copies of a backend's stages are small enough to keep."""
+    return case.tokens * case.top_k * (2 * case.inter + case.hidden) <= OBSERVED_ELEMENTS
 
 
 def _compute_oracles(text: str, recipe: Recipe, device: str, everything: bool) -> Oracles:

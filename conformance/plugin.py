@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from conformance.compiled.outcome import Outcome
     from conformance.session import Session
 
 HERE = Path(__file__).parent
 SESSION_KEY = pytest.StashKey["Session"]()
 RESULTS_KEY = pytest.StashKey[list[str]]()
+COMPILING_KEY: pytest.StashKey[Future[dict[tuple[str, str], Outcome]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,10 +126,36 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     """The header, once it is known that the suite is part of the run."""
     if not any(in_suite(item) for item in items):
         return []
-    compiled = sum(in_suite(item) and item.get_closest_marker("compiles") is not None for item in items)
+    compiled = sum(compiles(item) for item in items)
     mode = config.getoption("--fp8moe-compile")
     also = [f"compiled for devices that need not be here: {compiled} (--fp8moe-compile={mode})"] if compiled else []
     return [*_begin(config), *also]
+
+
+def compiles(item: pytest.Item) -> bool:
+    return in_suite(item) and item.get_closest_marker("compiles") is not None
+
+
+def pairs_in(items: list[pytest.Item]) -> list[tuple[str, str]]:
+    """The (target, kernel) pairs that the tests among these compile."""
+    specs = [getattr(item, "callspec", None) for item in items if compiles(item)]
+    pairs = [spec.params.get("pair") for spec in specs if spec is not None]
+    return [pair for pair in pairs if isinstance(pair, tuple)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compiles goes last: a process of its own works on it beside the other tests."""
+    items.sort(key=compiles)
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Begins to compile; under pytest-xdist the one worker that runs these tests begins when it gets there."""
+    pairs = pairs_in(session.items)
+    distributed = hasattr(session.config, "workerinput") or bool(session.config.getoption("numprocesses", None))
+    if pairs and not distributed and not session.config.option.collectonly:
+        from conformance.compiled.ahead import begin
+
+        session.config.stash[COMPILING_KEY] = begin(pairs)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

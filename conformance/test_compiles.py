@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
+from conformance.compiled.ahead import begin
 from conformance.compiled.outcome import Outcome
 from conformance.compiled.report import VERDICT, result_of
-from conformance.compiled.runner import Pair, outcomes_of
+from conformance.compiled.runner import Pair
 from conformance.compiled.targets import pairs_of
 from conformance.plan import is_triton
-from conformance.plugin import RESULTS_KEY, session_of
+from conformance.plugin import COMPILING_KEY, RESULTS_KEY, pairs_in, session_of
 from conformance.results import CheckResult, Status
 
 # One worker of pytest-xdist compiles, in one process of its own (with --dist loadgroup).
@@ -44,10 +45,9 @@ def _wanted(config: pytest.Config) -> tuple[str, list[Pair]]:
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> dict[Pair, Outcome]:
-    """What each kernel and target of this session came to: all in one process, before the first of the tests."""
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
-    pairs = [spec.params.get("pair") for spec in specs if spec is not None]
-    return outcomes_of([pair for pair in pairs if isinstance(pair, tuple)])
+    """What each kernel and target of this session came to: all in one process, begun before the first of the tests."""
+    begun = request.config.stash.get(COMPILING_KEY, None)
+    return (begun or begin(pairs_in(request.session.items))).result()
 
 
 def test_compiles(pair: Pair | str, outcomes: dict[Pair, Outcome], request: pytest.FixtureRequest) -> None:

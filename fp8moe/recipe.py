@@ -69,12 +69,14 @@ class Arithmetic:
     def __post_init__(self) -> None:
         if self.k_order not in get_args(KOrder):
             raise ValueError(f"k_order={self.k_order!r}: expected one of {', '.join(get_args(KOrder))}")
+        if self.group < 1:
+            raise ValueError(f"group={self.group}: expected at least 1")
         if self.promote_every is not None and (self.promote_every < 1 or self.promote_every % self.group):
             raise ValueError(
                 f"promote_every={self.promote_every}: expected None or a multiple of group={self.group}, "
                 "since a unit adds a whole group in one step"
             )
-        if self.unit not in ("fp32", "unknown"):
+        if self.unit != "unknown":
             self._check_unit()
 
     def _check_unit(self) -> None:

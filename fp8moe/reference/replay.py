@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Rounding, Steps
@@ -22,9 +23,13 @@ from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
 from fp8moe.reference.recipe import RecipeTrace
 from fp8moe.reference.rounding import FloatFormat, fma32
 from fp8moe.reference.units import UNITS, promoted, promoted_each
+from fp8moe.schemes import BLOCK as BLOCK_SCALES
+from fp8moe.schemes import CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC, TENSOR_TOKEN, UNQUANTISED, scheme_name
 
 STAGES = ("first_gemm", "activation", "requantisation", "second_gemm", "combine")
 """In the order of the computation; `requantisation` only where activations are quantised."""
+REPLAYED = frozenset({UNQUANTISED, BLOCK_SCALES, CHANNEL_TOKEN, TENSOR_TOKEN, TENSOR_STATIC, TENSOR_DYNAMIC})
+"""The schemes that `Steps` says everything about: the activations quantised as the weights are, or neither."""
 BLOCK = 128
 CHAINS_AT_ONCE = 1 << 25
 """Sums of the unit that are held at a time, in fp32: 128 MiB."""
@@ -49,15 +54,27 @@ class Replay:
     stages: dict[str, Tensor]
 
 
-def why_not_replayed(contract: Contract, quant: FusedMoEQuantConfig, pairs: int) -> str:
-    """What keeps a call with `pairs` token-expert pairs from being replayed; "" where nothing does."""
+def why_not_replayed(
+    contract: Contract, quant: FusedMoEQuantConfig, weights: MoEWeights, pairs: int, *, exact_sums: bool = False
+) -> str:
+    """What keeps a call with `pairs` token-expert pairs from being replayed; "" where nothing does.
+
+    `exact_sums`: whether the sums over each 128 of K are exact, so that fp32's come out the same in any order.
+    """
     arithmetic = contract.arithmetic_for(pairs)
     if arithmetic is None or arithmetic.unit == "unknown":
         return "its matrix unit is not declared"
     if contract.steps is None:
         return "its steps around the matrix unit are not declared"
+    scheme = (quant.weight_key, quant.activation_key)
+    if scheme not in REPLAYED:
+        return f"no steps are known for the scheme {scheme_name(*scheme)}"
+    if scheme != UNQUANTISED and not contract.recipe.requantize:
+        return "no steps are known for FP8 weights and an intermediate that is not quantised"
     unit = UNITS[arithmetic.unit]
-    if unit.name == "fp32":
+    if not unit.takes(weights.w13.dtype):
+        return f"its matrix unit {unit.name} does not take {weights.w13.dtype}"
+    if unit.name == "fp32" and not (exact_sums and arithmetic.promote_every == BLOCK):
         return "its sums are fp32 in an order of their own"
     if quant.w1.shape is not None and quant.w1.shape.is_block() and arithmetic.promote_every != BLOCK:
         return f"it promotes every {arithmetic.promote_every}, and its scales change every {BLOCK} of K"
@@ -211,6 +228,8 @@ class _Gemm:
         weight: Tensor = getattr(self.problem.weights, name)
         bias: Tensor | None = getattr(self.problem.weights, f"{name}_bias")
         result = torch.empty(len(pairs), weight.shape[1], dtype=torch.float32, device=a.device)
+        if not len(pairs):
+            return result
         x = a if weight.itemsize > 1 else a.to(weight.dtype)
         for columns in self._columns(weight, len(pairs)):
             chains = self._chains(x, weight[:, columns], pairs)

@@ -46,6 +46,10 @@ class Unit:
     second_stage_bits: int | None = None
     lanes: int = 1
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether its operands can have this dtype, or are widened to what it takes, exactly."""
+        return dtype in _TAKEN[self.operands]
+
     @property
     def working_dtype(self) -> torch.dtype:
         """The cheapest dtype in which the sum of a group's truncated products, integers up to 2^(F + 2), is exact."""
@@ -176,8 +180,9 @@ def _checked(a: Tensor, b: Tensor, name: str) -> Unit:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"a is {tuple(a.shape)}, b is {tuple(b.shape)}: expected (M, K) and (N, K) with one K")
     for which, operand in (("a", a), ("b", b)):
-        if operand.dtype not in (taken := _TAKEN[unit.operands]):
-            raise ValueError(f"{which} is {operand.dtype}: convert it to {' or '.join(map(str, taken))} for {name}")
+        if not unit.takes(operand.dtype):
+            known = " or ".join(map(str, _TAKEN[unit.operands]))
+            raise ValueError(f"{which} is {operand.dtype}: convert it to {known} for {name}")
     if unit.operands == "16-bit" and {a.dtype, b.dtype} == set(_16_BIT):
         raise ValueError(f"a is {a.dtype}, b is {b.dtype}: {name} takes one 16-bit dtype; convert one of them")
     if a.device != b.device:

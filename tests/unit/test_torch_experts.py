@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from conformance.build import build
+from conformance.bits import observed
+from conformance.build import CaseTensors, build
 from conformance.cases import SCHEME_NAMES, Case
 from conformance.computes import check_case
 from conformance.plan import Subject, Target
 from conformance.results import Status
+from fp8moe import experts as experts_module
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.config import ACTIVATIONS, FusedMoEActivationFormat
+from fp8moe.dispatch import combine, weighted_input
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Recipe
 from fp8moe.registry import backend_named, seed_backends
+from fp8moe.validation import InvalidMoEInput
 
 HERE = Target("cpu", PLATFORMS["cpu"], "cpu")
 RECIPES = {
@@ -32,6 +39,15 @@ RECIPES = {
     "deep_gemm_like": Recipe("power_of_two", gemm1_output="input", gemm2_output="input"),
 }
 BOTH = pytest.mark.parametrize("base", [TorchExperts, BatchedTorchExperts])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The cases are small: on a machine that is busy, threads that wait for each other take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def assert_passes(cls: type[TorchExperts], case: Case) -> None:
@@ -92,6 +108,161 @@ def test_shards_add_up_to_the_whole(base: type[TorchExperts]) -> None:
         total, largest = total + part, torch.maximum(largest, part.abs())
     spacing = torch.finfo(torch.bfloat16).eps * torch.maximum(largest, expected.abs())
     assert ((total - expected).abs() <= 3 * spacing).all()  # four halves for the parts, one for the whole
+
+
+# -- batches --
+
+
+class Batches(BatchedTorchExperts):
+    """Keeps what `apply_batched` was given, and shows its rows."""
+
+    def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
+        self.given, self.counts = hidden_states, expert_num_tokens
+        results = super().apply_batched(hidden_states, expert_num_tokens)
+        if self.observe is not None:
+            self.observe("first_gemm", hidden_states)  # by place, as (E, T, columns)
+            self.observe("second_gemm", results.flatten(0, 1))  # and as (E * T, columns)
+        return results
+
+
+def call(tensors: CaseTensors) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+    options = {
+        "expert_map": tensors.expert_map,
+        "apply_router_weight_on_input": tensors.apply_router_weight_on_input,
+    }
+    return (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids), options
+
+
+ROUTED = {
+    "all to one": Case(tokens=7, experts=4, law="all_to_one"),
+    "an expert twice in a row": Case(tokens=7, experts=4, law="repeated", top_k=3),
+    "empty slots": Case(tokens=9, experts=4, law="masked"),
+    "another rank": Case(tokens=9, experts=8, ep="4:1"),
+    "weight on input": Case(tokens=7, experts=4, top_k=1, weight_on_input=True),
+    "one token": Case(tokens=1, experts=4),
+    "no tokens": Case(tokens=0, experts=4),
+}
+
+
+@pytest.mark.parametrize("scheme", ["block", "channel_tok", "none"])
+@pytest.mark.parametrize("name", ROUTED)
+def test_batches_come_to_what_tokens_do(name: str, scheme: str) -> None:
+    """The same numbers through `apply_batched`; a batch is as long as the busiest expert has tokens, and not longer."""
+    tensors = build(replace(ROUTED[name], scheme=scheme, hidden=144, inter=136, values="exact_sums"))
+    arguments, options = call(tensors)
+    batched = Batches(tensors.config, tensors.quant, tensors.weights)
+    got = batched.apply(*arguments, **options)
+    expected = TorchExperts(tensors.config, tensors.quant, tensors.weights).apply(*arguments, **options)
+    spacing = torch.finfo(torch.bfloat16).eps * expected.double().abs()
+    # BLAS may sum in another order for another number of rows, which moves a result by a step of bf16 at most.
+    assert (
+        (got.double() - expected.double()).abs() <= spacing + 2.0**-20 * expected.double().abs().amax(1, True)
+    ).all()
+    local = tensors.topk_ids.long()
+    if tensors.expert_map is not None:
+        local = torch.where(local < 0, -1, tensors.expert_map.long()[local.clamp(min=0)])
+    counts = torch.bincount(local[local >= 0], minlength=tensors.config.num_local_experts)
+    assert batched.counts.dtype == torch.int32
+    assert batched.counts.tolist() == counts.tolist()
+    assert batched.given.shape == (tensors.config.num_local_experts, int(counts.max()), 144)
+    assert batched.given.dtype == tensors.hidden_states.dtype
+
+
+def test_a_batch_has_its_tokens_in_their_order() -> None:
+    tensors = build(Case(tokens=3, experts=2, top_k=2, hidden=128, inter=128))
+    ids = torch.tensor([[1, 0], [-1, 1], [1, 1]], dtype=torch.int32)
+    batched = Batches(tensors.config, tensors.quant, tensors.weights)
+    batched.apply(tensors.hidden_states, tensors.topk_weights, ids)
+    x = tensors.hidden_states
+    assert batched.counts.tolist() == [1, 4]
+    assert torch.equal(batched.given[0, :1], x[:1])
+    assert torch.equal(batched.given[1], x[[0, 1, 2, 2]])
+    assert not bool(batched.given[0, 1:].any())
+
+
+def test_a_batch_is_weighted_where_the_input_is() -> None:
+    tensors = build(Case(tokens=3, experts=2, top_k=1, hidden=128, inter=128, weight_on_input=True))
+    batched = Batches(tensors.config, tensors.quant, tensors.weights)
+    ids = torch.zeros(3, 1, dtype=torch.int32)
+    batched.apply(tensors.hidden_states, tensors.topk_weights, ids, apply_router_weight_on_input=True)
+    assert torch.equal(batched.given[0], weighted_input(tensors.hidden_states, tensors.topk_weights))
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_stages_are_shown_in_the_order_of_the_pairs(name: str) -> None:
+    """A row for each of token * top_k + slot, whatever the batches look like; absent pairs have some row or other."""
+    tensors = build(replace(ROUTED[name], hidden=144, inter=136))
+    arguments, options = call(tensors)
+    batched = Batches(tensors.config, tensors.quant, tensors.weights)
+    with observed(batched) as seen:
+        output = batched.apply(*arguments, **options)
+    top_k = tensors.topk_ids.shape[1]
+    given = tensors.hidden_states
+    if tensors.apply_router_weight_on_input:
+        given = weighted_input(given, tensors.topk_weights)
+    local = tensors.topk_ids.long()
+    if tensors.expert_map is not None:
+        local = torch.where(local < 0, -1, tensors.expert_map.long()[local.clamp(min=0)])
+    present = local.reshape(-1) >= 0
+    assert seen["first_gemm"].shape == seen["second_gemm"].shape == (local.numel(), 144)
+    assert torch.equal(seen["first_gemm"][present], given.repeat_interleave(top_k, 0)[present])
+    assert torch.equal(seen["combine"], output)
+    weights = torch.ones_like(tensors.topk_weights) if options["apply_router_weight_on_input"] else arguments[1]
+    slots = seen["second_gemm"].view(*local.shape, 144)
+    assert torch.equal(combine(slots, weights, local >= 0, output.dtype, False), output)
+
+
+class Misshapen(BatchedTorchExperts):
+    def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
+        return hidden_states[:, :1]
+
+
+class Failing(BatchedTorchExperts):
+    def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+
+def test_a_batched_result_of_another_shape_is_refused() -> None:
+    tensors = build(Case(tokens=4, experts=2, law="all_to_one"))
+    with pytest.raises(InvalidMoEInput, match=r"result is of shape \(2, 1, 256\): expected \(E, T, H\)"):
+        Misshapen(tensors.config, tensors.quant, tensors.weights).apply(*call(tensors)[0])
+
+
+def test_an_observer_outlives_an_error() -> None:
+    """The base class puts its own in between for the time of a call."""
+    tensors = build(Case(tokens=4, experts=2))
+    experts = Failing(tensors.config, tensors.quant, tensors.weights)
+    seen: list[str] = []
+
+    def mine(stage: str, _values: Tensor) -> None:
+        seen.append(stage)
+
+    experts.observe = mine
+    with pytest.raises(ZeroDivisionError):
+        experts.apply(*call(tensors)[0])
+    assert experts.observe is mine
+
+
+def test_under_capture_a_batch_is_as_long_as_it_could_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may look at how long the longest is; the results are the same, and an id out of range counts as -1."""
+    tensors = build(Case(tokens=5, experts=4, top_k=2, law="masked"))
+    batched = Batches(tensors.config, tensors.quant, tensors.weights)
+    (hidden, weights, ids), _ = call(tensors)
+    expected = batched.apply(hidden, weights, ids)
+    wrong = torch.where(ids < 0, 4, ids)
+    assert bool((wrong != ids).any())
+    monkeypatch.setattr(experts_module, "is_capturing", lambda _device: True)
+    got = batched.apply(hidden, weights, ids)
+    assert batched.given.shape == (4, 10, 256)
+    assert torch.equal(got, expected)
+    assert torch.equal(batched.apply(hidden, weights, wrong), expected)
+    monkeypatch.undo()
+    with pytest.raises(InvalidMoEInput, match="in an earlier replay of a captured graph, where it counted as -1"):
+        batched.apply(hidden, weights, ids)
+    assert torch.equal(batched.apply(hidden, weights, ids), expected)
+    with pytest.raises(InvalidMoEInput, match="4 at token"):
+        batched.apply(hidden, weights, wrong)
+    assert torch.equal(batched.apply(hidden, weights, ids), expected)
 
 
 def test_formats_and_lists() -> None:

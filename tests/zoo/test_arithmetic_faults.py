@@ -29,12 +29,12 @@ HEIGHTS = {
 }
 """Tiles of 16 and of 64 rows, as TRITON chooses; BATCHED_TRITON's always have 64."""
 SIZES = {
-    "block": Case(hidden=512, inter=256, dtype="fp16", seed=1),
-    "row": Case(hidden=512, inter=256, dtype="fp16", seed=1, scheme="channel_tok"),
-    "none": Case(hidden=256, inter=512, dtype="fp16", seed=1, scheme="none"),
+    "block": Case(hidden=8192, inter=256, dtype="fp16", seed=1),
+    "row": Case(hidden=8192, inter=256, dtype="fp16", seed=1, scheme="channel_tok"),
+    "none": Case(hidden=256, inter=8192, dtype="fp16", seed=1, scheme="none"),
 }
-"""A step of fp32 shows in one fp16 output in 8,000, but in many elements of the stage that it was made in. Where
-nothing is quantised an activation shows only if it is rounded to 16 bits otherwise, so there activations are many."""
+"""A step of fp32 shows in many elements of the stage that it was made in, but in one of 8,000 that are rounded to fp16:
+the outputs, and where nothing is quantised the activations. So of those there are many."""
 HARDWARE = "only hardware shows it: "
 
 
