@@ -51,10 +51,11 @@ def hiding(case: Case, subject: Subject, target: Target) -> dict[str, Any]:
     if isinstance(replayed, str):
         return {}
     tensors, replay = replayed
-    output = run(backend, tensors).to(replay.tokens.device)[replay.tokens]
-    right, wrong = replay.output.double().flatten(), output.double().flatten()
+    output = run(backend, tensors)
+    right, wrong = replay.output.double().flatten(), output.to(replay.tokens.device)[replay.tokens].double().flatten()
     arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
-    bound = judge(trace_of(str(case), backend.contract.recipe, target.device), output.to(target.device), arithmetic)
+    trace = trace_of(str(case), backend.contract.recipe, target.device)
+    bound = judge(trace, output[trace.problem.tokens], arithmetic)
     cosine = float(torch.nn.functional.cosine_similarity(right, wrong, dim=0))
     return {"cosine": cosine, "within_bound": bound.passed}
 
