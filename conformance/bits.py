@@ -81,20 +81,39 @@ def _place(values: Tensor) -> Tensor:
     return torch.where(bits < 0, -(bits & largest), bits)
 
 
+class StageShapeError(ValueError):
+    """A stage that a backend shows has another form than the stage has."""
+
+
 @dataclass(frozen=True)
 class StageResult:
-    """One stage of a backend beside the replay's; `difference` None where the backend does not show the stage."""
+    """One stage of a backend beside the replay's; `difference` None where the backend does not show the stage.
+
+    `where` says whose the row of the farthest pair of numbers is.
+    """
 
     stage: str
     difference: Difference | None
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.difference}" + (f" ({self.where})" if self.where else "")
 
 
 @contextmanager
 def observed(backend: FusedMoEPermuteExpertsUnpermute) -> Iterator[dict[str, Tensor]]:
-    """Keeps a copy of each stage that the backend shows in a call."""
+    """Keeps a copy of each stage that the backend shows in a call.
+
+    Raises:
+        ValueError: within the call, for a stage that is unknown or shown twice.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(stage: str, values: Tensor) -> None:
+        if stage not in STAGES:
+            raise ValueError(f"observe: stage={stage!r}: expected one of {', '.join(STAGES)}")
+        if stage in seen:
+            raise ValueError(f"observe: stage={stage!r} is shown twice in a call: show it once, for all pairs")
         seen[stage] = values.detach().clone()
 
     backend.observe = keep
@@ -110,6 +129,9 @@ def compare_stages(
     """What a backend showed of its stages beside the replay, in their order; the last one is the output it gave.
 
     A row of a stage before that is a token-expert pair of a judged token.
+
+    Raises:
+        StageShapeError: a stage has another shape than it must have.
     """
     seen = {**seen, "combine": output}
     judged = (replay.pairs.token >= 0).nonzero()[:, 0]
@@ -123,8 +145,20 @@ def compare_stages(
         elif stage == "combine":
             yield StageResult(stage, difference(expected, seen[stage].to(expected.device)[replay.tokens]))
         else:
-            got = seen[stage].to(expected.device)[place]
-            yield StageResult(stage, difference(expected[judged].float(), got.float()))
+            shown = seen[stage]
+            form = (int(tensors.topk_ids.numel()), expected.shape[1])
+            if tuple(shown.shape) != form:
+                raise StageShapeError(
+                    f"observe: stage={stage!r} has the shape {tuple(shown.shape)}: expected {form}, a row for each "
+                    "token-expert pair"
+                )
+            found = difference(expected[judged].float(), shown.to(expected.device)[place].float())
+            yield StageResult(stage, found, _whose(replay.pairs, judged, found) if found.differing else "")
+
+
+def _whose(pairs: Pairs, judged: Tensor, found: Difference) -> str:
+    pair = judged[found.row]
+    return f"that row is token {int(pairs.row[pair])}, slot {int(pairs.slot[pair])}, expert {int(pairs.expert[pair])}"
 
 
 def _places(pairs: Pairs, top_k: int) -> Tensor:

@@ -7,161 +7,228 @@ the bound around the recipe oracle, and the wide band around the ideal one.
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
-from conformance.bits import Difference, StageResult, compare_stages, difference, observed, parting_stage, why_not_bits
+from conformance.bits import (
+    Difference,
+    StageResult,
+    StageShapeError,
+    compare_stages,
+    difference,
+    observed,
+    parting_stage,
+    why_not_bits,
+)
 from conformance.bounds import Judgement, judge, judge_ideal
-from conformance.build import CaseTensors, build, judged_tokens
+from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.matrix import BY_BITS, BY_BOUND
+from conformance.oracles import Oracles, forget, is_small, oracles_of, tensors_of
 from conformance.plan import Subject, Target, is_triton
-from conformance.relations import broken_relation
+from conformance.relations import broken_relation, captured_differs
 from conformance.results import CheckResult, Evidence, Mismatch, Status
+from conformance.untouched import Watch
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
-from fp8moe.recipe import FP32, Arithmetic, Contract, Recipe, Steps
-from fp8moe.reference.ideal import ideal_moe
-from fp8moe.reference.recipe import RecipeTrace, recipe_moe
-from fp8moe.reference.replay import Replay, replay_moe
+from fp8moe.recipe import Arithmetic, Contract
+from fp8moe.reference.replay import Replay
 from fp8moe.registry import BackendUnavailable
-from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 
 CHECK = "computes.equivalence"
-KEPT_CASES = 32
-COPIED_BYTES = 1 << 22
-SIMULATED_TWICE = 4
 OBSERVED_ELEMENTS = 1 << 23
-
-
-REPLAYED_WHOLE = 1 << 30
-"""Up to so many products all tokens of a case are replayed on a GPU; else some are, and relations do the rest."""
+"""Copies of a backend's stages are kept up to so many elements."""
+SIMULATED_TWICE_ONE_IN = 4
+"""In Triton's interpreter, which takes half a second for a call, one seed in so many has two calls, the others one."""
 BOTH_WAYS_SEED = 0
 """Small cases of this seed are judged by the bound as well, whoever declares what: a replay may share a mistake with
 the backend that it was written beside."""
+GRAPH_SEED = 3
+"""Cases of this seed are captured in a graph too, where a backend declares that it can be."""
 
 
-@dataclass(frozen=True, eq=False)
-class Oracles:
-    """What a case must come to, for its judged tokens."""
+class _Ended(Exception):
+    """A verdict that was come to on the way."""
 
-    tokens: Tensor
-    trace: RecipeTrace
-    replays: dict[tuple[Arithmetic, Steps], Replay] = field(default_factory=dict)
-
-    @cached_property
-    def ideal(self) -> Tensor:
-        call = self.trace.problem
-        return ideal_moe(
-            call.config,
-            call.quant,
-            call.weights,
-            call.hidden_states,
-            call.topk_weights,
-            call.topk_ids,
-            expert_map=call.expert_map,
-            apply_router_weight_on_input=call.apply_router_weight_on_input,
-            tokens=self.tokens,
-        )
-
-    def replay(self, arithmetic: Arithmetic, steps: Steps) -> Replay:
-        """Computed once for each declared arithmetic."""
-        if (arithmetic, steps) not in self.replays:
-            self.replays[arithmetic, steps] = replay_moe(self.trace, arithmetic, steps)
-        return self.replays[arithmetic, steps]
+    def __init__(self, status: Status, reason: str, judgement: Judgement | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.judgement = judgement
 
 
 def check_case(case: Case, subject: Subject, target: Target) -> CheckResult:
     """The verdict on one case; a backend's own exception is its failure, the suite's own is not caught.
 
-    The backend is called twice, the second time with an `output` full of NaN: both results are judged. In Triton's
-    interpreter, which takes half a second for a call, most cases have the second call alone.
+    The backend is called twice, the second time with an `output` full of NaN and, where it shows its stages, observed:
+    both results are judged, and the stages where bits are compared.
     """
-    tensors = _tensors(case, target.device)
     simulated = is_triton(subject.experts_cls) and target.device == "cpu"
-    evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
-
-    def result(status: Status, reason: str, judgement: Judgement | None = None, judged_by: str = "") -> CheckResult:
-        if status is Status.FAILED:
-            _forget()  # whatever went wrong may have left its marks in tensors that others would get
-        repro = f"python -m fp8moe repro {case} --backend {subject.origin} --device {target.name}"
-        return CheckResult(
-            "computes",
-            CHECK,
-            status,
-            subject.name,
-            case.scheme,
-            str(case),
-            reason,
-            None if judgement is None else judgement.error_over_bound,
-            evidence if status in (Status.PASSED, Status.FAILED) else None,
-            {} if judgement is None else dict(judgement.statistics),
-            "" if status is Status.PASSED else repro,
-            judged_by=judged_by,
-        )
-
-    before = [_fingerprint(tensor) for tensor in _inputs(tensors)]
+    check = _Check(case, subject, tensors_of(case, target.device), target, simulated)
+    status, reason = Status.PASSED, ""
     try:
-        backend = subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
-    except BackendUnavailable as error:
-        return result(Status.NOT_RUN, str(error))
-    except (Exception, SystemExit) as error:
-        return result(Status.FAILED, f"its constructor raised {_told(error)}")
-    beyond = _beyond(backend.contract, case)
-    if beyond:
-        return result(Status.NOT_APPLICABLE, beyond)
-    outputs, seen = [], {}
-    poisoned = torch.full_like(tensors.hidden_states, torch.nan, memory_format=torch.contiguous_format)
-    once = simulated and case.seed % SIMULATED_TWICE != 0
-    for given in (poisoned,) if once else (None, poisoned):
-        try:
-            if given is not None and _is_observed(case):
-                with observed(backend) as seen:
-                    output = run(backend, tensors, given)
-            else:
-                output = run(backend, tensors, given)
-        except torch.OutOfMemoryError as error:
-            return result(Status.NOT_RUN, f"out of memory: {error}")
-        except (Exception, SystemExit) as error:
-            return result(Status.FAILED, f"apply raised {_told(error)}")
-        broken = _form_of(output, tensors) or _changed(before, tensors)
-        if not broken and given is not None and output.data_ptr() != given.data_ptr():
-            broken = "apply did not write to the output it was given"
-        if broken:
-            return result(Status.FAILED, broken)
-        outputs.append(output)
-    again = difference(outputs[0], outputs[-1])
-    if backend.contract.deterministic and again.differing:
-        return result(Status.FAILED, f"it declares that it is deterministic, and two calls differ: {again}")
-    arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
-    why = why_not_bits(tensors, backend.contract)
-    judged_by = f"{BY_BOUND}{why}" if why else BY_BITS
-    oracles = _oracles_for(case, backend.contract.recipe, arithmetic, target.device, by_bits=not why)
-    judgement = None
-    for output in outputs if again.differing else outputs[:1]:
-        judged = output.to(oracles.tokens.device)[oracles.tokens]
+        check.run()
+    except _Ended as ended:
+        status, reason, check.judgement = ended.status, str(ended), ended.judgement or check.judgement
+    if status is Status.FAILED:
+        forget()  # whatever went wrong may have left its marks in tensors that others would get
+    judgement = check.judgement
+    evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
+    judged = status in (Status.PASSED, Status.FAILED)
+    return CheckResult(
+        "computes",
+        CHECK,
+        status,
+        subject.name,
+        case.scheme,
+        str(case),
+        reason,
+        None if judgement is None else judgement.error_over_bound,
+        evidence if judged else None,
+        {} if judgement is None else dict(judgement.statistics),
+        ""
+        if status is Status.PASSED
+        else f"python -m fp8moe repro {case} --backend {subject.origin} --device {target.name}",
+        judged_by=check.judged_by if judged else "",
+    )
+
+
+class _Check:
+    """One case on its way to a verdict: `run` returns where it passes, and raises `_Ended` everywhere else."""
+
+    def __init__(self, case: Case, subject: Subject, tensors: CaseTensors, target: Target, simulated: bool) -> None:
+        self.case = case
+        self.subject = subject
+        self.tensors = tensors
+        self.target = target
+        self.simulated = simulated
+        self.watch = Watch(tensors)
+        self.judged_by = ""
+        self.judgement: Judgement | None = None
+        self.seen: dict[str, Tensor] = {}
+
+    def run(self) -> None:
+        with _guarded("its constructor"):
+            self.backend = self.subject.experts_cls(self.tensors.config, self.tensors.quant, self.tensors.weights)
+        # Read once, before anything is computed: a contract does not follow from the outcome.
+        self.contract, self.arithmetic = self._declared()
+        beyond = _beyond(self.contract, self.case)
+        if beyond:
+            raise _Ended(Status.NOT_APPLICABLE, beyond)
+        outputs = self._outputs()
+        again = difference(outputs[0], outputs[-1])
+        if self.contract.deterministic and again.differing:
+            raise _Ended(Status.FAILED, f"it declares that it is deterministic, and two calls differ: {again}")
+        why = why_not_bits(self.tensors, self.contract)
+        self.judged_by = f"{BY_BOUND}{why}" if why else BY_BITS
+        oracles = oracles_of(self.case, self.contract.recipe, self.arithmetic, self.target.device, by_bits=not why)
+        for output in outputs if again.differing else outputs[:1]:
+            judged = output.to(oracles.tokens.device)[oracles.tokens]
+            if not why:
+                self._compare_bits(judged, outputs[-1], oracles)
+            if why or (is_small(self.case) and self.case.seed == BOTH_WAYS_SEED):
+                self._judge_by_bound(judged, oracles)
         if not why:
-            assert arithmetic is not None
-            assert backend.contract.steps is not None
-            replay = oracles.replay(arithmetic, backend.contract.steps)
-            found = difference(replay.output, judged)
-            parted = parting_stage(compare_stages(seen, outputs[-1], tensors, replay))
-            if found.differing or parted:
-                return result(Status.FAILED, _told_difference(found, parted, replay), None, judged_by)
-        if why or (_is_small(case) and case.seed == BOTH_WAYS_SEED):
-            judgement = judge(oracles.trace, judged, arithmetic)
-            if not judgement.passed:
-                return result(Status.FAILED, _reason(judgement, oracles.tokens), judgement, judged_by)
-            wide = judge_ideal(oracles.ideal, judged, oracles.trace)
-            if not wide.passed:
-                reason = f"outside the band of the ideal oracle: {_reason(wide, oracles.tokens)}"
-                return result(Status.FAILED, reason, wide, judged_by)
-    broken = broken_relation(backend, tensors, outputs[0]) if not why and oracles.tokens.numel() < case.tokens else ""
-    if broken:
-        return result(Status.FAILED, broken, judgement, judged_by)
-    return result(Status.PASSED, "", judgement, judged_by)
+            self._relate(outputs[0], oracles)
+
+    def _declared(self) -> tuple[Contract, Arithmetic | None]:
+        with _guarded("its contract"):
+            contract = self.backend.contract
+            if not isinstance(contract, Contract):
+                raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
+            arithmetic = contract.arithmetic_for(int(self.tensors.topk_ids.numel()))
+            if arithmetic is not None and not isinstance(arithmetic, Arithmetic):
+                raise TypeError(f"its arithmetic is a {type(arithmetic).__name__}: expected a fp8moe.recipe.Arithmetic")
+        return contract, arithmetic
+
+    def _outputs(self) -> list[Tensor]:
+        """Of the two calls; in the interpreter mostly of one or the other, by the seed, and not observed."""
+        poisoned = torch.full_like(self.tensors.hidden_states, torch.nan, memory_format=torch.contiguous_format)
+        calls: tuple[Tensor | None, ...] = (None, poisoned)
+        once = self.simulated and self.case.seed % SIMULATED_TWICE_ONE_IN != 0
+        if once:
+            calls = calls[self.case.seed % 2 :][:1]
+        outputs = []
+        for given in calls:
+            looking = observed(self.backend) if not once and given is not None and self._is_observed else nullcontext()
+            with looking as seen:
+                output = self.call(
+                    self.tensors.hidden_states, self.tensors.topk_weights, self.tensors.topk_ids, output=given
+                )
+            self.seen = seen or self.seen
+            if given is not None and output.data_ptr() != given.data_ptr():
+                raise _Ended(Status.FAILED, "apply did not write to the output it was given")
+            outputs.append(output)
+        return outputs
+
+    @property
+    def _is_observed(self) -> bool:
+        case = self.case
+        return case.tokens * case.top_k * (2 * case.inter + case.hidden) <= OBSERVED_ELEMENTS
+
+    def call(
+        self, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, output: Tensor | None = None
+    ) -> Tensor:
+        """One call, whose result has the form that it must have, and which leaves its inputs as they were."""
+        with _guarded("apply"):
+            result = self.backend.apply(
+                hidden_states,
+                topk_weights,
+                topk_ids,
+                expert_map=self.tensors.expert_map,
+                apply_router_weight_on_input=self.tensors.apply_router_weight_on_input,
+                output=output,
+            )
+            if hidden_states.device.type == "cuda":
+                torch.cuda.synchronize()
+        broken = _form_of(result, hidden_states) or self.watch.changed()
+        if broken:
+            raise _Ended(Status.FAILED, broken)
+        return result
+
+    def _compare_bits(self, judged: Tensor, last: Tensor, oracles: Oracles) -> None:
+        assert self.arithmetic is not None
+        assert self.contract.steps is not None
+        replay = oracles.replay(self.arithmetic, self.contract.steps)
+        found = difference(replay.output, judged)
+        try:
+            parted = parting_stage(compare_stages(self.seen, last, self.tensors, replay))
+        except StageShapeError as error:
+            raise _Ended(Status.FAILED, str(error)) from error
+        if found.differing or parted:
+            raise _Ended(Status.FAILED, _told_difference(found, parted, replay))
+
+    def _judge_by_bound(self, judged: Tensor, oracles: Oracles) -> None:
+        self.judgement = judge(oracles.trace, judged, self.arithmetic)
+        if not self.judgement.passed:
+            raise _Ended(Status.FAILED, _reason(self.judgement, oracles.tokens))
+        wide = judge_ideal(oracles.ideal, judged, oracles.trace)
+        if not wide.passed:
+            raise _Ended(Status.FAILED, f"outside the band of the ideal oracle: {_reason(wide, oracles.tokens)}", wide)
+
+    def _relate(self, output: Tensor, oracles: Oracles) -> None:
+        """What reaches the tokens that were not judged, and what a graph makes of other inputs."""
+        broken = broken_relation(self.call, self.tensors, output) if oracles.tokens.numel() < self.case.tokens else ""
+        captures = self.contract.graph_capturable and self.target.device == "cuda" and self.case.tokens > 0
+        if not broken and captures and self.case.seed == GRAPH_SEED:
+            with _guarded("a captured call"):
+                broken = captured_differs(self.backend, self.tensors, output)
+        if broken:
+            raise _Ended(Status.FAILED, broken)
+
+
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """The backend's own code: what it raises is the verdict on it."""
+    try:
+        yield
+    except BackendUnavailable as error:
+        raise _Ended(Status.NOT_RUN, str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise _Ended(Status.NOT_RUN, f"out of memory: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise _Ended(Status.FAILED, f"{what} raised {_told(error)}") from error
 
 
 def _told_difference(found: Difference, parted: StageResult | None, replay: Replay) -> str:
@@ -173,23 +240,23 @@ def _told_difference(found: Difference, parted: StageResult | None, replay: Repl
             f"bits: {found.differing} of {found.elements} elements differ from the replay of the declared arithmetic; "
             f"the farthest at token {token}, column {found.column}: expected {found.expected:.9g}, got {found.got:.9g}"
         )
-    return text + ("" if parted is None else f"; they part at {parted.stage}: {parted.difference}")
+    return text + ("" if parted is None else f"; they part at {parted}")
 
 
 def replay_of(case: Case, backend: FusedMoEPermuteExpertsUnpermute, target: Target) -> tuple[CaseTensors, Replay] | str:
     """A case's tensors and its replay for a backend made from them; or why there is none."""
-    tensors = _tensors(case, target.device)
+    tensors = tensors_of(case, target.device)
     why = why_not_bits(tensors, backend.contract)
     arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
     if why or arithmetic is None or backend.contract.steps is None:
         return why
-    oracles = _oracles_for(case, backend.contract.recipe, arithmetic, target.device, by_bits=True)
+    oracles = oracles_of(case, backend.contract.recipe, arithmetic, target.device, by_bits=True)
     return tensors, oracles.replay(arithmetic, backend.contract.steps)
 
 
 def make(case: Case, subject: Subject, target: Target) -> FusedMoEPermuteExpertsUnpermute:
     """A backend with a case's weights."""
-    tensors = _tensors(case, target.device)
+    tensors = tensors_of(case, target.device)
     return subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
 
 
@@ -208,99 +275,6 @@ def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: 
     return result
 
 
-def _build(text: str, device: str) -> CaseTensors:
-    return build(Case.parse(text), device)
-
-
-_small_tensors = lru_cache(maxsize=KEPT_CASES)(_build)
-_large_tensors = lru_cache(maxsize=1)(_build)
-
-
-def _tensors(case: Case, device: str) -> CaseTensors:
-    """The case's tensors, kept: every backend and every mutant asks for them again."""
-    return (_small_tensors if _is_small(case) else _large_tensors)(str(case), device)
-
-
-def _oracles_for(case: Case, recipe: Recipe, arithmetic: Arithmetic | None, device: str, *, by_bits: bool) -> Oracles:
-    """The oracles of a case; of all its tokens, where they are replayed and the products are few enough."""
-    products = case.tokens * case.top_k * case.hidden * case.inter * (3 if case.gated else 2)
-    everything = by_bits and device != "cpu" and products <= REPLAYED_WHOLE
-    return _oracles(case, recipe, oracle_device(case, arithmetic, device), everything)
-
-
-def _oracles(case: Case, recipe: Recipe, device: str, everything: bool = False) -> Oracles:
-    """What the case must come to under a recipe, kept likewise."""
-    if SCHEMES[case.scheme] != TENSOR_DYNAMIC:  # the only scheme in which what shares a tensor's scale plays a part
-        recipe = replace(recipe, dynamic_tensor_scope=Recipe().dynamic_tensor_scope)
-    return (_small_oracles if _is_small(case) else _large_oracles)(str(case), recipe, device, everything)
-
-
-def oracle_device(case: Case, arithmetic: Arithmetic | None, device: str) -> str:
-    """Where the oracles of a case compute. Its tensors have the same bits on every device, and a small case is a
-    thousand tiny operations, which a CPU has done before a GPU has launched them; but for the bound of a matrix unit,
-    which adds up every group of its terms."""
-    fp32 = arithmetic is not None and arithmetic.unit == FP32.unit
-    return "cpu" if _is_small(case) and fp32 else device
-
-
-def _is_small(case: Case) -> bool:
-    return case.weight_bytes <= 1 << 22 and case.tokens * case.hidden <= 1 << 20
-
-
-def _is_observed(case: Case) -> bool:
-    """Whether copies of a backend's stages are small enough to keep."""
-    return case.tokens * case.top_k * (2 * case.inter + case.hidden) <= OBSERVED_ELEMENTS
-
-
-def _compute_oracles(text: str, recipe: Recipe, device: str, everything: bool) -> Oracles:
-    case = Case.parse(text)
-    tensors = _tensors(case, device)
-    tokens = torch.arange(case.tokens, device=device) if everything else judged_tokens(case).to(device)
-    arguments = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
-    trace = recipe_moe(
-        tensors.config,
-        tensors.quant,
-        recipe,
-        tensors.weights,
-        *arguments,
-        expert_map=tensors.expert_map,
-        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        tokens=tokens,
-    )
-    return Oracles(tokens, trace)
-
-
-_small_oracles = lru_cache(maxsize=KEPT_CASES)(_compute_oracles)
-_large_oracles = lru_cache(maxsize=2)(_compute_oracles)
-
-
-def _forget() -> None:
-    """Drops every kept case."""
-    for kept in (_small_tensors, _large_tensors, _small_oracles, _large_oracles):
-        kept.cache_clear()
-
-
-def _inputs(tensors: CaseTensors) -> list[Tensor]:
-    """What a backend must leave as it is: the call's tensors and all weights."""
-    given = [tensors.hidden_states, tensors.topk_weights, tensors.topk_ids, tensors.expert_map]
-    return [tensor for tensor in (*given, *vars(tensors.weights).values()) if tensor is not None]
-
-
-def _fingerprint(tensor: Tensor) -> Tensor:
-    """A copy of a tensor's bytes; of a large one the sums of its bytes, in 1,024 parts, which one change changes."""
-    raw = tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
-    if raw.numel() <= COPIED_BYTES:
-        return raw
-    return torch.stack([part.sum(dtype=torch.int64) for part in raw.chunk(1024)])
-
-
-def _changed(before: list[Tensor], tensors: CaseTensors) -> str:
-    for kept, tensor in zip(before, _inputs(tensors), strict=True):
-        if not torch.equal(kept, _fingerprint(tensor)):
-            return f"it changed an input of shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
-    return ""
-
-
 def _beyond(contract: Contract, case: Case) -> str:
     """Which declared limit of the backend the case passes; "" where none."""
     limits = {"top_k": (case.top_k, contract.max_top_k), "experts": (case.experts, contract.max_experts)}
@@ -310,8 +284,7 @@ def _beyond(contract: Contract, case: Case) -> str:
     return ""
 
 
-def _form_of(output: object, tensors: CaseTensors) -> str:
-    hidden = tensors.hidden_states
+def _form_of(output: object, hidden: Tensor) -> str:
     if not isinstance(output, Tensor):
         return f"apply returned a {type(output).__name__}: expected a tensor"
     for name in ("shape", "dtype", "device"):

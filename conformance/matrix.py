@@ -28,7 +28,8 @@ PARTS = (PINNED, RANDOM)
 """What every cell that runs goes through; published models come on top, where their weights fit."""
 LEGEND = (
     "=N: N cases equal, bit for bit, to the replay of the declared arithmetic; ok N: N cases within the derived bound\n"
-    "(*: not every part was run); FAIL N: N cases failed; -: not supported; n/r: not run;\n"
+    "(*: not every part was run); FAIL N: N cases failed; n/a N: N cases beyond the limits that the backend declares;\n"
+    "-: not supported; n/r: not run; "
     "e/b: largest error/bound of a passed case; evidence: hw hardware, sim simulated"
 )
 SHORT_EVIDENCE = {
@@ -54,7 +55,8 @@ def cell_status(cell: Cell, results: Sequence[CheckResult]) -> tuple[Status, str
         return Status.FAILED, f"FAIL {len(failed)}"
     if passed:
         whole = parts.issuperset(PARTS)
-        text = " ".join(_counted(passed)) + ("" if whole else "*")
+        beyond = sum(result.status is Status.NOT_APPLICABLE for result in cases)
+        text = " ".join([*_counted(passed), *([f"n/a {beyond}"] if beyond else [])]) + ("" if whole else "*")
         return (Status.PASSED if whole else Status.NOT_RUN), text
     return Status.NOT_RUN, "n/r"
 

@@ -14,6 +14,8 @@ CPU_WEIGHT_BYTES = 128 << 20
 GPU_WEIGHT_BYTES = 4 << 30
 CPU_TOKENS = 4
 GPU_TOKENS = (1, 7, 64, 1000, 4096)
+WIDE_BYTES = 1 << 30
+WIDE_TOKENS = 64
 MODEL_SCHEMES = ("block", "channel_tok", "tensor_tok", "tensor_static", "tensor_dyn")
 TILE_EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129)
 
@@ -77,17 +79,25 @@ def simulated_cases(cell: Cell) -> Iterator[Case]:
 
 def model_cases(target: Target) -> list[Case]:
     """The published models, one split each, as far as their weights fit here: on a CPU on the schemes of their
-    checkpoints; on a GPU on every FP8 scheme of our kernels, at batch sizes from one token to a long prefill."""
+    checkpoints; on a GPU on every FP8 scheme of our kernels, at batch sizes from one token to a long prefill, and once
+    with as many experts on the device as fit."""
     if target.device == "cpu":
         return seed_cases(CPU_WEIGHT_BYTES, tokens=(CPU_TOKENS,), every_split=False)
-    published = seed_cases(GPU_WEIGHT_BYTES, tokens=(1,), every_split=False)
-    smallest = {str(case.model).partition(":")[0]: case for case in published}
-    return [
+    published = seed_cases(GPU_WEIGHT_BYTES, tokens=(1,))
+    smallest: dict[str, Case] = {}
+    widest: dict[str, Case] = {}
+    for case in published:
+        name = str(case.model).partition(":")[0]
+        smallest[name] = min(smallest.get(name, case), case, key=lambda case: case.weight_bytes)
+        if case.weight_bytes <= WIDE_BYTES:
+            widest[name] = max(widest.get(name, case), case, key=lambda case: case.local_experts)
+    every = [
         replace(case, scheme=scheme, tokens=tokens)
         for case in smallest.values()
         for scheme in MODEL_SCHEMES
         for tokens in GPU_TOKENS
     ]
+    return list(dict.fromkeys(every + [replace(case, tokens=WIDE_TOKENS) for case in widest.values()]))
 
 
 def is_checkpoints(case: Case) -> bool:

@@ -1,11 +1,13 @@
-"""Relations that reach every token of a large batch, of which the oracle judges only some.
+"""Relations that reach every token of a large batch, of which the oracle judges only some; and capture in a graph.
 
-They hold bit for bit where each token's sums do not depend on the others': on backends whose arithmetic is replayed, in
-schemes in which no dynamic scale is the whole batch's. Every call has the same shapes, so that whatever is chosen by
-shape (the height of a tile, and with it the matrix instruction) stays the same.
+They hold bit for bit where each token's sums do not depend on the others': on backends whose arithmetic is replayed.
+Every call has the same shapes, so that whatever is chosen by shape (the height of a tile, and with it the matrix
+instruction) stays the same.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,54 +21,73 @@ from fp8moe.keys import GroupShape
 CHUNKS = 2
 
 
-def broken_relation(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor) -> str:
-    """The relation that `output` breaks, and where; "" where none, or where none applies."""
+class Call(Protocol):
+    """One call of a backend, on a case's expert map and options."""
+
+    def __call__(self, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor: ...
+
+
+def broken_relation(call: Call, tensors: CaseTensors, output: Tensor) -> str:
+    """The relation that `output` breaks, and where; "" where none."""
     desc = tensors.quant.a1
-    if desc.dtype is not None and not desc.static and (desc.shape or GroupShape.PER_TENSOR).is_per_tensor():
-        return ""
-    return _permuted(backend, tensors, output) or _chunked(backend, tensors, output)
+    shared = desc.dtype is not None and not desc.static and (desc.shape or GroupShape.PER_TENSOR).is_per_tensor()
+    # A scale that all tokens share stays when they change places, and not when some of them go.
+    return _permuted(call, tensors, output) or ("" if shared else _chunked(call, tensors, output))
 
 
-def _permuted(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor) -> str:
-    """Tokens in another order give the same results in that order."""
+def _order(tensors: CaseTensors) -> Tensor:
     tokens = len(tensors.hidden_states)
-    order = torch.argsort(Draw(tensors.case.seed).uniform("permutation", (tokens,))).to(output.device)
-    again = _run(backend, tensors, tensors.hidden_states[order], tensors.topk_weights[order], tensors.topk_ids[order])
-    found = difference(output[order], again)
-    if not found.differing:
-        return ""
-    return (
-        f"relation permutation: with its tokens in another order {found.differing} of {found.elements} elements "
-        f"differ, first of token {int(order[found.row])}, column {found.column}: "
-        f"{found.expected:.9g} became {found.got:.9g}"
-    )
+    order = torch.argsort(Draw(tensors.case.seed).uniform("permutation", (tokens,)))
+    return order.to(tensors.hidden_states.device)
 
 
-def _chunked(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor) -> str:
+def _permuted(call: Call, tensors: CaseTensors, output: Tensor) -> str:
+    """Tokens in another order give the same results in that order."""
+    order = _order(tensors)
+    again = call(tensors.hidden_states[order], tensors.topk_weights[order], tensors.topk_ids[order])
+    return _told("permutation: with its tokens in another order", output[order], again, order)
+
+
+def _chunked(call: Call, tensors: CaseTensors, output: Tensor) -> str:
     """A part of the tokens, the others' slots emptied, gives the same results for this part and zeros elsewhere."""
     tokens = torch.arange(len(tensors.hidden_states), device=output.device)
     for chunk in range(CHUNKS):
         kept = (tokens * CHUNKS // max(len(tokens), 1) == chunk)[:, None]
-        again = _run(
-            backend, tensors, tensors.hidden_states, tensors.topk_weights, tensors.topk_ids.masked_fill(~kept, -1)
-        )
-        found = difference(torch.where(kept, output, 0.0), again)
-        if found.differing:
-            return (
-                f"relation chunk: with only part {chunk + 1} of {CHUNKS} of the tokens {found.differing} of "
-                f"{found.elements} elements differ, first of token {found.row}, column {found.column}: "
-                f"{found.expected:.9g} became {found.got:.9g}"
-            )
+        again = call(tensors.hidden_states, tensors.topk_weights, tensors.topk_ids.masked_fill(~kept, -1))
+        part = f"chunk: with only part {chunk + 1} of {CHUNKS} of its tokens"
+        broken = _told(part, torch.where(kept, output, 0.0), again, tokens)
+        if broken:
+            return broken
     return ""
 
 
-def _run(
-    backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, hidden: Tensor, weights: Tensor, ids: Tensor
-) -> Tensor:
-    return backend.apply(
-        hidden,
-        weights,
-        ids,
-        expert_map=tensors.expert_map,
-        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
+def captured_differs(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor) -> str:
+    """A graph captured on the case's tensors, replayed on the tokens in another order, gives `output` in that order.
+
+    Nothing of the first routing may have been baked in. The backend has been called before, which is when it compiles.
+    """
+    order = _order(tensors)
+    given = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
+    buffers = [tensor.clone() for tensor in given]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = backend.apply(
+            *buffers,
+            expert_map=tensors.expert_map,
+            apply_router_weight_on_input=tensors.apply_router_weight_on_input,
+        )
+    for buffer, tensor in zip(buffers, given, strict=True):
+        buffer.copy_(tensor[order])
+    graph.replay()
+    torch.cuda.synchronize()
+    return _told("graph: captured, and replayed on its tokens in another order,", output[order], result, order)
+
+
+def _told(relation: str, expected: Tensor, got: Tensor, tokens: Tensor) -> str:
+    found = difference(expected, got)
+    if not found.differing:
+        return ""
+    return (
+        f"relation {relation} {found.differing} of {found.elements} elements differ, the farthest of token "
+        f"{int(tokens[found.row])}, column {found.column}: {found.expected:.9g} became {found.got:.9g}"
     )

@@ -8,9 +8,10 @@ import traceback
 from rich.console import Console
 from rich.table import Table
 
-from conformance.bits import compare_stages, observed
+from conformance.bits import StageShapeError, compare_stages, observed
 from conformance.cases import Case
 from conformance.computes import check_case, make, replay_of, run
+from conformance.oracles import tensors_of
 from conformance.plan import Subject, Target, load_subject, resolve_target
 from conformance.results import Status
 from fp8moe.registry import BackendContractError
@@ -54,19 +55,23 @@ def show_stages(console: Console, case: Case, subject: Subject, target: Target) 
     """Each stage beside the replay of what the backend declares; nothing where it cannot be replayed or made."""
     try:
         backend = make(case, subject, target)
-        found = replay_of(case, backend, target)
-        if isinstance(found, str):
-            return
-        tensors, replay = found
         with observed(backend) as seen:
-            output = run(backend, tensors)
-        stages = list(compare_stages(seen, output, tensors, replay))
+            output = run(backend, tensors_of(case, target.device))
     except Exception as error:  # the verdict stands as it is, this only explains it
         console.print(
             f"stages: not compared, since the backend raised {type(error).__name__}: {error}", highlight=False
         )
         return
+    found = replay_of(case, backend, target)
+    if isinstance(found, str):
+        return
+    try:
+        stages = list(compare_stages(seen, output, *found))
+    except StageShapeError as error:
+        console.print(f"stages: {error}", highlight=False)
+        return
     table = Table("stage", "beside the replay", box=None, title="stages, in order", title_justify="left")
     for stage in stages:
-        table.add_row(stage.stage, "not shown by the backend" if stage.difference is None else str(stage.difference))
+        told = "not shown by the backend" if stage.difference is None else str(stage.difference)
+        table.add_row(stage.stage, told + (f"; {stage.where}" if stage.where else ""))
     console.print(table)

@@ -1,4 +1,4 @@
-"""Computes: every backend that can run here against the oracles, within the derived bound."""
+"""Computes: every backend that can run here against the oracles, bit for bit or within the derived bound."""
 
 from __future__ import annotations
 

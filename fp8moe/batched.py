@@ -43,11 +43,13 @@ def apply_through_batches(
     local = local_ids(topk_ids, expert_map, config.num_local_experts)
     row, counts = _places(local, config.num_local_experts)
     longest = tokens * top_k if is_capturing(hidden_states.device) else int(counts.max())
+    rows = config.num_local_experts * longest
+    if rows >= 2**31:
+        raise InvalidMoEInput("topk_ids", f"such that the batches have {rows} rows", "fewer than 2^31: split the call")
     source, weights = hidden_states, topk_weights
     if apply_router_weight_on_input:
         source, weights = weighted_input(hidden_states, topk_weights), torch.ones_like(topk_weights)
     # Absent pairs all write to one row past the end.
-    rows = config.num_local_experts * longest
     place = torch.where(local.reshape(-1) < 0, rows, local.reshape(-1) * longest + row)
     batch = source.new_zeros(rows + 1, config.hidden_dim)
     batch[place] = source.repeat_interleave(top_k, dim=0)

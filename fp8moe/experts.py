@@ -79,9 +79,11 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
     support: ClassVar[Support | None] = None
     contract: Contract = Contract()
     observe: Callable[[str, Tensor], None] | None = None
-    """Where a backend can show its stages, it calls this with a name of `fp8moe.reference.replay.STAGES` and the
-    stage's result, a row for each token-expert pair (token * top_k + slot; for `apply_batched` a row for each of the
-    E * T places). Set by whoever wants to look; None otherwise."""
+    """Set by whoever wants to look at a backend's stages, None otherwise. A backend that can show them calls it, where
+    it is set, once a call with each name and a row for each token-expert pair, number token * top_k + slot (for
+    `apply_batched` for each of the E * T places; the base class puts them in order): "first_gemm" (P, 2I), gate then
+    up, with bias; "activation" (P, I); "requantisation" (P, I), the FP8 codes without their scales; "second_gemm"
+    (P, H) with bias, before the routing weight. Rows of absent pairs may hold anything."""
     _late_ids: Tensor | None = None
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
@@ -189,7 +191,14 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         Raises:
             InvalidMoEInput: as `apply`.
         """
-        from fp8moe.validation import InvalidMoEInput, check_call, check_ids, id_limit, ids_out_of_range
+        from fp8moe.validation import (
+            InvalidMoEInput,
+            check_call,
+            check_ids,
+            id_limit,
+            ids_out_of_range,
+            map_out_of_range,
+        )
 
         device = self.weights.w13.device
         check_call(
@@ -206,13 +215,15 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         if is_capturing(device):
             if late is not None:
                 late.logical_or_(ids_out_of_range(self.config, topk_ids, expert_map).any())
+                if expert_map is not None:
+                    late.logical_or_(map_out_of_range(self.config, expert_map).any())
             return
         if late is not None and bool(late):
             late.zero_()
             limit = id_limit(self.config, expert_map)
             raise InvalidMoEInput(
                 "topk_ids",
-                "out of range in an earlier replay of a captured graph, where it counted as -1",
+                "(or expert_map) out of range in an earlier replay of a captured graph, where it counted as -1",
                 f"-1 <= id < {limit} in every replay",
             )
         check_ids(self.config, topk_ids, expert_map)

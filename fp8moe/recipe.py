@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
 KOrder = Literal["natural", "fours_halved"]
+ORDERED = 32
+"""Terms of K within which "fours_halved" changes the order."""
+
+
+def _check_choices(declared: object) -> None:
+    """
+    Raises:
+        ValueError: names a field whose value is none of those that its type allows.
+    """
+    for name, kind in get_type_hints(type(declared)).items():
+        value = getattr(declared, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, get_args(kind)))}")
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: expected True or False")
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,9 @@ class Recipe:
         requantize: whether the intermediate is quantised for the second GEMM as the activation key says.
         gemm2_output: dtype of one token-expert pair's result before the routing weight.
         combine: dtype of the running sum over a token's experts, in the order of the slots.
+
+    Raises:
+        ValueError: names the field.
     """
 
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous"
@@ -39,6 +57,11 @@ class Recipe:
     requantize: bool = True
     gemm2_output: Rounding = "float32"
     combine: Rounding = "float32"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if not self.amax_floor >= 0:
+            raise ValueError(f"amax_floor={self.amax_floor!r}: expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -67,14 +90,18 @@ class Arithmetic:
     k_order: KOrder = "natural"
 
     def __post_init__(self) -> None:
-        if self.k_order not in get_args(KOrder):
-            raise ValueError(f"k_order={self.k_order!r}: expected one of {', '.join(get_args(KOrder))}")
+        _check_choices(self)
         if self.group < 1:
             raise ValueError(f"group={self.group}: expected at least 1")
         if self.promote_every is not None and (self.promote_every < 1 or self.promote_every % self.group):
             raise ValueError(
                 f"promote_every={self.promote_every}: expected None or a multiple of group={self.group}, "
                 "since a unit adds a whole group in one step"
+            )
+        if self.k_order == "fours_halved" and self.promote_every is not None and self.promote_every % ORDERED:
+            raise ValueError(
+                f"promote_every={self.promote_every}: expected None or a multiple of {ORDERED} with "
+                f"k_order={self.k_order!r}, which goes by {ORDERED} of K"
             )
         if self.unit != "unknown":
             self._check_unit()
@@ -133,14 +160,7 @@ class Steps:
     combine: Literal["slot_fma", "slot_sum"] = "slot_fma"
 
     def __post_init__(self) -> None:
-        choices = {
-            "scale_order": ("activation_first", "product"),
-            "activation": ("portable",),
-            "combine": ("slot_fma", "slot_sum"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
+        _check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -155,6 +175,9 @@ class Contract:
         batch_invariant: a token's result does not depend on the other tokens.
         graph_capturable: `apply` can be captured in a device graph.
         max_top_k, max_experts: largest sizes that the kernels take; None: no limit.
+
+    Raises:
+        ValueError: names the field.
     """
 
     recipe: Recipe = Recipe()
@@ -165,6 +188,17 @@ class Contract:
     graph_capturable: bool | None = None
     max_top_k: int | None = None
     max_experts: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("recipe", Recipe), ("steps", (Steps, type(None)))):
+            if not isinstance(getattr(self, name), kinds):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a fp8moe.recipe.{name.capitalize()}")
+        if not (self.arithmetic is None or isinstance(self.arithmetic, Arithmetic) or callable(self.arithmetic)):
+            raise ValueError(f"arithmetic={self.arithmetic!r}: expected an Arithmetic, or a function that gives one")
+        for name in ("max_top_k", "max_experts"):
+            limit = getattr(self, name)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+                raise ValueError(f"{name}={limit!r}: expected None or an integer of at least 1")
 
     def arithmetic_for(self, pairs: int) -> Arithmetic | None:
         """The declared arithmetic of a call with `pairs` token-expert pairs."""

@@ -175,6 +175,10 @@ def check_call(
     _shape("topk_weights", topk_weights, tuple(topk_ids.shape), "the shape of topk_ids")
     if topk_weights.dtype != torch.float32:
         raise InvalidMoEInput("topk_weights", f"of dtype {topk_weights.dtype}", "torch.float32")
+    if topk_ids.numel() >= 2**31:
+        raise InvalidMoEInput(
+            "topk_ids", f"of {topk_ids.numel()} token-expert pairs", "fewer than 2^31 in one call: split it"
+        )
     if topk_ids.dtype not in ID_DTYPES:
         raise InvalidMoEInput("topk_ids", f"of dtype {topk_ids.dtype}", "int32, int64 or uint32")
     if apply_router_weight_on_input and topk_ids.shape[1] != 1:
@@ -208,6 +212,12 @@ def ids_out_of_range(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tenso
     return (ids < -1) | (ids >= id_limit(config, expert_map))
 
 
+def map_out_of_range(config: FusedMoEConfig, expert_map: Tensor) -> Tensor:
+    """(num_experts,) bool, on the device."""
+    local = expert_map.to(torch.int64)
+    return (local < -1) | (local >= config.num_local_experts)
+
+
 def check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None) -> None:
     """The range of the ids and of the map; waits for the device, so not for a call that is being captured.
 
@@ -225,11 +235,9 @@ def check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | Non
         raise InvalidMoEInput(
             "topk_ids", f"{int(ids[token, slot])} at token {token}, slot {slot}", f"-1 <= id < {known} = {limit}"
         )
-    if expert_map is not None:
-        local = expert_map.to(torch.int64)
-        if bool(((local < -1) | (local >= config.num_local_experts)).any()):
-            raise InvalidMoEInput(
-                "expert_map",
-                f"from {int(local.min())} to {int(local.max())}",
-                f"-1 or a local id below num_local_experts = {config.num_local_experts}",
-            )
+    if expert_map is not None and bool(map_out_of_range(config, expert_map).any()):
+        raise InvalidMoEInput(
+            "expert_map",
+            f"from {int(expert_map.min())} to {int(expert_map.max())}",
+            f"-1 or a local id below num_local_experts = {config.num_local_experts}",
+        )

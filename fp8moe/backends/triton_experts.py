@@ -11,7 +11,6 @@ from fp8moe.backends.triton_stages import TRITON_NEEDS, TritonStages, device_gua
 from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.dispatch import weighted_input
 from fp8moe.support import Support
-from fp8moe.validation import InvalidMoEInput
 
 
 class TritonExperts(TritonStages):
@@ -51,8 +50,6 @@ class TritonExperts(TritonStages):
             output=output,
         )
         pairs, experts = topk_ids.numel(), self.config.num_local_experts
-        if pairs >= 2**31:
-            raise InvalidMoEInput("topk_ids", f"of {pairs} token-expert pairs", "fewer than 2^31 in one call")
         tile_rows = tile_height(pairs, self.config.num_experts)
         self.check_size(most_tiles(pairs, experts, tile_rows))
         if output is None:

@@ -31,6 +31,9 @@ STAGES = ("first_gemm", "activation", "requantisation", "second_gemm", "combine"
 REPLAYED = frozenset({UNQUANTISED, BLOCK_SCALES, CHANNEL_TOKEN, TENSOR_TOKEN, TENSOR_STATIC, TENSOR_DYNAMIC})
 """The schemes that `Steps` says everything about: the activations quantised as the weights are, or neither."""
 BLOCK = 128
+WITNESSED_BITS = 20
+"""Units of fewer bits, not promoted every block, err by more than the margin within which pairs are replayed that may
+set a shared scale (measured: 24% of an element after 7,168 terms of one sign in 14 bits)."""
 CHAINS_AT_ONCE = 1 << 25
 """Sums of the unit that are held at a time, in fp32: 128 MiB."""
 
@@ -76,6 +79,9 @@ def why_not_replayed(
         return f"its matrix unit {unit.name} does not take {weights.w13.dtype}"
     if unit.name == "fp32" and not (exact_sums and arithmetic.promote_every == BLOCK):
         return "its sums are fp32 in an order of their own"
+    coarse = unit.fraction_bits is not None and unit.fraction_bits < WITNESSED_BITS
+    if scheme == TENSOR_DYNAMIC and coarse and (arithmetic.promote_every is None or arithmetic.promote_every > BLOCK):
+        return "which pair sets a scale that all share is not known well enough with sums of so few bits over so much K"
     if quant.w1.shape is not None and quant.w1.shape.is_block() and arithmetic.promote_every != BLOCK:
         return f"it promotes every {arithmetic.promote_every}, and its scales change every {BLOCK} of K"
     return ""

@@ -18,10 +18,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "interpreter"
 ZOOS = {"TRITON": TRITON, "BATCHED_TRITON": BATCHED_TRITON}
 
 SMALL = Case(tokens=16, experts=2, top_k=2, hidden=512, inter=64, dtype="fp16", values="exact_sums")
-"""Sums are exact, so that in the interpreter, too, equality is the verdict."""
+"""Sums are exact, so that in the interpreter, too, equality is the verdict; and the seeds are ones with two calls, of
+which one shows its stages."""
 IN_THE_INTERPRETER = {
-    "block": replace(SMALL, seed=2),
-    "row": replace(SMALL, scheme="channel_tok", seed=3),
+    "block": replace(SMALL, seed=4),
+    "row": replace(SMALL, scheme="channel_tok", seed=8),
+    "outputs": replace(SMALL, seed=8),
 }
 HEIGHTS = {
     "TRITON": (Case(tokens=32, experts=4, top_k=2), Case(tokens=64, experts=2, top_k=2)),
@@ -73,7 +75,7 @@ EXPECTED = {
     "scale_by_reciprocal": Expected("first_gemm", FP8, "block"),
     "second_scale_by_reciprocal": Expected("second_gemm", FP8, "row"),
     "subnormal_codes_flushed": Expected("requantisation", FP8, "block"),
-    "weighted_product_rounded": Expected("combine", ("outputs",), "block"),
+    "weighted_product_rounded": Expected("combine", ("outputs",), "outputs"),
 }
 PLANTED = [(zoo, fault) for zoo, faults in ZOOS.items() for fault in vars(faults) if fault in ARITHMETIC]
 
