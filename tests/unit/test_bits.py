@@ -389,3 +389,41 @@ def test_an_unknown_unit_is_a_named_error() -> None:
 def test_an_unknown_step_names_its_field(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='otherwise': expected one of "):
         Steps(**{name: "otherwise"})
+
+
+class RefusesEmpty(Exact):
+    """Raises where a token has no expert at all, which only the relations ask of it here."""
+
+    def apply(self, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, **options: Any) -> Tensor:
+        if bool((topk_ids < 0).all(-1).any()):
+            raise RuntimeError("no expert")
+        return super().apply(hidden_states, topk_weights, topk_ids, **options)
+
+
+class WrongStage(Exact):
+    """Shows a stage of another shape than it has."""
+
+    def apply(self, *arguments: Any, **options: Any) -> Tensor:
+        if self.observe is not None:
+            self.observe("activation", torch.zeros(3, 5))
+        return super().apply(*arguments, **options)
+
+
+def test_what_the_relations_make_a_backend_raise_is_its_failure() -> None:
+    result = verdict(RefusesEmpty, LARGE)
+    assert (result.status, result.judged_by) == (Status.FAILED, "bits")
+    assert "apply raised RuntimeError: no expert" in result.reason
+
+
+def test_a_stage_of_another_shape_is_the_backends_failure() -> None:
+    result = verdict(WrongStage, EXACT)
+    assert result.status is Status.FAILED
+    assert result.reason.startswith("observe: stage='activation' has the shape (3, 5): expected (")
+
+
+def test_few_bits_over_much_k_do_not_say_which_pair_sets_a_shared_scale() -> None:
+    case = replace(EXACT, scheme="tensor_dyn")
+    for every, words in ((None, "which pair sets a scale"), (256, "which pair sets a scale"), (128, "")):
+        contract = Contract(arithmetic=Arithmetic.on("hopper.wgmma", promote_every=every), steps=Steps())
+        assert why_not_bits(build(case), contract).startswith(words)
+        assert bool(why_not_bits(build(case), contract)) is bool(words)
