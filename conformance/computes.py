@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -171,17 +172,9 @@ class _Check:
         self, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, output: Tensor | None = None
     ) -> Tensor:
         """One call, whose result has the form that it must have, and which leaves its inputs as they were."""
+        given = replace(self.tensors, hidden_states=hidden_states, topk_weights=topk_weights, topk_ids=topk_ids)
         with _guarded("apply"):
-            result = self.backend.apply(
-                hidden_states,
-                topk_weights,
-                topk_ids,
-                expert_map=self.tensors.expert_map,
-                apply_router_weight_on_input=self.tensors.apply_router_weight_on_input,
-                output=output,
-            )
-            if hidden_states.device.type == "cuda":
-                torch.cuda.synchronize()
+            result = run(self.backend, given, output)
         broken = _form_of(result, hidden_states) or self.watch.changed()
         if broken:
             raise _Ended(Status.FAILED, broken)
