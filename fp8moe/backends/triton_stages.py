@@ -247,7 +247,7 @@ def _platform_of(name: str, device: torch.device, interpreted: bool, fp8: bool) 
     platform = detected_platform()
     if fp8 and not platform.has_fp8_hardware:
         raise BackendUnavailable(
-            f"{name}: Triton has no e4m3 on {platform.architecture}; use a device of SM89 or newer, or of CDNA"
+            f"{name}: FP8 is not supported on {platform.architecture}; use a device of SM89 or newer, or of CDNA"
         )
     return platform
 

@@ -84,8 +84,8 @@ def test_wrong_weights_are_refused_first(cls: type[TritonStages]) -> None:
 @pytest.mark.parametrize(
     ("name", "scheme", "words"),
     [
-        ("a100", "block", r"Triton has no e4m3 on sm80; use a device of SM89 or newer, or of CDNA"),
-        ("w7900", "tensor_tok", "Triton has no e4m3 on gfx1100"),
+        ("a100", "block", r"FP8 is not supported on sm80; use a device of SM89 or newer, or of CDNA"),
+        ("w7900", "tensor_tok", "FP8 is not supported on gfx1100"),
         ("a100", "none", ""),
         ("h100", "block", ""),
         ("mi300x", "none", ""),
