@@ -146,7 +146,7 @@ def test_a_vendors_classes(vendor: Path) -> None:
 def test_a_mutant_spoils_nothing_for_those_after_it(vendor: Path) -> None:
     done = run_suite(vendor, *QUICK, *(f"--fp8moe-backend=vendor:{name}" for name in ("Spoils", "Forgets", "Right")))
     assert re.search(r"^Spoils +FAIL 1", done.stdout, re.MULTILINE)
-    assert "it changed an input of shape" in done.stdout
+    assert "it changed its input" in done.stdout
     assert re.search(r"^Forgets +FAIL 1", done.stdout, re.MULTILINE)
     assert "apply did not write to the output it was given" in done.stdout
     assert re.search(r"^Right +ok \d+", done.stdout, re.MULTILINE)
