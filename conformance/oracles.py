@@ -17,8 +17,8 @@ from fp8moe.reference.replay import Replay, replay_moe
 from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 
 KEPT_CASES = 32
-REPLAYED_WHOLE = 1 << 30
-"""Up to so many products all tokens of a case are replayed on a GPU; else some are, and relations do the rest."""
+REPLAYED_WHOLE, REPLAYED_WHOLE_ON_CPU = 1 << 30, 1 << 25
+"""Up to so many products all tokens of a case are replayed; of larger ones some are, and relations do the rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def tensors_of(case: Case, device: str) -> CaseTensors:
 def oracles_of(case: Case, recipe: Recipe, arithmetic: Arithmetic | None, device: str, *, by_bits: bool) -> Oracles:
     """The oracles of a case under a recipe; of all its tokens, where they are replayed and the products are few."""
     products = case.tokens * case.top_k * case.hidden * case.inter * (3 if case.gated else 2)
-    everything = by_bits and device != "cpu" and products <= REPLAYED_WHOLE
+    everything = by_bits and products <= (REPLAYED_WHOLE_ON_CPU if device == "cpu" else REPLAYED_WHOLE)
     if SCHEMES[case.scheme] != TENSOR_DYNAMIC:  # the only scheme in which what shares a tensor's scale plays a part
         recipe = replace(recipe, dynamic_tensor_scope=Recipe().dynamic_tensor_scope)
     kept = _small_oracles if is_small(case) else _large_oracles

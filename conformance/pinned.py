@@ -9,6 +9,7 @@ from conformance.cases import LAWS, VALUES, Case
 from conformance.models import model_and_split
 from conformance.plan import Cell, Target
 from conformance.strategies import seed_cases
+from fp8moe.config import FusedMoEActivationFormat
 
 CPU_WEIGHT_BYTES = 128 << 20
 GPU_WEIGHT_BYTES = 4 << 30
@@ -48,31 +49,37 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
 
 
 def simulated_cases(cell: Cell) -> Iterator[Case]:
-    """What Triton's interpreter goes through, which takes a third of a second for one tile: each case crosses an edge
-    of the tiles in M, N and K, and half of them have sums whose bits do not depend on their order.
+    """What Triton's interpreter goes through, which takes a third of a second for a case: all but the smallest cross an
+    edge of the tiles in M, N and K, and half of them have sums whose bits do not depend on their order.
 
-    Tiles have 16 rows where experts have few pairs on average and 64 where they have many, 128 columns, 128 of K.
+    Tiles have 16 rows where experts have few pairs on average, and 64 where they have many or come in batches; 128
+    columns; and K goes by 128. Three experts share more than twice a tile's rows: one of them has more than a tile.
     """
+    batched = cell.subject.experts_cls.activation_format() is FusedMoEActivationFormat.BatchedExperts
+    one, several = (65, 100) if batched else (17, 24)  # tokens for one expert to cross an edge, and for one of three
     small = Case(
-        scheme=cell.scheme, activation=cell.activations[0], tokens=17, experts=4, top_k=2, hidden=144, inter=136
+        scheme=cell.scheme, activation=cell.activations[0], tokens=one, experts=4, top_k=2, hidden=144, inter=136
     )
+    shared = replace(small, tokens=several, experts=3)
     large = replace(small, tokens=65, experts=2, top_k=1)
     exact = replace(small, values="exact_sums")
     yield replace(exact, law="all_to_one")
-    yield replace(exact, law="repeated", tokens=33, seed=1)
-    yield replace(exact, law="masked", tokens=33, dtype="fp16", seed=2)
-    yield replace(exact, law="skewed", tokens=33, layout="strided", bias=True, seed=3)
+    yield replace(shared, values="exact_sums", law="repeated", seed=1)
+    yield replace(shared, values="exact_sums", law="masked", tokens=2 * several, experts=6, dtype="fp16", seed=2)
+    yield replace(shared, values="exact_sums", law="skewed", layout="strided", bias=True, seed=3)
     yield replace(exact, law="all_to_one", ep="2:1", seed=4)
     yield replace(large, values="exact_sums", law="all_to_one", weight_on_input=True, seed=5)
     for number, activation in enumerate(cell.activations):
-        yield replace(exact, activation=activation, law="all_to_one", hidden=136, seed=6 + number)
-    yield replace(large, law="last", seed=10)
-    yield replace(small, law="unnormalised", values="iid", tokens=33, seed=11)
+        yield replace(exact, activation=activation, law="all_to_one", seed=6 + number)
+    yield replace(large, law="all_to_one", seed=10)
+    yield replace(shared, law="unnormalised", seed=11)
     yield replace(small, law="all_to_one", values="block_scales", dtype="fp16", seed=12)
     yield replace(small, law="all_to_one", values="loud_quiet", bias=True, seed=13)
     yield replace(small, law="all_to_one", values="zero_blocks", seed=14)
     yield replace(small, law="all_to_one", values="subnormals", inter=144, seed=15)
     yield replace(small, law="all_to_one", values="same_sign", hidden=264, seed=16)
+    yield replace(shared, values="outlier_channels", seed=18)
+    yield replace(shared, law="skewed", values="bimodal_scales", seed=19)
     for tokens in (0, 1):
         yield replace(exact, tokens=tokens, seed=17)
 
