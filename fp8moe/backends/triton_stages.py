@@ -201,12 +201,10 @@ def interprets(name: str) -> bool:
         BackendUnavailable: triton is not installed.
     """
     try:
-        from triton.runtime import JITFunction
-
-        from fp8moe.kernels.grouped_gemm import grouped_gemm_kernel
+        from fp8moe.kernels.interpreter import INTERPRETED
     except ImportError as error:
         raise BackendUnavailable(f"{name}: {error}; install triton") from error
-    return not isinstance(grouped_gemm_kernel, JITFunction)
+    return INTERPRETED
 
 
 def device_guard(device: torch.device) -> torch.cuda.device:
