@@ -14,7 +14,7 @@ from conformance.draw import Draw
 from conformance.models import Router, model_and_split
 from conformance.regimes import REGIMES
 from fp8moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
-from fp8moe.experts import MoEWeights
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.schemes import SCHEMES
@@ -68,6 +68,17 @@ class CaseTensors:
     topk_ids: Tensor
     expert_map: Tensor | None
     apply_router_weight_on_input: bool
+
+    def call(self, backend: FusedMoEPermuteExpertsUnpermute, output: Tensor | None = None) -> Tensor:
+        """One call of a backend's `apply`, three arguments by position and the rest by keyword; waits for nothing."""
+        return backend.apply(
+            self.hidden_states,
+            self.topk_weights,
+            self.topk_ids,
+            expert_map=self.expert_map,
+            apply_router_weight_on_input=self.apply_router_weight_on_input,
+            output=output,
+        )
 
     def named(self) -> dict[str, Tensor]:
         """Every tensor that is there, by name."""

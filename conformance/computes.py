@@ -254,15 +254,8 @@ def make(case: Case, subject: Subject, target: Target) -> FusedMoEPermuteExperts
 
 
 def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor | None = None) -> Tensor:
-    """One call of `apply`, three arguments by position and the rest by keyword."""
-    result = backend.apply(
-        tensors.hidden_states,
-        tensors.topk_weights,
-        tensors.topk_ids,
-        expert_map=tensors.expert_map,
-        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        output=output,
-    )
+    """One call of `apply`, to its end."""
+    result = tensors.call(backend, output)
     if tensors.hidden_states.device.type == "cuda":
         torch.cuda.synchronize()
     return result

@@ -7,7 +7,6 @@ for less.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,15 +20,15 @@ from torch import Tensor
 from conformance.bits import difference
 from conformance.bounds import allowance_for, judge
 from conformance.bounds.allowance import first_gemm_error, half_spacing
-from conformance.build import build, judged_tokens
 from conformance.cases import Case, InvalidCase
-from conformance.results import CheckResult, Evidence, Status
+from conformance.oracles import oracles_of, tensors_of
+from conformance.results import CheckResult, Evidence, Status, finite
 from fp8moe.backends.triton_arithmetic import LARGE_TILE, PROMOTION, SMALL_TILE, arithmetic_by_tile, tile_height
 from fp8moe.backends.triton_stages import FP8_SCHEMES, contract_on
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Arithmetic
-from fp8moe.reference.recipe import RecipeTrace, recipe_moe
-from fp8moe.reference.replay import Replay, replay_moe
+from fp8moe.reference.recipe import RecipeTrace
+from fp8moe.reference.replay import Replay
 from fp8moe.schemes import SCHEMES
 
 CHECK = "computes.emulated"
@@ -118,18 +117,14 @@ class Distance:
         return self.differing / self.elements if self.elements else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {name: finite(value) for name, value in asdict(self).items()}
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Distance:
         differing, elements, steps = (int(data[name]) for name in ("differing", "elements", "steps"))
         ratios = (float(data[name]) for name in ("of_token", "of_bound", "first_gemm"))
         return cls(differing, elements, steps, *ratios)
-
-
-def finite(value: float) -> float | str:
-    """Infinities and NaN as text: JSON has no numbers for them."""
-    return value if math.isfinite(value) else str(value)
 
 
 def distance(first: Tensor, second: Tensor, allowed: Tensor, *, first_gemm: float = 0.0) -> Distance:
@@ -213,24 +208,13 @@ def emulate(case: Case, devices: Iterable[str] = tuple(DEVICES)) -> Emulation:
         raise InvalidCase("scheme", case.scheme, f"one of {', '.join(EMULATED_SCHEMES)}, which our FP8 kernels take")
     if case.fnuz:
         raise InvalidCase("fnuz", True, "False: our kernels take weights of e4m3fn, on every device")
-    tensors = build(case)
+    tensors = tensors_of(case, "cpu")
     contract = contract_on(PLATFORMS["h100"], False, tensors.config, tensors.quant, batched=False)
     assert contract.steps is not None  # these, and the recipe, are the same on every device
-    trace = recipe_moe(
-        tensors.config,
-        tensors.quant,
-        contract.recipe,
-        tensors.weights,
-        tensors.hidden_states,
-        tensors.topk_weights,
-        tensors.topk_ids,
-        expert_map=tensors.expert_map,
-        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        tokens=judged_tokens(case),
-    )
+    oracles = oracles_of(case, contract.recipe, None, "cpu", by_bits=False)
     tile = tile_height(int(tensors.topk_ids.numel()), case.experts)
-    replays = {name: replay_moe(trace, DEVICES[name].by_tile[tile], contract.steps) for name in names}
-    return Emulation(case, tile, trace, replays)
+    replays = {name: oracles.replay(DEVICES[name].by_tile[tile], contract.steps) for name in names}
+    return Emulation(case, tile, oracles.trace, replays)
 
 
 def check_device(emulation: Emulation, name: str) -> CheckResult:

@@ -60,6 +60,22 @@ def tensors_of(case: Case, device: str) -> CaseTensors:
     return (_small_tensors if is_small(case) else _large_tensors)(str(case), device)
 
 
+def trace_of(tensors: CaseTensors, recipe: Recipe, tokens: Tensor | None = None) -> RecipeTrace:
+    """The recipe oracle of a case's call, for some of its tokens or all."""
+    return recipe_moe(
+        tensors.config,
+        tensors.quant,
+        recipe,
+        tensors.weights,
+        tensors.hidden_states,
+        tensors.topk_weights,
+        tensors.topk_ids,
+        expert_map=tensors.expert_map,
+        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
+        tokens=tokens,
+    )
+
+
 def oracles_of(case: Case, recipe: Recipe, arithmetic: Arithmetic | None, device: str, *, by_bits: bool) -> Oracles:
     """The oracles of a case under a recipe; of all its tokens, where they are replayed and the products are few."""
     products = case.tokens * case.top_k * case.hidden * case.inter * (3 if case.gated else 2)
@@ -92,19 +108,7 @@ def _compute(text: str, recipe: Recipe, device: str, everything: bool) -> Oracle
     case = Case.parse(text)
     tensors = tensors_of(case, device)
     tokens = torch.arange(case.tokens, device=device) if everything else judged_tokens(case).to(device)
-    trace = recipe_moe(
-        tensors.config,
-        tensors.quant,
-        recipe,
-        tensors.weights,
-        tensors.hidden_states,
-        tensors.topk_weights,
-        tensors.topk_ids,
-        expert_map=tensors.expert_map,
-        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        tokens=tokens,
-    )
-    return Oracles(tokens, trace)
+    return Oracles(tokens, trace_of(tensors, recipe, tokens))
 
 
 _small_tensors = lru_cache(maxsize=KEPT_CASES)(_build)

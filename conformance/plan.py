@@ -151,11 +151,8 @@ def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
         return Cell(subject, scheme, Status.NOT_RUN, f"no adapter for {cls.package} yet", None)
     if simulated and not target.interpreter:
         return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; --fp8moe-device=interpreter simulates", None)
-    runnable = runnable_activations(cls, scheme, activations)
-    if not runnable:
-        return Cell(subject, scheme, Status.NOT_RUN, "its kernels for this scheme are not written yet", None)
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
-    return Cell(subject, scheme, None, "", evidence, runnable)
+    return Cell(subject, scheme, None, "", evidence, activations)
 
 
 def is_triton(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:
@@ -163,13 +160,6 @@ def is_triton(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:
     from fp8moe.backends.triton_stages import TritonStages
 
     return issubclass(cls, TritonStages)
-
-
-def runnable_activations(
-    cls: type[FusedMoEPermuteExpertsUnpermute], scheme: str, activations: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Of the supported activations, those that the adapter has kernels for (all, unless the class says less)."""
-    return tuple(name for name in activations if cls.implemented(scheme, name))
 
 
 def _refusal(

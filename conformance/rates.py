@@ -33,17 +33,11 @@ _H200 = "NVIDIA H200 Tensor Core GPU data sheet"
 # A part of a device (MIG) has a longer name, and so no entry: its rates are not these.
 RATES: dict[str, Rates] = {
     "NVIDIA H100 80GB HBM3": Rates(3.35 * _T, 1979 * _T, 989.5 * _T, f"{_H100}, SXM"),
-    "NVIDIA H100 PCIe": Rates(2.0 * _T, 1513 * _T, 756.5 * _T, f"{_H100}, PCIe"),
-    "NVIDIA H100 NVL": Rates(3.9 * _T, 1671 * _T, 835.5 * _T, f"{_H100}, NVL"),
     "NVIDIA H200": Rates(4.8 * _T, 1979 * _T, 989.5 * _T, f"{_H200}, SXM"),
-    "NVIDIA H200 NVL": Rates(4.8 * _T, 1671 * _T, 835.5 * _T, f"{_H200}, NVL"),
     "NVIDIA B200": Rates(8.0 * _T, 4500 * _T, 2250 * _T, "NVIDIA DGX B200 data sheet, an eighth"),
-    "NVIDIA GB200": Rates(8.0 * _T, 5000 * _T, 2500 * _T, "NVIDIA GB200 NVL72 data sheet, one GPU of 72"),
     "NVIDIA L40S": Rates(0.864 * _T, 733 * _T, 362.05 * _T, "NVIDIA L40S data sheet"),
-    "NVIDIA L4": Rates(0.3 * _T, 242.5 * _T, 121 * _T, "NVIDIA L4 data sheet"),
     "AMD Instinct MI300X": Rates(5.3 * _T, 2614.9 * _T, 1307.4 * _T, "AMD Instinct MI300X data sheet"),
     "AMD Instinct MI325X": Rates(6.0 * _T, 2614.9 * _T, 1307.4 * _T, "AMD Instinct MI325X data sheet"),
-    "AMD Instinct MI355X": Rates(8.0 * _T, 5033.2 * _T, 2516.6 * _T, "AMD Instinct MI355X data sheet"),
 }
 
 

@@ -7,6 +7,7 @@ instruction) stays the same.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -67,17 +68,13 @@ def captured_differs(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTens
     Nothing of the first routing may have been baked in. The backend has been called before, which is when it compiles.
     """
     order = _order(tensors)
-    given = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
-    buffers = [tensor.clone() for tensor in given]
+    names = ("hidden_states", "topk_weights", "topk_ids")
+    buffers = {name: getattr(tensors, name).clone() for name in names}
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = backend.apply(
-            *buffers,
-            expert_map=tensors.expert_map,
-            apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        )
-    for buffer, tensor in zip(buffers, given, strict=True):
-        buffer.copy_(tensor[order])
+        result = replace(tensors, **buffers).call(backend)
+    for name, buffer in buffers.items():
+        buffer.copy_(getattr(tensors, name)[order])
     graph.replay()
     torch.cuda.synchronize()
     return _told("graph: captured, and replayed on its tokens in another order,", output[order], result, order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -127,3 +128,10 @@ def of_test(name: str, outcome: str, text: str) -> CheckResult:
     lines = [line for line in text.splitlines() if line.strip()]
     check = f"selects.{name.removeprefix('test_').split('@')[0]}"
     return CheckResult("selects", check, status, reason=lines[-1].strip() if lines and outcome != "passed" else "")
+
+
+def finite(value: Any) -> Any:
+    """Infinities and NaN as text: JSON has no numbers for them."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

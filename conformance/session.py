@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from conformance.matrix import (
     selected_table,
 )
 from conformance.plan import Cell, Target, default_subjects, load_subject, plan, resolve_target
-from conformance.results import CheckResult, Ledger, Status
+from conformance.results import CheckResult, Ledger, Status, finite
 from conformance.selected import selected_rows
 from fp8moe import __version__
 from fp8moe.detection import describe_device, probe_libraries
@@ -228,7 +227,7 @@ class Session:
             "examples": self.examples,
             "cells": cells,
             "results": [
-                {name: _finite(value) for name, value in asdict(result).items() if value not in (None, "", {})}
+                {name: finite(value) for name, value in asdict(result).items() if value not in (None, "", {})}
                 for result in self.ledger
             ],
         }
@@ -246,10 +245,3 @@ def _reason(status: Status, results: list[CheckResult]) -> str:
     if status is Status.NOT_RUN:
         return "; ".join(f"{part}: {reason}" for part, reason in _parts_not_run(results).items())
     return next((f"{r.case}: {r.reason}" for r in results if r.status is Status.FAILED and r.case), "")
-
-
-def _finite(value: Any) -> Any:
-    """Infinities and NaN as text: JSON has no numbers for them."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -132,15 +132,6 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         )
         return reason is None, reason
 
-    @staticmethod
-    def implemented(scheme: str, activation: str) -> bool:
-        """Whether the kernels for a scheme of `fp8moe.schemes.SCHEMES` and an activation are written.
-
-        A class that supports more by rule than it has written so far says so here; the suite reports the rest as not
-        run.
-        """
-        return True
-
     def apply(
         self,
         hidden_states: Tensor,

@@ -9,7 +9,6 @@ from fp8moe.backends.triton_arithmetic import LARGE_TILE
 from fp8moe.backends.triton_stages import TRITON_NEEDS, TritonStages, device_guard, triton_device, triton_scheme
 from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.support import Support
-from fp8moe.validation import InvalidMoEInput
 
 
 class BatchedTritonExperts(TritonStages):
@@ -37,8 +36,6 @@ class BatchedTritonExperts(TritonStages):
 
         experts, longest, hidden = hidden_states.shape
         rows = experts * longest
-        if rows >= 2**31:
-            raise InvalidMoEInput("hidden_states", f"of {rows} rows", "fewer than 2^31 in one call")
         self.check_size(experts * -(-longest // LARGE_TILE))
         if rows == 0:
             return hidden_states.new_empty(experts, longest, hidden, dtype=torch.float32)

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 TRITON_NEEDS = "CUDA or ROCm"
 FP8_SCHEMES = frozenset({BLOCK, CHANNEL_TOKEN, TENSOR_TOKEN, TENSOR_STATIC, TENSOR_DYNAMIC})
-MOST_PROGRAMS = 2**31 - 1
-COLUMNS = 128
 
 
 def triton_device(platform: Platform, _env: Env) -> bool:
@@ -173,6 +171,9 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
         Raises:
             InvalidMoEInput: more programs than a launch can have.
         """
+        from fp8moe.kernels.grouped_gemm import BLOCK as COLUMNS
+        from fp8moe.kernels.grouped_gemm import MOST_PROGRAMS
+
         columns = max(self.weights.w13.shape[1], self.config.hidden_dim)
         programs = tiles * (-(-columns // COLUMNS) + 1)
         if programs > MOST_PROGRAMS:
@@ -264,23 +265,17 @@ def contract_on(
         recipe = replace(recipe, dynamic_tensor_scope="expert")
     steps = Steps(combine="slot_sum" if batched else "slot_fma")
     by_tile = arithmetic_by_tile(platform, interpreted, fp8=quantised)
-    capturable = not interpreted
+    contract = Contract(recipe, steps=steps, deterministic=True, graph_capturable=not interpreted)
     if by_tile is None:
-        return Contract(recipe, steps=steps, deterministic=True, graph_capturable=capturable)
+        return contract
 
     def arithmetic(pairs: int) -> Arithmetic:
         return by_tile[tile_height(pairs, config.num_experts)]
 
+    one_height = batched or len(set(by_tile.values())) == 1
     shared = quant.a1.dtype is not None and not quant.a1.static and (quant.a1.shape or GroupShape.PER_TENSOR)
-    invariant = None
-    if not interpreted:
-        one_height = batched or by_tile[LARGE_TILE] == by_tile[min(by_tile)]
-        invariant = one_height and not (shared and shared.is_per_tensor())
-    return Contract(
-        recipe,
+    return replace(
+        contract,
         arithmetic=by_tile[LARGE_TILE] if batched else arithmetic,
-        steps=steps,
-        deterministic=True,
-        batch_invariant=invariant,
-        graph_capturable=capturable,
+        batch_invariant=None if interpreted else one_height and not (shared and shared.is_per_tensor()),
     )

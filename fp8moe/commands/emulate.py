@@ -9,8 +9,8 @@ from typing import Any
 from rich.text import Text
 
 from conformance.cases import Case, InvalidCase
-from conformance.emulated import DEVICES, TABLE_LEGEND, Emulation, check_device, emulate, finite, looser_bounds, table
-from conformance.results import CheckResult, Evidence, Status
+from conformance.emulated import DEVICES, TABLE_LEGEND, Emulation, check_device, emulate, looser_bounds, table
+from conformance.results import CheckResult, Evidence, Status, finite
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
 
@@ -48,7 +48,7 @@ def emulation_json(emulation: Emulation, results: Sequence[CheckResult]) -> dict
             "arithmetic": asdict(emulation.arithmetic(name)),
             "status": result.status.value,
             "reason": result.reason,
-            "error_over_bound": {what: finite(value) for what, value in result.statistics.items()},
+            "error_over_bound": finite(result.statistics),
         }
         for name, result in zip(emulation.replays, results, strict=True)
     ]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fp8moe.dispatch import local_ids
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -49,18 +51,14 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
     Returns:
         An `Alignment` of `most_tiles(P, E, tile_rows)` tiles, those in use first; experts ascend.
     """
-    ids = topk_ids.reshape(-1).to(torch.int64)
-    if expert_map is not None:
-        known = (ids >= 0) & (ids < expert_map.numel())
-        ids = expert_map.to(torch.int64)[ids.clamp(0, expert_map.numel() - 1)].masked_fill(~known, -1)
-    absent = (ids < 0) | (ids >= experts)
-    local_ids = ids.masked_fill(absent, -1).to(torch.int32)
+    ids = local_ids(topk_ids, expert_map, experts).reshape(-1)
+    owners = ids.to(torch.int32)
     tiles = most_tiles(ids.numel(), experts, tile_rows)
     if tiles == 0:
         pairs = torch.empty((0, tile_rows), dtype=torch.int32, device=ids.device)
-        return Alignment(local_ids, pairs, pairs.new_empty(0))
+        return Alignment(owners, pairs, pairs.new_empty(0))
 
-    sorted_ids, order = torch.sort(ids.masked_fill(absent, experts), stable=True)
+    sorted_ids, order = torch.sort(ids.masked_fill(ids < 0, experts), stable=True)
     # starts[e] is where expert e's pairs start in `order`, and starts[experts] where the absent ones do.
     starts = torch.searchsorted(sorted_ids, torch.arange(experts + 1, device=ids.device))
     tiles_of = (starts.diff() + (tile_rows - 1)) // tile_rows
@@ -72,7 +70,7 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
     position = first[:, None] + torch.arange(tile_rows, device=ids.device)
     used = (owner < experts)[:, None] & (position < starts[expert + 1][:, None])
     pairs = order[position.clamp(max=order.numel() - 1)].masked_fill(~used, -1)
-    return Alignment(local_ids, pairs.to(torch.int32), owner.masked_fill(owner == experts, -1).to(torch.int32))
+    return Alignment(owners, pairs.to(torch.int32), owner.masked_fill(owner == experts, -1).to(torch.int32))
 
 
 def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:

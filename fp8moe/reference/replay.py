@@ -255,10 +255,10 @@ class _Gemm:
         """(C, P, n): the unit's sums for every pair and these columns of its expert."""
         unit, every = self.arithmetic.unit, self.arithmetic.promote_every
         order = k_order(self.arithmetic.k_order, x.shape[1], x.device)
-        x = _ordered(x, order)
+        x = ordered(x, order)
         if x.device.type == "cpu":  # expert by expert, so that operands stay in the cache
             parts = pairs.segments() or [(0, slice(0, 0))]
-            sums = [promoted(x[rows], _ordered(weight[expert], order), unit, every) for expert, rows in parts]
+            sums = [promoted(x[rows], ordered(weight[expert], order), unit, every) for expert, rows in parts]
             return torch.cat(sums, dim=1)
         step = max(chunk_elements(x.device) // max(weight.shape[1] * x.shape[1], 1), 1)
         found = []
@@ -266,7 +266,7 @@ class _Gemm:
             at = slice(start, start + step)
             codes = weight.view(torch.uint8) if weight.itemsize == 1 else weight
             mine = codes[pairs.expert[at]].view(weight.dtype)
-            found.append(promoted_each(x[at], _ordered(mine, order), unit, every))
+            found.append(promoted_each(x[at], ordered(mine, order), unit, every))
         return torch.cat(found, dim=1)
 
     def _scales(self, name: str, pairs: Pairs, columns: slice) -> Tensor:
@@ -316,7 +316,8 @@ def k_order(name: str, columns: int, device: torch.device) -> Tensor | None:
     return torch.argsort(k // 32 * 2 + k % 4 // 2, stable=True)
 
 
-def _ordered(values: Tensor, order: Tensor | None) -> Tensor:
+def ordered(values: Tensor, order: Tensor | None) -> Tensor:
+    """The last dimension in the order that `k_order` gives; FP8 by its bytes."""
     if order is None:
         return values
     raw = values.view(torch.uint8) if values.itemsize == 1 else values

@@ -16,11 +16,11 @@ import torch
 from conformance.bits import compare_stages, difference, observed, parting_stage, why_not_bits
 from conformance.build import build
 from conformance.cases import LAWS, VALUES, Case
+from conformance.oracles import trace_of
 from fp8moe.backends.batched_triton import BatchedTritonExperts
 from fp8moe.backends.triton_arithmetic import LARGE_TILE, SMALL_TILE, tile_height
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.backends.triton_stages import TritonStages
-from fp8moe.reference.recipe import recipe_moe
 from fp8moe.reference.replay import replay_moe
 
 BACKENDS = (TritonExperts, BatchedTritonExperts)
@@ -75,15 +75,9 @@ def compared(cls: type[TritonStages], case: Case, device: torch.device) -> str:
     arithmetic, steps = contract.arithmetic_for(int(tensors.topk_ids.numel())), contract.steps
     assert arithmetic is not None
     assert steps is not None
-    arguments = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
-    options = {
-        "expert_map": tensors.expert_map,
-        "apply_router_weight_on_input": tensors.apply_router_weight_on_input,
-    }
     with observed(backend) as seen:
-        output = backend.apply(*arguments, **options)
-    trace = recipe_moe(tensors.config, tensors.quant, contract.recipe, tensors.weights, *arguments, **options)
-    replay = replay_moe(trace, arithmetic, steps)
+        output = tensors.call(backend)
+    replay = replay_moe(trace_of(tensors, contract.recipe), arithmetic, steps)
     found, parted = difference(replay.output, output), parting_stage(compare_stages(seen, output, tensors, replay))
     if parted is None:
         return ""

@@ -1,4 +1,4 @@
-"""Alignment, the grouped GEMM and the weighted sum: exact on a grid of small numbers, and on Hopper bit by bit."""
+"""The grouped GEMM: exact on a grid of small numbers, and on Hopper bit by bit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fp8moe.kernels.align import Alignment, align_batches, align_pairs, most_tiles
+from fp8moe.backends.triton_arithmetic import arithmetic_by_tile
+from fp8moe.kernels.align import Alignment, align_batches, align_pairs
 from fp8moe.kernels.grouped_gemm import Scales, grouped_gemm
-from fp8moe.kernels.reduce import weighted_sum
+from fp8moe.platforms import PLATFORMS
+from fp8moe.reference.replay import k_order, ordered
+from fp8moe.reference.rounding import fma32
+from fp8moe.reference.units import promoted
 
 E4M3 = torch.float8_e4m3fn
 BLOCK = 128
@@ -246,87 +250,24 @@ def test_weights_past_two_to_the_31_elements(gpu: torch.device) -> None:
     assert torch.equal(far.run(64), replace(operands, bias=None).run(64))
 
 
-def power_of_two(exponent: Tensor) -> Tensor:
-    """In float64, from its bits: exact, which a device's pow need not be."""
-    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
-
-
-def truncate(x: Tensor, exponent: Tensor) -> Tensor:
-    """Toward zero, to a multiple of 2^exponent."""
-    step = power_of_two(exponent)
-    return torch.trunc(x / step) * step
-
-
-def exponent_of(x: Tensor, smallest: int) -> Tensor:
-    return (torch.frexp(x).exponent - 1).clamp(min=smallest)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A matrix unit of Hopper's: groups of K, of which terms are cut toward zero to `fraction` bits below the largest
-    exponent, and the sum to `kept` bits; the smallest exponent of a factor; and whether Triton's layout takes the
-    positions with k mod 4 below 2 of each 32 first.
-    """
-
-    group: int
-    fraction: int
-    kept: int
-    smallest: int
-    halved: bool = False
-
-
-# An e4m3 operand of a small tile is widened to fp16, where each of its values is a normal number.
-UNITS = {
-    ("e4m3", 64): Unit(32, 13, 14, -6),
-    ("e4m3", 16): Unit(16, 25, 24, -14, halved=True),
-    ("fp16", 64): Unit(16, 25, 24, -14),
-    ("fp16", 16): Unit(16, 25, 24, -14),
-    ("bf16", 64): Unit(16, 25, 24, -126),
-    ("bf16", 16): Unit(16, 25, 24, -126),
-}
-
-
-def hopper_chain(a: Tensor, w: Tensor, unit: Unit) -> Tensor:
-    """One accumulation over all of K as Hopper does it, for `a` (M, K) and `w` (N, K), in float64."""
-    a, w = a.double(), w.double()
-    if unit.halved:
-        k = torch.arange(a.shape[1], device=a.device)
-        order = torch.argsort((k // 32) * 2 + (k % 4 >= 2), stable=True)
-        a, w = a[:, order], w[:, order]
-    c = torch.zeros(a.shape[0], w.shape[0], dtype=torch.float64, device=a.device)
-    for start in range(0, a.shape[1], unit.group):
-        x, y = a[:, None, start : start + unit.group], w[None, :, start : start + unit.group]
-        terms = torch.cat([x * y, c[..., None]], -1)
-        factors = exponent_of(x, unit.smallest) + exponent_of(y, unit.smallest)
-        exponents = torch.cat([factors, exponent_of(c, -126)[..., None]], -1)
-        largest = torch.where(terms == 0, -300, exponents).amax(-1)
-        c = truncate(terms, (largest - unit.fraction)[..., None]).sum(-1)
-        c = truncate(c, exponent_of(c, -300) + 1 - unit.kept)
-    return c
-
-
-def padded(x: Tensor, multiple: int) -> Tensor:
-    return torch.nn.functional.pad(x.double(), (0, -x.shape[-1] % multiple))
-
-
 def hopper_result(operands: Operands, expert: int, tile_rows: int) -> Tensor:
-    """(rows, N) fp32 of one expert, as the recipe and the unit say."""
-    a, w = padded(operands.a, BLOCK), padded(operands.w[expert], BLOCK)
-    dtype = {E4M3: "e4m3", torch.float16: "fp16", torch.bfloat16: "bf16"}[operands.a.dtype]
-    unit = UNITS[dtype, tile_rows]
+    """(rows, N) fp32 of one expert, as the recipe says, in the units that the backends declare."""
+    by_tile = arithmetic_by_tile(PLATFORMS["h100"], interpreted=False, fp8=operands.scales != "none")
+    assert by_tile is not None
+    arithmetic = by_tile[tile_rows]
+    order = k_order(arithmetic.k_order, operands.a.shape[1], operands.a.device)
+    a, w = ordered(operands.a, order), ordered(operands.w[expert], order)
+    chains = promoted(a, w, arithmetic.unit, arithmetic.promote_every)
     if operands.scales == "none":
-        return hopper_chain(a, w, unit).float()
+        return chains[0]
     assert operands.a_scale is not None
     scale = operands.expert_scale(expert)
-    total = torch.zeros(a.shape[0], w.shape[0], dtype=torch.float32, device=a.device)
-    for block, start in enumerate(range(0, a.shape[1], BLOCK)):
-        chain = hopper_chain(a[:, start : start + BLOCK], w[:, start : start + BLOCK], unit).float()
+    total = torch.zeros_like(chains[0])
+    for block, chain in enumerate(chains):
         if operands.scales == "row":
             total = total + chain
         else:
-            scaled = chain * operands.a_scale[:, block, None]
-            # fp32 times fp32 is exact in float64, so this is an fma but for a rare double rounding.
-            total = (scaled.double() * scale[None, :, block].double() + total.double()).float()
+            total = fma32(chain * operands.a_scale[:, block, None], scale[None, :, block], total)
     return total if operands.scales == "block" else (total * operands.a_scale) * scale[None, :, 0]
 
 
@@ -342,100 +283,3 @@ def test_bits_on_hopper(rows: int, n: int, k: int, kind: str, tile_rows: int, ho
     got = here.run(tile_rows)
     different = got != expected.cpu()
     assert not bool(different.any()), (float(different.float().mean()), different.nonzero()[:5].tolist())
-
-
-def check_alignment(alignment: Alignment, local: list[int], experts: int, tile_rows: int) -> None:
-    """Every present pair once, under its own expert, in order; no expert has a tile more than it needs."""
-    assert alignment.local_ids.tolist() == local
-    pairs, owners = alignment.pairs.tolist(), alignment.tile_experts.tolist()
-    for expert in range(experts):
-        rows = [pair for tile, owner in zip(pairs, owners, strict=True) if owner == expert for pair in tile]
-        mine = [pair for pair, owner in enumerate(local) if owner == expert]
-        tiles = -(-len(mine) // tile_rows)
-        assert rows == mine + [-1] * (tiles * tile_rows - len(mine))
-    unused = [tile for tile, owner in zip(pairs, owners, strict=True) if owner == -1]
-    assert all(pair == -1 for tile in unused for pair in tile)
-    assert owners == sorted(owners, key=lambda owner: owner if owner >= 0 else experts)
-
-
-@pytest.mark.parametrize("tile_rows", [16, 64])
-@pytest.mark.parametrize(
-    ("tokens", "top_k", "experts"), [(0, 2, 4), (1, 1, 1), (5, 3, 8), (40, 2, 3), (200, 8, 16), (3, 1, 200)]
-)
-def test_alignment(tokens: int, top_k: int, experts: int, tile_rows: int, device: torch.device) -> None:
-    generator = torch.Generator().manual_seed(tokens)
-    # Two more than there are experts on either side: ids that nobody checked count as absent.
-    ids = torch.randint(-2, experts + 2, (tokens, top_k), generator=generator)
-    local = [i if 0 <= i < experts else -1 for i in ids.flatten().tolist()]
-    alignment = align_pairs(ids.to(device), experts, tile_rows)
-    assert alignment.tiles == most_tiles(tokens * top_k, experts, tile_rows)
-    check_alignment(alignment, local, experts, tile_rows)
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_alignment_with_a_map(dtype: torch.dtype, device: torch.device) -> None:
-    expert_map = torch.tensor([-1, 2, -1, 0, 1, -1], dtype=dtype)
-    ids = torch.tensor([[0, 1], [3, 3], [4, -1], [5, 2], [1, 4]], dtype=dtype)
-    local = [int(expert_map[i]) if i >= 0 else -1 for i in ids.flatten().tolist()]
-    check_alignment(align_pairs(ids.to(device), 3, 16, expert_map.to(device)), local, 3, 16)
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("tile_rows", [16, 64])
-@pytest.mark.parametrize("rows", [1, 16, 20, 64, 100])
-def test_alignment_of_batches(rows: int, tile_rows: int, dtype: torch.dtype, device: torch.device) -> None:
-    counts = torch.tensor([0, 1, rows, rows + 7, rows // 2, -3], dtype=dtype)
-    held = counts.clamp(0, rows).tolist()
-    local = [expert if row < held[expert] else -1 for expert in range(6) for row in range(rows)]
-    alignment = align_batches(counts.to(device), rows, tile_rows)
-    assert alignment.local_ids.dtype == alignment.pairs.dtype == alignment.tile_experts.dtype == torch.int32
-    assert alignment.local_ids.tolist() == local
-    assert alignment.tiles == 6 * -(-rows // tile_rows)
-    for expert, owned in enumerate(held):
-        at = slice(expert * -(-rows // tile_rows), (expert + 1) * -(-rows // tile_rows))
-        pairs = [pair for tile in alignment.pairs[at].tolist() for pair in tile]
-        assert pairs == [expert * rows + row for row in range(owned)] + [-1] * (len(pairs) - owned)
-        used = -(-owned // tile_rows)
-        owners = alignment.tile_experts[at].tolist()
-        assert owners == [expert] * used + [-1] * (len(owners) - used)
-
-
-def test_alignment_of_no_batches(device: torch.device) -> None:
-    for counts, rows in ((torch.empty(0, dtype=torch.int32), 5), (torch.zeros(3, dtype=torch.int32), 0)):
-        alignment = align_batches(counts.to(device), rows, 16)
-        assert (alignment.tiles, alignment.local_ids.numel(), alignment.tile_experts.numel()) == (0, 0, 0)
-    with pytest.raises(ValueError, match="2 batches, rows=1073741824: expected fewer than 2\\^31 rows"):
-        align_batches(torch.zeros(2, dtype=torch.int32), 2**30, 16)
-
-
-def test_worst_case_of_tiles_is_reached() -> None:
-    """One full tile more than an even split: every expert one row over."""
-    experts, tile_rows = 4, 16
-    ids = torch.arange(experts).repeat_interleave(tile_rows + 1)[:, None]
-    alignment = align_pairs(ids, experts, tile_rows)
-    assert alignment.tiles == most_tiles(ids.numel(), experts, tile_rows) == 2 * experts
-    assert (alignment.tile_experts >= 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("weighted", [True, False])
-def test_weighted_sum(weighted: bool, dtype: torch.dtype, device: torch.device) -> None:
-    tokens, top_k, columns = 5, 3, 1100
-    generator = torch.Generator().manual_seed(3)
-    y = torch.randn(tokens * top_k, columns, generator=generator)
-    weights = torch.rand(tokens, top_k, generator=generator)
-    local_ids = torch.randint(0, 3, (tokens, top_k), generator=generator).to(torch.int32)
-    local_ids[1] = -1
-    local_ids[2, 0] = -1
-    expected = torch.zeros(tokens, columns)
-    for slot in range(top_k):
-        weight = weights[:, slot, None] if weighted else torch.ones(tokens, 1)
-        product = weight.double() * y.view(tokens, top_k, columns)[:, slot].double()
-        expected = torch.where(local_ids[:, slot, None] >= 0, (expected.double() + product).float(), expected)
-    absent = local_ids.flatten() < 0
-    y[absent] = float("nan")
-    weights = torch.where(local_ids < 0, float("nan"), weights)
-    output = torch.full((tokens, 2 * columns), 7.0, dtype=dtype, device=device)
-    weighted_sum(y.to(device), local_ids.flatten().to(device), output[:, ::2], weights.to(device) if weighted else None)
-    assert torch.equal(output[:, ::2].cpu(), expected.to(dtype))
-    assert bool((output[:, 1::2] == 7.0).all())

@@ -1,4 +1,4 @@
-"""Equal bits, and what reaches the tokens that no oracle judges: differences, stages, relations, declarations."""
+"""Equal bits, and what reaches the tokens that no oracle judges: differences, stages, relations."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from conformance.results import Status
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.keys import GroupShape
 from fp8moe.platforms import PLATFORMS
-from fp8moe.recipe import FP32, Arithmetic, Contract, Steps
+from fp8moe.recipe import Arithmetic, Contract, Steps
 from fp8moe.reference.portable import PORTABLE
 from fp8moe.reference.recipe import recipe_moe
 from fp8moe.reference.replay import STAGES, Replay, replay_moe
-from fp8moe.reference.units import UNITS
 from fp8moe.scaling import quantize
 
 HERE = Target("cpu", PLATFORMS["cpu"], "cpu")
@@ -327,68 +326,6 @@ def test_what_depends_on_other_tokens_breaks_the_chunks() -> None:
 def test_a_scale_that_the_batch_shares_stays_when_tokens_change_places() -> None:
     assert relation(Exact, replace(LARGE, scheme="tensor_dyn")) == ""
     assert relation(ByPosition, replace(LARGE, scheme="tensor_dyn")).startswith("relation permutation: ")
-
-
-# -- what is declared --
-
-
-def test_every_unit_is_declared_by_its_name() -> None:
-    for name, unit in UNITS.items():
-        arithmetic = Arithmetic.on(name)
-        assert (arithmetic.fraction_bits, arithmetic.group) == (unit.fraction_bits, unit.group)
-        assert arithmetic == Arithmetic(name, unit.fraction_bits, unit.group)
-
-
-@pytest.mark.parametrize(
-    ("declared", "words"),
-    [
-        (
-            {"unit": "hopper.wgma", "fraction_bits": 13, "group": 32},
-            "unit='hopper.wgma': expected one of fp32",
-        ),
-        (
-            {"unit": "hopper.wgmma", "fraction_bits": 14, "group": 32},
-            "fraction_bits=14: expected 13, since unit=",
-        ),
-        ({"unit": "hopper.wgmma"}, r"fraction_bits=None: expected 13, .*Arithmetic.on\(\) fills it in"),
-        ({"unit": "hopper.wgmma", "fraction_bits": 13, "group": 16}, "group=16: expected 32"),
-        ({"unit": "fp32", "fraction_bits": 13, "group": 32}, "fraction_bits=13: expected None, since unit='fp32'"),
-        ({"unit": "unknown", "group": 0}, "group=0: expected at least 1"),
-        ({"k_order": "backwards"}, "k_order='backwards': expected one of 'natural', 'fours_halved'"),
-        (
-            {
-                "unit": "hopper.mma_f16",
-                "fraction_bits": 25,
-                "group": 16,
-                "promote_every": 48,
-                "k_order": "fours_halved",
-            },
-            "promote_every=48: expected None or a multiple of 32",
-        ),
-        ({"promote_every": 0}, "promote_every=0: expected None or a multiple of group=1"),
-        (
-            {"unit": "hopper.wgmma", "fraction_bits": 13, "group": 32, "promote_every": 48},
-            "promote_every=48: expected None or a multiple of group=32",
-        ),
-    ],
-)
-def test_an_impossible_arithmetic_names_its_field(declared: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Arithmetic(**declared)
-
-
-def test_an_unknown_unit_is_a_named_error() -> None:
-    with pytest.raises(ValueError, match=r"unit='hopper': expected one of fp32, ampere\.mma_f16"):
-        Contract(arithmetic=Arithmetic.on("hopper"))
-    with pytest.raises(ValueError, match="promote_every=16: expected None or a multiple of group=32"):
-        Arithmetic.on("hopper.wgmma", promote_every=16)
-    assert Arithmetic.on("fp32") == FP32
-
-
-@pytest.mark.parametrize("name", ["scale_order", "activation", "combine"])
-def test_an_unknown_step_names_its_field(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}='otherwise': expected one of "):
-        Steps(**{name: "otherwise"})
 
 
 class RefusesEmpty(Exact):

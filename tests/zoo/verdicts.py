@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ if CHECKOUT not in sys.path:
 import torch  # noqa: E402
 
 from conformance.bounds import judge  # noqa: E402
-from conformance.build import build, judged_tokens  # noqa: E402
 from conformance.cases import Case  # noqa: E402
 from conformance.computes import check_case, make, replay_of, run  # noqa: E402
+from conformance.oracles import oracles_of  # noqa: E402
 from conformance.plan import Subject, Target, load_subject, resolve_target  # noqa: E402
 from conformance.results import Status  # noqa: E402
 from conformance.zoo import ARITHMETIC  # noqa: E402
-from fp8moe.recipe import Recipe  # noqa: E402
-from fp8moe.reference.recipe import RecipeTrace, recipe_moe  # noqa: E402
 
 
 def verdict(zoo: str, fault: str, text: str, target: Target) -> dict[str, Any]:
@@ -54,19 +51,10 @@ def hiding(case: Case, subject: Subject, target: Target) -> dict[str, Any]:
     output = run(backend, tensors)
     right, wrong = replay.output.double().flatten(), output.to(replay.tokens.device)[replay.tokens].double().flatten()
     arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
-    trace = trace_of(str(case), backend.contract.recipe, target.device)
-    bound = judge(trace, output[trace.problem.tokens], arithmetic)
+    trace = oracles_of(case, backend.contract.recipe, None, target.device, by_bits=False).trace
+    bound = judge(trace, output.to(trace.problem.device)[trace.problem.tokens], arithmetic)
     cosine = float(torch.nn.functional.cosine_similarity(right, wrong, dim=0))
     return {"cosine": cosine, "within_bound": bound.passed}
-
-
-@lru_cache(maxsize=1)
-def trace_of(text: str, recipe: Recipe, device: str) -> RecipeTrace:
-    case = Case.parse(text)
-    tensors = build(case, device)
-    call = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
-    tokens = judged_tokens(case).to(device)
-    return recipe_moe(tensors.config, tensors.quant, recipe, tensors.weights, *call, tokens=tokens)
 
 
 def main(device: str, cases: str) -> None:

@@ -1,0 +1,32 @@
+"""The weighted sum over a token's slots: every rounding, absent pairs, strides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fp8moe.kernels.reduce import weighted_sum
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_weighted_sum(weighted: bool, dtype: torch.dtype, device: torch.device) -> None:
+    tokens, top_k, columns = 5, 3, 1100
+    generator = torch.Generator().manual_seed(3)
+    y = torch.randn(tokens * top_k, columns, generator=generator)
+    weights = torch.rand(tokens, top_k, generator=generator)
+    local_ids = torch.randint(0, 3, (tokens, top_k), generator=generator).to(torch.int32)
+    local_ids[1] = -1
+    local_ids[2, 0] = -1
+    expected = torch.zeros(tokens, columns)
+    for slot in range(top_k):
+        weight = weights[:, slot, None] if weighted else torch.ones(tokens, 1)
+        product = weight.double() * y.view(tokens, top_k, columns)[:, slot].double()
+        expected = torch.where(local_ids[:, slot, None] >= 0, (expected.double() + product).float(), expected)
+    absent = local_ids.flatten() < 0
+    y[absent] = float("nan")
+    weights = torch.where(local_ids < 0, float("nan"), weights)
+    output = torch.full((tokens, 2 * columns), 7.0, dtype=dtype, device=device)
+    weighted_sum(y.to(device), local_ids.flatten().to(device), output[:, ::2], weights.to(device) if weighted else None)
+    assert torch.equal(output[:, ::2].cpu(), expected.to(dtype))
+    assert bool((output[:, 1::2] == 7.0).all())
