@@ -24,11 +24,10 @@ from fp8moe.envs import (
 )
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.keys import QuantKey
+from fp8moe.log_once import LOGGER, log_once
 from fp8moe.platforms import Platform, detected_platform
 from fp8moe.refusals import BackendNotSupported, NoBackendFits
 from fp8moe.registry import AnyBackend, BackendSpec, Fp8MoeBackend, Reason, default_backends, seed_backends
-
-_LOGGER = logging.getLogger("fp8moe.selector")
 
 FLASHINFER_BACKENDS = ("FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS")
 """In the order in which rule R3c tries them."""
@@ -317,7 +316,7 @@ def select_fp8_moe_backend(
         return _triton()
     query = _query(config, weight_key, activation_key, allow_vllm_cutlass, platform, env, backends)
     decision = _decide(query)
-    if _LOGGER.isEnabledFor(logging.INFO):
+    if LOGGER.isEnabledFor(logging.INFO):
         _log(query, decision)
     if decision.error is not None:
         raise decision.error
@@ -376,28 +375,14 @@ def _verdict(query: _Query, decision: _Decision, position: int) -> Verdict:
     return Verdict(spec.backend, reason is None, reason, detail, consulted)
 
 
-_logged: set[str] = set()
-
-
-def reset_log_deduplication() -> None:
-    """Forgets which texts were logged; each text is logged once a process."""
-    _logged.clear()
-
-
 def _log(query: _Query, decision: _Decision) -> None:
     """One INFO for a choice, with the candidates left; one DEBUG for each refusal of a scan."""
-    if _LOGGER.isEnabledFor(logging.DEBUG) and decision.rule in ("R3c", "R8", "R9"):
+    if LOGGER.isEnabledFor(logging.DEBUG) and decision.rule in ("R3c", "R8", "R9"):
         asked = decision.consulted & decision.listed
         for position in range(len(query.candidates.specs)):
             if asked >> position & 1 and position != decision.chosen:
-                _log_once(logging.DEBUG, f"refused {_refusal_line(query, position)}")
+                log_once(logging.DEBUG, f"refused {_refusal_line(query, position)}")
     if decision.chosen >= 0:
         spec = query.candidates.specs[decision.chosen]
         left = ", ".join(query.candidates.names(decision.listed))
-        _log_once(logging.INFO, f"FP8 MoE backend {spec.name} out of [{left}]")
-
-
-def _log_once(level: int, text: str) -> None:
-    if text not in _logged:
-        _logged.add(text)
-        _LOGGER.log(level, text)
+        log_once(logging.INFO, f"FP8 MoE backend {spec.name} out of [{left}]")

@@ -16,12 +16,12 @@ from torch import Tensor
 from conformance.bits import difference, why_not_bits
 from conformance.build import CaseTensors, build
 from conformance.cases import Case
+from conformance.oracles import trace_of
 from fp8moe import InvalidMoEInput, MoEWeights
 from fp8moe.backends.batched_triton import BatchedTritonExperts
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.backends.triton_stages import TritonStages
 from fp8moe.config import NON_GATED_ACTIVATIONS
-from fp8moe.reference.recipe import recipe_moe
 from fp8moe.reference.replay import replay_moe
 
 SCHEMES = ("block", "tensor_static", "tensor_dyn", "tensor_tok", "channel_tok", "none")
@@ -59,14 +59,12 @@ def test_activations_without_a_gate(scheme: str, activation: str, device: torch.
     experts = backend(BatchedTritonExperts, tensors)
     if why := why_not_bits(tensors, experts.contract):
         pytest.skip(f"no replay on this device: {why}")
-    arguments = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
-    trace = recipe_moe(tensors.config, tensors.quant, experts.contract.recipe, tensors.weights, *arguments)
     arithmetic, steps = experts.contract.arithmetic_for(tensors.topk_ids.numel()), experts.contract.steps
     assert arithmetic is not None
     assert steps is not None
-    expected = replay_moe(trace, arithmetic, steps).output
+    expected = replay_moe(trace_of(tensors, experts.contract.recipe), arithmetic, steps).output
     assert bool(expected.any())
-    alike(expected, experts.apply(*arguments))
+    alike(expected, tensors.call(experts))
 
 
 # -- layouts --

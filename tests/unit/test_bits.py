@@ -14,6 +14,7 @@ from conformance.bits import StageResult, compare_stages, difference, observed, 
 from conformance.build import CaseTensors, build
 from conformance.cases import Case
 from conformance.computes import check_case
+from conformance.oracles import trace_of
 from conformance.plan import Subject, Target
 from conformance.relations import broken_relation
 from conformance.results import Status
@@ -22,7 +23,6 @@ from fp8moe.keys import GroupShape
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Arithmetic, Contract, Steps
 from fp8moe.reference.portable import PORTABLE
-from fp8moe.reference.recipe import recipe_moe
 from fp8moe.reference.replay import STAGES, Replay, replay_moe
 from fp8moe.scaling import quantize
 
@@ -109,9 +109,7 @@ class Fake:
 
 def replayed(case: Case, tokens: Tensor | None = None) -> tuple[CaseTensors, Replay]:
     tensors = build(case)
-    arguments = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids)
-    trace = recipe_moe(tensors.config, tensors.quant, Contract().recipe, tensors.weights, *arguments, tokens=tokens)
-    return tensors, replay_moe(trace, PROMOTED, Steps())
+    return tensors, replay_moe(trace_of(tensors, Contract().recipe, tokens), PROMOTED, Steps())
 
 
 def as_shown(replay: Replay, pairs: int, top_k: int) -> dict[str, Tensor]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conformance.build import CaseTensors, build
+from conformance.build import build
 from conformance.cases import Case
+from conformance.oracles import trace_of
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import FP32, Arithmetic, Contract, Recipe, Steps
-from fp8moe.reference.recipe import RecipeTrace, recipe_moe
 from fp8moe.reference.replay import Replay, k_order, replay_moe, rounded_to_fp8, why_not_replayed
 from fp8moe.reference.rounding import E4M3FN, E4M3FNUZ, FloatFormat, round_to
 from fp8moe.schemes import SCHEMES, UNQUANTISED
@@ -34,21 +34,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def trace_of(tensors: CaseTensors, recipe: Recipe, tokens: Tensor | None = None) -> RecipeTrace:
-    return recipe_moe(
-        tensors.config,
-        tensors.quant,
-        recipe,
-        tensors.weights,
-        tensors.hidden_states,
-        tensors.topk_weights,
-        tensors.topk_ids,
-        expert_map=tensors.expert_map,
-        apply_router_weight_on_input=tensors.apply_router_weight_on_input,
-        tokens=tokens,
-    )
 
 
 def assert_replayed(case: Case, recipe: Recipe, arithmetic: Arithmetic, steps: Steps) -> None:

@@ -23,7 +23,7 @@ from conformance.selection.ask import (
     explain,
     select,
 )
-from fp8moe.selector import reset_log_deduplication
+from fp8moe.log_once import reset_log_deduplication
 
 LOGGER = "fp8moe.selector"
 NAMES = [spec.name for spec in ELEVEN]
