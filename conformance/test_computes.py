@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from conformance.cases import Case
-from conformance.computes import check_case
+from conformance.checks import check_case
 from conformance.matrix import PINNED, RANDOM
 from conformance.pinned import is_checkpoints, model_cases, pinned_cases, simulated_cases
 from conformance.plan import Cell

@@ -198,6 +198,9 @@ def repro_command(
     device: Annotated[
         str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
     ] = None,
+    check: Annotated[
+        str | None, typer.Option(metavar="ID", help="The check, as a report names it; default: equivalence.")
+    ] = None,
 ) -> None:
     """Run one case of a report again, and show what differs.
 
@@ -206,7 +209,7 @@ def repro_command(
     with _told():
         from conformance.repro import run_case
 
-        raise typer.Exit(run_case(case, backend, device))
+        raise typer.Exit(run_case(case, backend, device, check))
 
 
 @app.command("emulate")

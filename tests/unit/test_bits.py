@@ -13,11 +13,11 @@ from torch import Tensor
 from conformance.bits import StageResult, compare_stages, difference, observed, parting_stage, why_not_bits
 from conformance.build import CaseTensors, build
 from conformance.cases import Case
-from conformance.computes import check_case
+from conformance.checks import check_case
 from conformance.oracles import trace_of
 from conformance.plan import Subject, Target
-from conformance.relations import broken_relation
 from conformance.results import Status
+from conformance.tokens import broken_relation
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.keys import GroupShape
 from fp8moe.platforms import PLATFORMS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conformance.cases import Case
-from conformance.computes import check_case
+from conformance.checks import check_case
 from conformance.plan import Subject, Target
 from conformance.results import Status
 from fp8moe.backends.torch_experts import TorchExperts

@@ -13,7 +13,7 @@ from torch import Tensor
 from conformance.bits import observed
 from conformance.build import CaseTensors, build
 from conformance.cases import SCHEME_NAMES, Case
-from conformance.computes import check_case
+from conformance.checks import check_case
 from conformance.plan import Subject, Target
 from conformance.results import Status
 from fp8moe import experts as experts_module

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conformance.cases import Case
-from conformance.computes import check_case
+from conformance.checks import check_case
 from conformance.matrix import PARTS, cell_status
 from conformance.plan import Cell, Subject, Target
 from conformance.results import CheckResult, Status

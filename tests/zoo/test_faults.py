@@ -17,10 +17,11 @@ import torch
 
 from conformance.build import build
 from conformance.cases import Case
-from conformance.computes import check_case, run
+from conformance.checks import check_case
 from conformance.plan import Subject, Target
 from conformance.results import Status
 from conformance.shrink import non_default_fields
+from conformance.trial import run
 from conformance.zoo import FAULTS, TORCH
 from conformance.zoo.around import AROUND
 from fp8moe.backends.torch_experts import TorchExperts

@@ -20,10 +20,12 @@ import torch  # noqa: E402
 
 from conformance.bounds import judge  # noqa: E402
 from conformance.cases import Case  # noqa: E402
-from conformance.computes import check_case, make, replay_of, run  # noqa: E402
+from conformance.checks import check_case  # noqa: E402
+from conformance.computes import make, replay_of  # noqa: E402
 from conformance.oracles import oracles_of  # noqa: E402
 from conformance.plan import Subject, Target, load_subject, resolve_target  # noqa: E402
 from conformance.results import Status  # noqa: E402
+from conformance.trial import run  # noqa: E402
 from conformance.zoo import ARITHMETIC  # noqa: E402
 
 

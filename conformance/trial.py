@@ -1,0 +1,268 @@
+"""One backend on one case: what every check asks of it, with the backend's own failures told from the suite's."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from conformance.bits import difference, why_not_bits
+from conformance.bounds import Judgement, judge
+from conformance.build import CaseTensors
+from conformance.cases import Case
+from conformance.matrix import BY_BITS, BY_BOUND
+from conformance.oracles import tensors_of, trace_of
+from conformance.plan import Subject, Target, is_triton
+from conformance.results import Evidence, Mismatch, Status
+from conformance.untouched import Watch
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.recipe import Arithmetic, Contract
+from fp8moe.registry import BackendUnavailable
+
+
+class Ended(Exception):
+    """A verdict that was come to on the way; the only way in which a check convicts.
+
+    Args:
+        status: of the result.
+        reason: why.
+        judgement: by the bound, where that is what convicts.
+    """
+
+    def __init__(self, status: Status, reason: str, judgement: Judgement | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.judgement = judgement
+
+
+class Trial:
+    """A backend made with a case's weights, and its calls, guarded: what it raises is its failure, its results have
+    the form that they must have, its inputs stay as they were.
+
+    Args:
+        case, subject, target: as `conformance.computes.check_case` takes them.
+
+    Attributes:
+        tensors: the case's.
+        backend: made by `start`; so are `contract` and `arithmetic`, which are read once, before anything is computed.
+        simulated: the backend's kernels run in Triton's interpreter.
+        judged_by: how `CheckResult.judged_by` says it.
+        judgement: the last one by the bound.
+    """
+
+    backend: FusedMoEPermuteExpertsUnpermute
+    contract: Contract
+    arithmetic: Arithmetic | None
+
+    def __init__(self, case: Case, subject: Subject, target: Target) -> None:
+        self.case = case
+        self.subject = subject
+        self.target = target
+        self.simulated = is_triton(subject.experts_cls) and target.device == "cpu"
+        self.tensors = tensors_of(case, target.device)
+        self.watch = Watch(self.tensors)
+        self.judged_by = ""
+        self.judgement: Judgement | None = None
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence.SIMULATED if self.simulated else Evidence.HARDWARE
+
+    def start(self) -> None:
+        """Makes the backend and reads its contract.
+
+        Raises:
+            Ended: it cannot be made, declares nonsense, or the case is beyond its declared limits.
+        """
+        self.backend = self.made(self.tensors)
+        with guarded("its contract"):
+            contract = self.backend.contract
+            if not isinstance(contract, Contract):
+                raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
+            arithmetic = contract.arithmetic_for(int(self.tensors.topk_ids.numel()))
+            if arithmetic is not None and not isinstance(arithmetic, Arithmetic):
+                raise TypeError(f"its arithmetic is a {type(arithmetic).__name__}: expected a fp8moe.recipe.Arithmetic")
+        self.contract, self.arithmetic = contract, arithmetic
+        beyond = _beyond(contract, self.case)
+        if beyond:
+            raise Ended(Status.NOT_APPLICABLE, beyond)
+        why = why_not_bits(self.tensors, contract)
+        self.judged_by = f"{BY_BOUND}{why}" if why else BY_BITS
+
+    @property
+    def by_bits(self) -> bool:
+        """The verdict on this case is equality with the replay: every token's sums are known, whatever the others'."""
+        return self.judged_by == BY_BITS
+
+    @property
+    def row_by_row(self) -> bool:
+        """It declares that a token's bits do not depend on the other tokens of a call of the same shape."""
+        return self.by_bits or bool(self.contract.batch_invariant and self.contract.deterministic)
+
+    def made(self, tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:
+        """Another backend, with these tensors' configuration and weights."""
+        with guarded("its constructor"):
+            return self.subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
+
+    def call(
+        self,
+        tensors: CaseTensors | None = None,
+        *,
+        output: Tensor | None = None,
+        backend: FusedMoEPermuteExpertsUnpermute | None = None,
+    ) -> Tensor:
+        """One call, to its end; by default on the case's own tensors and backend.
+
+        Raises:
+            Ended: it raised, its result has another form than it must have, or an input of the case has changed.
+        """
+        given = self.tensors if tensors is None else tensors
+        with guarded("apply"):
+            result = run(self.backend if backend is None else backend, given, output)
+        broken = _form_of(result, given.hidden_states) or self.watch.changed()
+        if broken:
+            raise Ended(Status.FAILED, broken)
+        if output is not None and result.data_ptr() != output.data_ptr():
+            raise Ended(Status.FAILED, "apply did not write to the output it was given")
+        return result
+
+    def equal(self, expected: Tensor, got: Tensor, what: str) -> None:
+        """Equal bits, (M, H) both.
+
+        Raises:
+            Ended: with `what`, and where they differ.
+        """
+        found = difference(expected, got)
+        if found.differing:
+            raise Ended(
+                Status.FAILED,
+                f"{what}: {found.differing} of {found.elements} elements differ, the farthest of token {found.row}, "
+                f"column {found.column}: expected {found.expected:.9g}, got {found.got:.9g}",
+            )
+
+    def within(self, tensors: CaseTensors, output: Tensor, what: str, tokens: Tensor | None = None) -> None:
+        """An output of a call on `tensors`, which may be no case's, within the bound around the recipe's result.
+
+        Args:
+            tokens: those to judge, int64; None: all.
+
+        Raises:
+            Ended: with `what`, and where it is farthest outside.
+        """
+        if tokens is None:
+            tokens = torch.arange(len(tensors.hidden_states), device=output.device)
+        trace = trace_of(tensors, self.contract.recipe, tokens)
+        judgement = judge(trace, output[tokens].to(trace.R.device), self.arithmetic)
+        if self.judgement is None or judgement.error_over_bound > self.judgement.error_over_bound:
+            self.judgement = judgement
+        if not judgement.passed:
+            self.judgement = judgement
+            raise Ended(Status.FAILED, f"{what}: {told_judgement(judgement, tokens)}", judgement)
+
+    def same(self, tensors: CaseTensors, expected: Tensor, got: Tensor, what: str, *, exact: bool) -> None:
+        """`got`, the output of a call on `tensors`, has the bits of `expected`; or where it need not have them (`exact`
+        is False), lies within the bound around what the recipe makes of `tensors`.
+
+        Raises:
+            Ended: where it does not.
+        """
+        if exact:
+            self.equal(expected, got, what)
+        else:
+            self.within(tensors, got, what)
+
+
+def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor | None = None) -> Tensor:
+    """One call of `apply`, to its end."""
+    result = tensors.call(backend, output)
+    if tensors.hidden_states.device.type == "cuda":
+        torch.cuda.synchronize()
+    return result
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """The backend's own code: what it raises is the verdict on it."""
+    try:
+        yield
+    except BackendUnavailable as error:
+        raise Ended(Status.NOT_RUN, str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise Ended(Status.NOT_RUN, f"out of memory: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise Ended(Status.FAILED, f"{what} raised {_told(error)}") from error
+
+
+def told_judgement(judgement: Judgement, tokens: Tensor) -> str:
+    """Why it failed and where, in the caller's tokens."""
+    worst: Mismatch | None = judgement.worst
+    if worst is None:
+        return judgement.reason
+    token = int(tokens[worst.token])
+    told = Mismatch(token, worst.expert, worst.column, worst.columns, worst.expected, worst.got, worst.error_over_bound)
+    return f"{judgement.reason}: {told}"
+
+
+def _beyond(contract: Contract, case: Case) -> str:
+    """Which declared limit of the backend the case passes; "" where none."""
+    limits = {"top_k": (case.top_k, contract.max_top_k), "experts": (case.experts, contract.max_experts)}
+    for name, (value, limit) in limits.items():
+        if limit is not None and value > limit:
+            return f"{name}={value} is beyond the declared max_{name}={limit}"
+    return ""
+
+
+def _form_of(output: object, hidden: Tensor) -> str:
+    if not isinstance(output, Tensor):
+        return f"apply returned a {type(output).__name__}: expected a tensor"
+    for name in ("shape", "dtype", "device"):
+        if getattr(output, name) != getattr(hidden, name):
+            return f"apply returned {name} {getattr(output, name)}: expected {getattr(hidden, name)}"
+    if output.numel() and output.untyped_storage().data_ptr() == hidden.untyped_storage().data_ptr():
+        return "apply returned memory of its input"
+    return ""
+
+
+def _told(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+class Exactness(str, Enum):
+    """What a check demands of two results that should be the same."""
+
+    ALWAYS = "always"
+    """Equal bits, of whatever backend: nothing is computed that could round otherwise."""
+    DETERMINISTIC = "deterministic"
+    """Equal bits where the backend declares that it is deterministic; elsewhere the bound around the recipe."""
+    ROW_BY_ROW = "row by row"
+    """Equal bits where a token's result does not depend on the other tokens (which it declares, or which is replayed);
+    elsewhere the bound around the recipe."""
+    BOUND = "bound"
+    """Within the bound around the recipe's result for the changed problem."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One named check.
+
+    Args:
+        id: "computes." and its name; it keys results, reports and reproduction.
+        says: what holds, one sentence.
+        exactness: what it demands.
+        run: returns where the backend passes, raises `Ended` elsewhere.
+        why_not: why a case has nothing to show for it (a law, a scheme, a size), before any backend is made; "" where
+            it has. Most cases show most relations.
+    """
+
+    id: str
+    says: str
+    exactness: Exactness
+    run: Callable[[Trial], None]
+    why_not: Callable[[Case], str] = lambda case: ""
