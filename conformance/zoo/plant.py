@@ -6,9 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.cases import Case
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 
 ExpertsClass = type[FusedMoEPermuteExpertsUnpermute]
+ORDINARY = Case(tokens=64, experts=8, top_k=4, seed=5)
+SHOWS = ("output", "second call", "repeat", "input", "raises")
+"""The output of a first call; that of a second call on other inputs; that of the same call again; an input that was
+changed; an exception."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,9 @@ class Fault:
         does: what goes wrong, one sentence.
         subtle: the output's cosine with the right one stays above 0.99 on ordinary data.
         members: from the class to plant it in, the attributes that the mutant overrides.
+        witness: a case on which the mutant does something else than the honest backend: no mutant is a no-op.
+        shows: what differs there, one of `SHOWS`.
+        format: "Standard" where it is planted in `TorchExperts`, "Batched" where in `BatchedTorchExperts`.
     """
 
     name: str
@@ -28,6 +36,9 @@ class Fault:
     does: str
     subtle: bool
     members: Callable[[ExpertsClass], dict[str, Any]]
+    witness: Case = ORDINARY
+    shows: str = "output"
+    format: str = "Standard"
 
 
 def plant(fault: Fault, base: ExpertsClass) -> ExpertsClass:

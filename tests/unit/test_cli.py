@@ -311,14 +311,27 @@ def test_all_platforms() -> None:
 def test_repro_hands_over_and_returns_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def run_case(case_text: str, backend: str, device: str | None) -> int:
-        asked.append((case_text, backend, device))
+    def run_case(*asking: str | None) -> int:
+        asked.append(asking)
         return len(asked)
 
     monkeypatch.setitem(sys.modules, "conformance.repro", SimpleNamespace(run_case=run_case))
     run("repro", "v1:M=3", status=1)
-    run("repro", "v1:M=3,seed=2", "--backend", "acme.moe:Acme", "--device", "cpu", status=2)
-    assert asked == [("v1:M=3", "TRITON", None), ("v1:M=3,seed=2", "acme.moe:Acme", "cpu")]
+    run(
+        "repro",
+        "v1:M=3,seed=2",
+        "--backend",
+        "acme.moe:Acme",
+        "--device",
+        "cpu",
+        "--check",
+        "relation.poison",
+        status=2,
+    )
+    assert asked == [
+        ("v1:M=3", "TRITON", None, None),
+        ("v1:M=3,seed=2", "acme.moe:Acme", "cpu", "relation.poison"),
+    ]
 
 
 # -- bad input: one line on standard error, with the remedy --
