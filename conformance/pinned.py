@@ -9,7 +9,7 @@ from conformance.cases import LAWS, VALUES, Case
 from conformance.models import model_and_split
 from conformance.plan import Cell, Target
 from conformance.strategies import seed_cases
-from fp8moe.config import FusedMoEActivationFormat
+from fp8moe.config import CLAMPED_ACTIVATIONS, FusedMoEActivationFormat
 
 CPU_WEIGHT_BYTES = 128 << 20
 GPU_WEIGHT_BYTES = 4 << 30
@@ -46,6 +46,14 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
     yield replace(base, top_k=1, weight_on_input=True, seed=9)
     yield replace(base, experts=1, top_k=1, seed=10)
     yield replace(base, experts=5, top_k=5, values="block_scales", seed=11)
+    for activation in CLAMPED_ACTIVATIONS:
+        if activation in cell.activations:
+            yield replace(base, activation=activation, values="loud_quiet", tokens=33, seed=12)
+    yield replace(base, dtype="fp16", values="loud_quiet", seed=13)
+    # More than a tile's rows, an 8-bit number's worth of pairs, a column that is no multiple of a vector's 16.
+    yield replace(base, tokens=130, values="loud_quiet", hidden=136, inter=72, seed=14)
+    # Expert ids past 8 bits.
+    yield replace(base, experts=136, hidden=40, inter=24, law="last", tokens=9, seed=15)
 
 
 def simulated_cases(cell: Cell) -> Iterator[Case]:

@@ -67,6 +67,18 @@ def resolve_target(name: str = "auto") -> Target:
     return Target(name, here if here.kind == "cpu" else PLATFORMS["cpu"], "cpu")
 
 
+def target_name(device: str = "auto") -> str:
+    """The name of the device that `device` comes to here; for a worker to answer, since it looks at the device."""
+    return resolve_target(device).name
+
+
+def default_workers(target: str) -> int:
+    """Processes that run cases at the same time: two on a CPU with two cores; four share a GPU, which small cases
+    leave idle while the host prepares them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 if target in ("cpu", "interpreter") else 4, cores)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A backend under test. `origin` is what `--fp8moe-backend` takes to name it again."""
@@ -167,7 +179,7 @@ def _refusal(
 ) -> str | None:
     """Why the class does not take this scheme and activation, asked in its own format; None where it does."""
     batched = cls.activation_format() is FusedMoEActivationFormat.BatchedExperts
-    config = replace(_probe_config(batched), activation=activation, is_act_and_mul=not activation.endswith("_no_mul"))
+    config = probe_config(activation, batched=batched)
     weight_key, activation_key = SCHEMES[scheme]
     supported, reason = cls.is_supported_config(
         cls, config, weight_key, activation_key, cls.activation_format(), platform=platform, env=Env.of({})
@@ -175,8 +187,10 @@ def _refusal(
     return None if supported else getattr(reason, "value", str(reason))
 
 
-def _probe_config(batched: bool) -> FusedMoEConfig:
+def probe_config(activation: str, *, batched: bool) -> FusedMoEConfig:
+    """A small layer to ask a predicate about; `batched`: under a parallelism that batches tokens by expert."""
     parallel = FusedMoEParallelConfig.make(
         dp_size=2 if batched else 1, enable_expert_parallel=batched, all2all_backend="deepep_low_latency"
     )
-    return FusedMoEConfig(8, 2, 256, 256, 8, "silu", "cpu", RoutingMethodType.Renormalize, parallel, torch.bfloat16)
+    plain = FusedMoEConfig(8, 2, 256, 256, 8, "silu", "cpu", RoutingMethodType.Renormalize, parallel, torch.bfloat16)
+    return replace(plain, activation=activation, is_act_and_mul=not activation.endswith("_no_mul"))

@@ -28,8 +28,27 @@ SUBNORMAL_EXPONENTS = {"bf16": (8, 0, -12, -24), "fp16": (8, 4, 0, -4)}
 SUBNORMAL_SHARE = 2.0**-6 / 448  # of a group's amax: what quantises to a subnormal
 GRID_PEAK = 7  # 7/4 = 1.75, whose continuous scale 1.75/448 is a power of two
 FAINT = 1e-4
+TIE_STEPS = 16  # of a binade: FP8 has the even ones, and the odd ones lie exactly between two codes
+TIE_BINADES = (4, 8)  # of a value over its scale: below the anchor, 448, and far above subnormals
+TIE_GROUPS = 3  # binades that the groups' amax are in
+ANCHOR_STEPS, ANCHOR_BINADE = 28, 8  # 28/16 * 2^8 = 448
+WIDE_BINADES = 12
+"""Between the loudest and the quietest channels of a group: those of an FP8 number from 2^-6 to 448 are 15."""
+NEAR_LIMIT = (448.0, 416.0, 288.0, 256.0, 240.0, 224.0)
+"""Over the scale: the limit of e4m3fn and the code below, what a limit of 256 or 240 (e4m3fnuz) cuts, those, and one
+that nothing cuts."""
+NEAR_LIMIT_ONE_IN = 8
 
 BINADES_RMS = math.sqrt(sum(4.0**n for n in range(*SCALE_BINADES)) / 10 * 7 / 3)
+
+_TIE_RMS_IN_BINADE = math.sqrt(sum((1 + n / TIE_STEPS) ** 2 for n in range(TIE_STEPS)) / TIE_STEPS)
+_TIE_BINADES_RMS = math.sqrt(sum(4.0**n for n in range(*TIE_BINADES)) / (TIE_BINADES[1] - TIE_BINADES[0]))
+_TIE_GROUPS_RMS = math.sqrt(sum(4.0**n for n in range(TIE_GROUPS)) / TIE_GROUPS)
+TIES_RMS = _TIE_RMS_IN_BINADE * _TIE_BINADES_RMS * _TIE_GROUPS_RMS * 2.0**-ANCHOR_BINADE
+WIDE_RMS = math.sqrt(sum(4.0 ** -(n + (WIDE_BINADES - n) // 2) for n in range(WIDE_BINADES + 1)) / (WIDE_BINADES + 1))
+"""Of a channel and its weights together, over the loudest of either."""
+_LIMIT_SQUARE = sum(value**2 for value in NEAR_LIMIT) / len(NEAR_LIMIT) * 4.0**-8
+NEAR_LIMIT_RMS = math.sqrt((_LIMIT_SQUARE + (NEAR_LIMIT_ONE_IN - 1) * 4.0**-3) / NEAR_LIMIT_ONE_IN)
 
 HiddenLaw = Callable[[Draw, int, int, str], Tensor]
 """(draw, M, H, dtype name) to (M, H) fp32."""
@@ -43,6 +62,11 @@ def _groups(tokens: int, hidden: int) -> tuple[int, int]:
 
 def _spread(by_group: Tensor, hidden: int) -> Tensor:
     return by_group.repeat_interleave(GROUP, dim=1)[:, :hidden]
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """fp32, of whole exponents from -126 to 127, by its bits: a device's own power need not be exact."""
+    return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
 
 
 def plain_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
@@ -105,6 +129,48 @@ def one_hot_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
     return values.scatter_(1, channel, draw.sign("sign", (tokens, 1)) * draw.binades("value", (tokens, 1), -1, 1))
 
 
+def single_block_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
+    """Each token has one group that is not zero, the next token the next one."""
+    groups = -(-hidden // GROUP)
+    first = draw.integers("first_group", (1,), groups)
+    mine = (torch.arange(tokens, device=draw.device)[:, None] + first) % groups
+    kept = torch.arange(groups, device=draw.device) == mine
+    return draw.normal("hidden", (tokens, hidden)) * _spread(kept.float(), hidden)
+
+
+def ties_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
+    """Sixteenths of binades: over the scale, 1.75 * 2^n / 448 = 2^(n - 8), a power of two, half of them are ties.
+
+    Groups differ by powers of two, so that a scale that is shared by more than a group is one, too.
+    """
+    steps = TIE_STEPS + draw.integers("hidden", (tokens, hidden), TIE_STEPS)
+    binade = TIE_BINADES[0] + draw.integers("binade", (tokens, hidden), TIE_BINADES[1] - TIE_BINADES[0])
+    steps[:, ::GROUP], binade[:, ::GROUP] = ANCHOR_STEPS, ANCHOR_BINADE
+    level = draw.integers("level", _groups(tokens, hidden), TIE_GROUPS) - ANCHOR_BINADE
+    values = steps.float() / TIE_STEPS * power_of_two(binade + _spread(level, hidden))
+    return values * draw.sign("sign", (tokens, hidden))
+
+
+def wide_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
+    """Channels of a group over 12 binades, the same in every token; `weights.py` has louder weights for quiet ones."""
+    return draw.normal("hidden", (tokens, hidden)) * power_of_two(-wide_channel(hidden, draw.device))
+
+
+def wide_channel(hidden: int, device: torch.device) -> Tensor:
+    """(H,) int64 binades from 0 to 12 that a channel is quieter by."""
+    return torch.arange(hidden, device=device) % (WIDE_BINADES + 1)
+
+
+def near_limit_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
+    """Over the scale, which is a power of two: a group's first is 448, one in 8 is a `NEAR_LIMIT`, others are small."""
+    limits = torch.tensor(NEAR_LIMIT, device=draw.device)
+    loud = limits[draw.integers("limit", (tokens, hidden), len(limits))] * draw.sign("sign", (tokens, hidden))
+    near = draw.integers("near", (tokens, hidden), NEAR_LIMIT_ONE_IN) == 0
+    near[:, ::GROUP] = True
+    loud[:, ::GROUP] = loud[:, ::GROUP].sign() * NEAR_LIMIT[0]
+    return torch.where(near, loud * 2.0**-8, draw.normal("hidden", (tokens, hidden)) * 2.0**-3)
+
+
 def near_one(draw: Draw, name: str, shape: tuple[int, ...]) -> Tensor:
     """Within an eighth of 1, with full mantissas."""
     return 0.875 + 0.25 * draw.uniform(name, shape)
@@ -138,12 +204,14 @@ class Regime:
         code_size: typical magnitude of a code.
         scales: how a layer's scales differ, by tensor, channel or block.
         scale_size: typical size of those factors.
-        reach: how a sum over K terms grows with K: "root" (signs at random), "all" (one sign), "one" (a single term).
+        reach: how a sum over K terms grows with K: "root" (signs at random), "all" (one sign), "one" (a single term),
+            "group" (a single group, signs at random).
         gate_over_up: the gate's scales over the up's.
         powers_of_two: the common scale is one, too.
         zero_blocks: some 128 x 128 blocks, and one expert of several, are zero.
         anchors: the first column of each 128 of w13 is zero.
         one_in: of each row of a weight only every so many columns are not zero.
+        wide: the intermediate's elements, and w2's columns against them, lie over 12 binades within a group.
     """
 
     meaning: str
@@ -159,6 +227,7 @@ class Regime:
     zero_blocks: bool = False
     anchors: bool = False
     one_in: int = 1
+    wide: bool = False
 
 
 REGIMES: dict[str, Regime] = {
@@ -227,5 +296,30 @@ REGIMES: dict[str, Regime] = {
         table=codes.ones_and_twos,
         code_size=math.sqrt(2.5 / 16),
         one_in=16,
+    ),
+    "single_block": Regime(
+        "one group of 128 channels a token is not zero, scales log-uniform: blocks of K that louder ones would hide",
+        hidden=single_block_hidden,
+        scales=binades,
+        scale_size=BINADES_RMS / 2,  # most single blocks are quieter than many together
+        reach="group",
+    ),
+    "ties": Regime(
+        "scales are powers of two and half of the activations lie exactly between two FP8 codes: rounding modes",
+        hidden=ties_hidden,
+        hidden_size=TIES_RMS,
+    ),
+    "wide_groups": Regime(
+        "channels and the intermediate over 2^12 within a group, quiet ones with loud weights: limits and granularity "
+        "under power-of-two scales",
+        hidden=wide_hidden,
+        hidden_size=2.0**WIDE_BINADES * WIDE_RMS,
+        code_size=codes.GAUSSIAN_DEVIATION * 2.0**-WIDE_BINADES,
+        wide=True,
+    ),
+    "near_limit": Regime(
+        "values at the limits 448, 256 and 240 of the FP8 formats and just above them: early saturation",
+        hidden=near_limit_hidden,
+        hidden_size=NEAR_LIMIT_RMS,
     ),
 }

@@ -22,6 +22,7 @@ from conformance.results import Evidence, Mismatch, Status
 from conformance.untouched import Watch
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.recipe import Arithmetic, Contract
+from fp8moe.reference.closed import oracles_closed
 from fp8moe.registry import BackendUnavailable
 
 
@@ -106,7 +107,7 @@ class Trial:
 
     def made(self, tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:
         """Another backend, with these tensors' configuration and weights."""
-        with guarded("its constructor"):
+        with guarded("its constructor"), oracles_closed():
             return self.subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
 
     def call(
@@ -122,7 +123,7 @@ class Trial:
             Ended: it raised, its result has another form than it must have, or an input of the case has changed.
         """
         given = self.tensors if tensors is None else tensors
-        with guarded("apply"):
+        with guarded("apply"), oracles_closed():
             result = run(self.backend if backend is None else backend, given, output)
         broken = _form_of(result, given.hidden_states) or self.watch.changed()
         if broken:
@@ -131,50 +132,86 @@ class Trial:
             raise Ended(Status.FAILED, "apply did not write to the output it was given")
         return result
 
-    def equal(self, expected: Tensor, got: Tensor, what: str) -> None:
+    def equal(self, expected: Tensor, got: Tensor, what: str, tokens: Tensor | None = None) -> None:
         """Equal bits, (M, H) both.
+
+        Args:
+            tokens: (M,) which token of the case each row is, int64; None: its own number.
 
         Raises:
             Ended: with `what`, and where they differ.
         """
         found = difference(expected, got)
         if found.differing:
+            token = found.row if tokens is None else int(tokens[found.row])
             raise Ended(
                 Status.FAILED,
-                f"{what}: {found.differing} of {found.elements} elements differ, the farthest of token {found.row}, "
+                f"{what}: {found.differing} of {found.elements} elements differ, the farthest of token {token}, "
                 f"column {found.column}: expected {found.expected:.9g}, got {found.got:.9g}",
             )
 
-    def within(self, tensors: CaseTensors, output: Tensor, what: str, tokens: Tensor | None = None) -> None:
+    def within(
+        self,
+        tensors: CaseTensors,
+        output: Tensor,
+        what: str,
+        tokens: Tensor | None = None,
+        contract: Contract | None = None,
+        named: Tensor | None = None,
+    ) -> None:
         """An output of a call on `tensors`, which may be no case's, within the bound around the recipe's result.
 
         Args:
             tokens: those to judge, int64; None: all.
+            contract: of the backend that was called, where its configuration is another than the case's.
+            named: (M,) which token of the case each row is, int64; None: its own number.
 
         Raises:
             Ended: with `what`, and where it is farthest outside.
         """
         if tokens is None:
             tokens = torch.arange(len(tensors.hidden_states), device=output.device)
-        trace = trace_of(tensors, self.contract.recipe, tokens)
-        judgement = judge(trace, output[tokens].to(trace.R.device), self.arithmetic)
+        declared = self.contract if contract is None else contract
+        with guarded("its contract"):  # a call of another size may have another arithmetic
+            arithmetic = declared.arithmetic_for(int(tensors.topk_ids.numel()))
+        trace = trace_of(tensors, declared.recipe, tokens)
+        judgement = judge(trace, output[tokens].to(trace.R.device), arithmetic)
         if self.judgement is None or judgement.error_over_bound > self.judgement.error_over_bound:
             self.judgement = judgement
         if not judgement.passed:
             self.judgement = judgement
-            raise Ended(Status.FAILED, f"{what}: {told_judgement(judgement, tokens)}", judgement)
+            whose = tokens if named is None else named[tokens]
+            raise Ended(Status.FAILED, f"{what}: {told_judgement(judgement, whose)}", judgement)
 
-    def same(self, tensors: CaseTensors, expected: Tensor, got: Tensor, what: str, *, exact: bool) -> None:
+    def same(
+        self,
+        tensors: CaseTensors,
+        expected: Tensor,
+        got: Tensor,
+        what: str,
+        *,
+        exact: bool,
+        origin: tuple[CaseTensors, Tensor] | None = None,
+        tokens: Tensor | None = None,
+        contract: Contract | None = None,
+    ) -> None:
         """`got`, the output of a call on `tensors`, has the bits of `expected`; or where it need not have them (`exact`
-        is False), lies within the bound around what the recipe makes of `tensors`.
+        is False) and has not, lies within the bound around what the recipe makes of `tensors`.
+
+        Args:
+            origin: the call and the output that `expected` comes from; where bits differ it is judged as well.
+            tokens: as for `equal`; `named` for `within`.
+            contract: as for `within`.
 
         Raises:
             Ended: where it does not.
         """
         if exact:
-            self.equal(expected, got, what)
-        else:
-            self.within(tensors, got, what)
+            self.equal(expected, got, what, tokens)
+        elif difference(expected, got).differing:
+            self.within(tensors, got, what, contract=contract, named=tokens)
+            if origin is not None:
+                self.within(*origin, f"before the change ({what})")
 
 
 def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor | None = None) -> Tensor:
@@ -218,8 +255,8 @@ def _beyond(contract: Contract, case: Case) -> str:
 
 
 def _form_of(output: object, hidden: Tensor) -> str:
-    if not isinstance(output, Tensor):
-        return f"apply returned a {type(output).__name__}: expected a tensor"
+    if type(output) is not Tensor:  # a subclass may answer every question about itself as it likes
+        return f"apply returned a {type(output).__module__}.{type(output).__name__}: expected a plain torch.Tensor"
     for name in ("shape", "dtype", "device"):
         if getattr(output, name) != getattr(hidden, name):
             return f"apply returned {name} {getattr(output, name)}: expected {getattr(hidden, name)}"

@@ -49,6 +49,10 @@ VALUES = (
     "one_hot",
     "bimodal_scales",
     "exact_sums",
+    "single_block",
+    "ties",
+    "wide_groups",
+    "near_limit",
 )
 """Value regimes; `conformance.regimes` says what each is."""
 LAYOUTS = ("contiguous", "strided")

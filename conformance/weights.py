@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conformance.codes import LARGEST_CODE, SIGN, decoded
 from conformance.draw import Draw
-from conformance.regimes import GROUP, Regime
+from conformance.regimes import GROUP, WIDE_BINADES, Regime, power_of_two, wide_channel
 from fp8moe.config import FusedMoEConfig
 from fp8moe.keys import GroupShape
 from fp8moe.validation import scale_shape, weight_rows
@@ -22,6 +22,8 @@ BIAS_SIZE = 0.5
 ZERO_BLOCK_ONE_IN = 8
 ZERO_BLOCK_SCALES = (0.0, 2.0**-76, 1.0)  # of no use, the size that dead experts have in checkpoints, any
 UP_SHIFT = 32  # codes: four binades
+CODES_OF_BINADE = 8
+WIDE_HALF = WIDE_BINADES // 2
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def draw_weight(
         _part_gate_and_up(codes, scale, regime.gate_over_up, group)
     if regime.anchors and projection.name == "w13":
         codes[:, :, ::GROUP] = 0
+    if regime.wide:
+        _widen(codes, projection)
     if regime.one_in > 1:
         _thin_out(codes, regime.one_in)
     if regime.zero_blocks:
@@ -70,8 +74,13 @@ def draw_weight(
 def common_scale(regime: Regime, projection: Projection) -> float:
     """What makes the projection's results of the size `PRE_ACTIVATION`."""
     first = projection.name == "w13"
-    reach = "root" if regime.reach == "one" and not first else regime.reach
-    growth = {"root": math.sqrt(projection.columns), "all": float(projection.columns), "one": 1.0}[reach]
+    reach = "root" if regime.reach in ("one", "group") and not first else regime.reach
+    growth = {
+        "root": math.sqrt(projection.columns),
+        "all": float(projection.columns),
+        "one": 1.0,
+        "group": math.sqrt(min(projection.columns, GROUP)),
+    }[reach]
     inputs = regime.hidden_size if first else 1.0
     scale = PRE_ACTIVATION / (inputs * regime.code_size * regime.scale_size * growth)
     return 2.0 ** math.frexp(scale)[1] if regime.powers_of_two else scale
@@ -87,9 +96,36 @@ def _part_gate_and_up(codes: Tensor, scale: Tensor, ratio: float, group: GroupSh
         return
     scale *= larger
     for start in range(codes.shape[1] // 2, codes.shape[1], GROUP):
-        up = codes[:, start : start + GROUP]
-        sign = up & SIGN
-        up.bitwise_and_(LARGEST_CODE + 1).clamp_(min=UP_SHIFT).sub_(UP_SHIFT).bitwise_or_(sign)
+        _divide(codes[:, start : start + GROUP], UP_SHIFT)
+
+
+def _divide(codes: Tensor, shift: Tensor | int) -> None:
+    """Codes by 2^(shift / 8), in place; what falls below the smallest normal number loses bits."""
+    sign = codes & SIGN
+    magnitude = codes & (LARGEST_CODE + 1)
+    codes.copy_((torch.maximum(magnitude, magnitude.new_zeros(()) + shift) - shift) | sign)
+
+
+def _widen(codes: Tensor, projection: Projection) -> None:
+    """Gate and up rows over six binades each, so the intermediate over twelve, and w2's columns against it; w13's
+    columns are louder by half of what the channels are quieter by.
+
+    FP8 numbers have 15 binades; the quietest rows meet the loudest channels with weights that are partly subnormal.
+    """
+    rows = torch.zeros(projection.rows, dtype=torch.int64, device=codes.device)
+    if projection.name == "w13":
+        in_half = torch.arange(projection.rows // projection.halves, device=codes.device)
+        rows = (in_half % (WIDE_HALF + 1)).repeat(projection.halves)
+        columns = (WIDE_BINADES - wide_channel(projection.columns, codes.device)) // 2
+    else:
+        element = torch.arange(projection.columns, device=codes.device)
+        columns = 2 * (WIDE_HALF - element % (WIDE_HALF + 1))
+    if codes.dtype != torch.uint8:
+        codes.mul_(power_of_two(-rows)[:, None]).mul_(power_of_two(-columns))
+        return
+    shift = (rows * CODES_OF_BINADE).to(torch.uint8)[:, None] + (columns * CODES_OF_BINADE).to(torch.uint8)
+    for expert in codes:
+        _divide(expert, shift)
 
 
 def _thin_out(codes: Tensor, one_in: int) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -235,6 +236,105 @@ def emulate_command(
         else:
             print_emulation(emulation, results)
         raise typer.Exit(1 if failures(emulation, results) else 0)
+
+
+@app.command("check")
+def check_command(
+    backend: Annotated[str, typer.Argument(metavar="NAME|MODULE:CLASS", help="The backend to judge.")],
+    level: Annotated[str, typer.Option(help="smoke, quick or certify.")] = "smoke",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the cases that are not pinned.")] = 0,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result as JSON.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on with the report of a run that its budget ended.")
+    ] = None,
+) -> None:
+    """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
+
+    Exit status 0: it passed; 1: it failed; 2: not everything was run; 70: an error of the suite itself.
+    """
+    with _told():
+        from conformance.contain import SuiteError
+        from fp8moe.commands.check import checked, print_report, status_of, told_error
+
+        try:
+            found = checked(backend, level, device, seed, budget, report, resume)
+        except SuiteError as error:
+            raise typer.Exit(told_error(error)) from None
+        print_report(found)
+        raise typer.Exit(status_of(found))
+
+
+@app.command("zoo")
+def zoo_command(
+    score: Annotated[bool, typer.Option("--score", help="Run the mutants, and say what convicts each.")] = False,
+    level: Annotated[str, typer.Option(help="smoke, quick or certify.")] = "smoke",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Only selector, backend, attacker or kernel; may be given again."),
+    ] = None,
+    part: Annotated[str | None, typer.Option(metavar="I/N", help="Every N-th backend mutant, from number I.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the cases that are not pinned.")] = 0,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every verdict as JSON.")] = None,
+) -> None:
+    """List the backends and selectors that are broken on purpose, or measure how many the suite convicts.
+
+    Exit status 0: all convicted, but for survivors that are known and listed; 1: another one survives.
+    """
+    with _told():
+        from fp8moe.commands.zoo import print_score, print_zoo, scored
+
+        if not score:
+            print_zoo()
+            return
+        raise typer.Exit(print_score(scored(level, kind or (), part, device, seed, report)))
+
+
+@app.command("probe")
+def probe_command(
+    backend: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME|MODULE:CLASS]", help="A backend; default: the device's own product, and TRITON."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+    units: Annotated[bool, typer.Option("--units", help="What the probe says of every unit that we emulate.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Which arithmetic an FP8 product has, by crafted dot products, and whether it is the declared one.
+
+    Exit status 0: as declared, better, or not declared; 1: worse than declared (with --units: the probe misreads a
+    unit); 2: nothing could be probed.
+    """
+    with _told():
+        from fp8moe.commands import probe
+        from fp8moe.commands.question import BadInput
+
+        if units:
+            if backend is not None or device is not None:
+                raise BadInput("--units asks about emulated units, so it goes with neither a backend nor a device")
+            rows = probe.units()
+            if as_json:
+                _print_json(probe.units_json(rows))
+            else:
+                probe.print_units(rows)
+            raise typer.Exit(0 if all(row.right for row in rows) else 1)
+        found = probe.probe_here(device) if backend is None else [probe.probe_named(backend, device)]
+        if as_json:
+            told = [probe.found_json(one) for one in found]
+            _print_json(told if backend is None else told[0])
+        else:
+            probe.print_found(found)
+        raise typer.Exit(probe.exit_status(found))
 
 
 def main() -> None:

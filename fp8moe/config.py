@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 GATED_ACTIVATIONS = ("silu", "gelu", "swigluoai", "swiglustep")
 NON_GATED_ACTIVATIONS = ("silu_no_mul", "gelu_no_mul", "relu2_no_mul")
 ACTIVATIONS = GATED_ACTIVATIONS + NON_GATED_ACTIVATIONS
+CLAMPED_ACTIVATIONS = ("swigluoai", "swiglustep")
+"""Those that limit the gate and the up."""
 
 ALL2ALL_BACKENDS = (
     "naive",

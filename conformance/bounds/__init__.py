@@ -4,5 +4,6 @@ from conformance.bounds.accumulation import UNKNOWN
 from conformance.bounds.allowance import Allowance, allowance_for
 from conformance.bounds.band import judge_ideal
 from conformance.bounds.judgement import Judgement, judge
+from conformance.bounds.pooled import pooled
 
-__all__ = ["UNKNOWN", "Allowance", "Judgement", "allowance_for", "judge", "judge_ideal"]
+__all__ = ["UNKNOWN", "Allowance", "Judgement", "allowance_for", "judge", "judge_ideal", "pooled"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from conformance.bounds.accumulation import UNKNOWN
+from conformance.bounds.aggregates import Residuals, bias_ratio, case_sums, columns_ratios, expert_ratios
 from conformance.bounds.allowance import Allowance, allowance_for
 from conformance.bounds.decode import decode_flips
+from conformance.bounds.pooled import as_floats
 from conformance.bounds.statistics import element_ratio, gain_ratio, token_norm_ratio
-from conformance.bounds.suspect import mismatch_at, per_expert_maxima
+from conformance.bounds.suspect import experts_of_pairs, mismatch_at, per_expert_maxima
 from conformance.results import Mismatch
 from fp8moe.recipe import Arithmetic
 from fp8moe.reference.recipe import RecipeTrace
@@ -27,10 +29,12 @@ class Judgement:
         passed: every ratio is at most 1.
         error_over_bound: largest error/bound of an element; infinite where the output's form is wrong.
         reason: why it failed, or what a passed one was judged under, where that was not declared.
-        per_token: (T,) largest ratio of each token, of its elements or of the token as a whole.
-        per_expert: the largest of these over the tokens routed to an expert, by its id in `topk_ids`.
+        per_token: (T,) largest ratio of each token, of its elements, its blocks of columns or of the token as a whole.
+        per_expert: the largest of these over the tokens routed to an expert, and of them together, by its id in
+            `topk_ids`.
         statistics: every ratio with limit 1, the largest over the tokens.
         worst: of the token with the largest ratio the worst element; None where the form is wrong.
+        sums: what `conformance.bounds.pooled.pooled` adds up over cases; empty where an element is outside its bound.
     """
 
     passed: bool
@@ -40,6 +44,7 @@ class Judgement:
     per_expert: Mapping[int, float]
     statistics: Mapping[str, float]
     worst: Mismatch | None = None
+    sums: Mapping[str, float] = field(default_factory=dict)
 
 
 MEANINGS = {
@@ -49,6 +54,10 @@ MEANINGS = {
     "TN": "a token's errors are together larger than roundings explain",
     "gain": "a token's output is scaled",
     "gain_pooled": "the outputs are scaled",
+    "columns": "a token's errors in one block of 128 columns are together larger than roundings explain",
+    "expert": "the errors of one expert's tokens are together larger than roundings explain",
+    "expert_gain": "what one expert adds to its tokens is scaled",
+    "bias": "errors lean to one side",
 }
 
 
@@ -56,7 +65,8 @@ def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> 
     """Judges T rows of an output, those of the trace's tokens, in their order.
 
     First E1, which allows for every flip that is possible. Then each token without any flip; then, for the tokens
-    that need some, with those that can be read off the output (E3). TN and gain are of what is left after that.
+    that need some, with those that can be read off the output (E3). All others are of what is left after that: of a
+    token (TN, gain), of its blocks of columns, of an expert's tokens, of the whole (gain_pooled, bias).
 
     Args:
         output: (T, H), the dtype of the hidden states.
@@ -74,16 +84,17 @@ def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> 
     broken, excused = not_finite(trace.smooth, got, allowance.total, fmt)
     if bool(broken.any()):
         ratio = torch.where(broken, torch.inf, 0.0)
-        return _judgement(trace, allowance, got, error, ratio, ratio.amax(-1), {"finite": torch.inf})
+        found = _Found(ratio, ratio.amax(-1), {}, {"finite": torch.inf}, {})
+        return _judgement(trace, allowance, got, error, found)
     # Overflow that the recipe shares; a token that it makes nothing of says nothing.
     error = torch.where(excused, 0.0, error)
     judged = torch.isfinite(trace.smooth).all(-1)
     ratio = torch.where(judged[:, None], element_ratio(error, trace.smooth, allowance.total, fmt), 0.0)
-    per_token, statistics = ratio.amax(-1), {"E1": float(ratio.max())}
-    if statistics["E1"] <= 1:
-        ratio, per_token, found = _decoded(trace, allowance, error, judged)
-        statistics |= found
-    return _judgement(trace, allowance, got, error, ratio, per_token, statistics)
+    first = float(ratio.max())
+    if not first <= 1:
+        return _judgement(trace, allowance, got, error, _Found(ratio, ratio.amax(-1), {}, {"E1": first}, {}))
+    found = _decoded(trace, allowance, error, judged)
+    return _judgement(trace, allowance, got, error, replace(found, statistics={"E1": first, **found.statistics}))
 
 
 def form_of(output: Tensor, reference: Tensor, dtype: torch.dtype) -> str:
@@ -109,26 +120,65 @@ def not_finite(reference: Tensor, got: Tensor, allowance: Tensor, fmt: FloatForm
     return (strange & ~excused) | (expected & ~strange), excused
 
 
-def _decoded(
-    trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """(T, H) E3, (T,) the worst of E3, TN and gain, and each one's largest: with the flips that the output shows."""
+@dataclass(frozen=True)
+class _Found:
+    """What is left after the flips that the output shows: (T, H) E3, (T,) the largest ratio of each token, ..."""
+
+    ratio: Tensor
+    per_token: Tensor
+    per_expert: Mapping[int, float]
+    statistics: Mapping[str, float]
+    sums: Mapping[str, float]
+
+
+def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor) -> _Found:
     fmt = trace.problem.carrier
     moved, undecided = torch.zeros_like(error), torch.zeros_like(error)
-    none = _ratios(trace.smooth, allowance.smooth, error, fmt)
+    left = _ratios(trace.smooth, allowance.smooth, error, fmt)
     # Without a flip, an output rounded to nearest stays within half of what a faithful one may have.
-    suspicious = (none["E3"].amax(-1) > 1 / 2) | (none["TN"] > 1) | (none["gain"] > 1)
-    for token in (suspicious & judged & (allowance.flips > 0).any(-1)).nonzero()[:, 0].tolist():
+    suspicious = (left["E3"].amax(-1) > 1 / 2) | (left["TN"] > 1) | (left["gain"] > 1)
+    decodable = (suspicious & judged & (allowance.flips > 0).any(-1)).nonzero()[:, 0].tolist()
+    for token in decodable:
         decoded = decode_flips(trace, allowance, token, error[token])
         moved[token], undecided[token] = decoded.moved, decoded.undecided
-    left = _ratios(trace.smooth + moved, allowance.smooth + undecided, error - moved, fmt)
-    per_token = torch.stack([left["E3"].amax(-1), left["TN"], left["gain"]])
+    reference, slack, rest = trace.smooth + moved, allowance.smooth + undecided, error - moved
+    if decodable:
+        left = _ratios(reference, slack, rest, fmt)
+    of_elements = torch.where(judged[:, None], left["E3"], 0.0)
+    if not bool(judged.any()):
+        return _Found(of_elements, of_elements.amax(-1), {}, {}, {})
+    rows = judged.nonzero()[:, 0]
+    everything = Residuals.of(rest, reference, slack, fmt)
+    residuals = everything.rows(rows)
+    columns = torch.zeros_like(left["TN"])
+    columns[rows] = columns_ratios(residuals, (len(rows), error.shape[1])).amax(-1)
+    per_token = torch.stack([of_elements.amax(-1), left["TN"], left["gain"], columns])
     per_token = torch.where(judged, per_token, 0.0)
-    together = (trace.smooth + moved, allowance.smooth + undecided, error - moved)
-    reference, slack, rest = (values[judged].reshape(1, -1) for values in together)
-    pooled = _ratios(reference, slack, rest, fmt)["gain"] if rest.numel() else torch.zeros(1)
-    largest = dict(zip(("E3", "TN", "gain"), per_token.amax(-1).tolist(), strict=True))
-    return torch.where(judged[:, None], left["E3"], 0.0), per_token.amax(0), largest | {"gain_pooled": float(pooled)}
+    largest = dict(zip(("E3", "TN", "gain", "columns"), per_token.amax(-1).tolist(), strict=True))
+    together = gain_ratio(residuals.error[None], residuals.reference[None], residuals.slack[None], fmt)
+    sums = case_sums(residuals)
+    per_expert, of_experts = _by_expert(trace, everything, judged)
+    largest |= {"gain_pooled": float(together), "bias": bias_ratio(sums)} | of_experts
+    return _Found(of_elements, per_token.amax(0), per_expert, largest, as_floats(sums))
+
+
+def _by_expert(trace: RecipeTrace, residuals: Residuals, judged: Tensor) -> tuple[dict[int, float], dict[str, float]]:
+    """The larger ratio of each expert, by its id, and the largest of each statistic. `residuals` are (T, H)."""
+    pairs, ids = experts_of_pairs(trace)
+    here = ((pairs.token >= 0) & judged[pairs.token.clamp(min=0)]).nonzero()[:, 0]
+    if not len(here):
+        return {}, {}
+    known, expert = torch.unique(ids[here], return_inverse=True)
+    # A token may name an expert in several slots; it is one of its tokens all the same.
+    place, slot = torch.unique(expert * len(judged) + pairs.token[here], return_inverse=True)
+    result = residuals.error.new_zeros(len(place), residuals.error.shape[1])
+    result.index_add_(0, slot, trace.second[here] * pairs.weight[here, None])
+    token, expert = place % len(judged), place // len(judged)
+    segment = expert.repeat_interleave(result.shape[1])
+    norm, gain = expert_ratios(residuals.rows(token), segment, len(known), result.flatten())
+    largest = torch.maximum(norm, gain).tolist()
+    found = {"expert": float(norm.max()), "expert_gain": float(gain.max())}
+    return dict(zip(known.tolist(), largest, strict=True)), found
 
 
 def _ratios(reference: Tensor, allowance: Tensor, error: Tensor, fmt: FloatFormat) -> dict[str, Tensor]:
@@ -139,15 +189,8 @@ def _ratios(reference: Tensor, allowance: Tensor, error: Tensor, fmt: FloatForma
     }
 
 
-def _judgement(
-    trace: RecipeTrace,
-    allowance: Allowance,
-    got: Tensor,
-    error: Tensor,
-    ratio: Tensor,
-    per_token: Tensor,
-    statistics: dict[str, float],
-) -> Judgement:
+def _judgement(trace: RecipeTrace, allowance: Allowance, got: Tensor, error: Tensor, found: _Found) -> Judgement:
+    statistics = found.statistics
     failed = [name for name, value in statistics.items() if not value <= 1]
     reason = "; ".join(f"{name} = {statistics[name]:.3g} > 1: {MEANINGS[name]}" for name in failed)
     if allowance.arithmetic == UNKNOWN:
@@ -156,14 +199,16 @@ def _judgement(
             f"arithmetic not declared: judged as a matrix unit of {unit.fraction_bits} fraction bits in groups of "
             f"{unit.group}, promoted every {unit.promote_every}"
         )
-    token = int(per_token.argmax())
-    column = int(ratio[token].argmax())
+    token = int(found.per_token.argmax())
+    column = int(found.ratio[token].argmax())
+    per_expert = per_expert_maxima(trace, found.per_token)
     return Judgement(
         not failed,
-        float(ratio.max()),
+        float(found.ratio.max()),
         reason,
-        per_token,
-        per_expert_maxima(trace, per_token),
+        found.per_token,
+        {expert: max(value, found.per_expert.get(expert, 0.0)) for expert, value in per_expert.items()},
         statistics,
-        mismatch_at(trace, got, error, token, column, float(ratio[token, column])),
+        mismatch_at(trace, got, error, token, column, float(found.ratio[token, column])),
+        found.sums,
     )

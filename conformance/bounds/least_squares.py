@@ -44,7 +44,7 @@ class BoxedFit:
         for _ in range(ROUNDS):
             if bool(free.any()):
                 fixed = slope - gram[:, ~free] @ moves[~free]
-                moves[free] = torch.linalg.solve(gram[free][:, free], fixed[free])
+                moves[free] = _solved(gram[free][:, free], fixed[free])
             outside = free & ((moves < self.low) | (moves > self.high))
             moves = torch.clamp(moves, self.low, self.high)
             if bool(outside.any()):
@@ -109,3 +109,13 @@ class BoxedFit:
     def _normal(self, precision: Tensor) -> tuple[Tensor, Tensor]:
         weighted = self.columns * precision[:, None]
         return weighted.t() @ self.columns, weighted.t() @ self.target
+
+
+def _solved(gram: Tensor, slope: Tensor) -> Tensor:
+    """The moves of least squares; the shortest ones where columns depend on each other, as those of an expert do that
+    is named twice for a token."""
+    moves: Tensor
+    moves, singular = torch.linalg.solve_ex(gram, slope)
+    if bool(singular):
+        moves = torch.linalg.pinv(gram, hermitian=True) @ slope
+    return moves

@@ -1,4 +1,6 @@
-"""The ratios of an error to its bound, each with limit 1: E1 and E3 for elements, TN and gain for tokens."""
+"""The ratios of an error to its bound, each with limit 1: E1 and E3 for elements, TN and gain for tokens.
+
+`aggregates.py` has those of parts of an output and of the whole."""
 
 from __future__ import annotations
 
@@ -85,9 +87,14 @@ def rounded_alike(reference: Tensor, values: Tensor) -> Tensor:
     Such columns are rounded with the same relative error. Outputs of a token with a single element in its
     intermediate have no more than eight mantissas, which FP8 weights have.
     """
-    mantissa = (torch.frexp(reference.abs())[0] * SAME_MANTISSA).round()
+    mantissa = same_mantissa(reference)
     order = mantissa.argsort(dim=-1)
     mantissa, values = mantissa.gather(-1, order), values.gather(-1, order)
     first = torch.ones_like(mantissa, dtype=torch.int64)
     first[:, 1:] = (mantissa[:, 1:] != mantissa[:, :-1]).to(torch.int64)
     return torch.zeros_like(values).scatter_add(-1, first.cumsum(-1) - 1, values)
+
+
+def same_mantissa(reference: Tensor) -> Tensor:
+    """int64 from 0 to 2^20: elements that are rounded alike have it in common."""
+    return (torch.frexp(reference.abs())[0] * SAME_MANTISSA).round().to(torch.int64)

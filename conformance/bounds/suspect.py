@@ -6,19 +6,25 @@ import torch
 from torch import Tensor
 
 from conformance.results import Mismatch
+from fp8moe.reference.problem import Pairs
 from fp8moe.reference.recipe import RecipeTrace
 
 BLOCK = 128
 """Columns of a block in a report."""
 
 
+def experts_of_pairs(trace: RecipeTrace) -> tuple[Pairs, Tensor]:
+    """The trace's pairs, and each one's expert by its id in `topk_ids`, (P,) int64."""
+    pairs = trace.pairs
+    return pairs, trace.problem.topk_ids[pairs.row, pairs.slot].to(torch.int64)
+
+
 def per_expert_maxima(trace: RecipeTrace, per_token: Tensor) -> dict[int, float]:
     """Largest of `per_token` over the tokens routed to each expert, by its id in `topk_ids`."""
-    pairs = trace.pairs
+    pairs, ids = experts_of_pairs(trace)
     judged = pairs.token >= 0
-    ids = trace.problem.topk_ids[pairs.row[judged], pairs.slot[judged]].to(torch.int64)
     found: dict[int, float] = {}
-    for expert, value in zip(ids.tolist(), per_token[pairs.token[judged]].tolist(), strict=True):
+    for expert, value in zip(ids[judged].tolist(), per_token[pairs.token[judged]].tolist(), strict=True):
         found[expert] = max(value, found.get(expert, 0.0))
     return dict(sorted(found.items()))
 

@@ -15,6 +15,7 @@ from conformance.selection.judge import judge
 from conformance.selection.model import RULES, expect_call
 from conformance.selection.outcomes import Classifier, describe
 from conformance.selection.predicates import BACKENDS, REASONS, SUPPORTED, UNKNOWN
+from conformance.selection.single import CHECKS, Subject, violation
 from fp8moe import explain_fp8_moe_backend, select_fp8_moe_backend
 from fp8moe.registry import seed_backends
 
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("cell", nargs="?", help="the id of a cell, such as sel1:device=sm100,scheme=nvfp4")
     parser.add_argument("--without", choices=[b.value for b in BACKENDS], help="remove this backend")
     parser.add_argument("--only", choices=["nothing", *(b.value for b in BACKENDS)], help="leave only this backend")
+    parser.add_argument("--check", choices=list(CHECKS), help="ask this check of single calls at the cell")
     options = parser.parse_args(arguments)
     if options.cell is None:
         report = judge(progress=lambda line: print(line, file=sys.stderr))
@@ -34,6 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
         cell = Cell.parse(options.cell)
     except ValueError as error:
         parser.error(str(error))
+    if options.check is not None:
+        specs = seed_backends()
+        subject = Subject(select_fp8_moe_backend, explain_fp8_moe_backend, Classifier(specs), specs)
+        found = violation(options.check, subject, [cell])
+        print(found or f"{options.check} holds at {cell}")
+        return 0 if found is None else 1
     return show(cell, options.without, options.only)
 
 

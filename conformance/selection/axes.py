@@ -83,8 +83,20 @@ DEVICES: dict[str, Platform] = {
     "cpu": Platform("cpu"),
     "tpu": Platform("tpu"),
     "other-10.0": Platform("other", capability=(10, 0), gcn_arch="gfx942", cuda_version=(12, 9)),
-}
-"""Devices and the toolkit that kernels are compiled with; their libraries are an axis of their own."""
+} | (
+    {f"sm{major}{minor}": _cuda(major, minor) for major, minor in ((7, 4), (8, 8), (9, 2), (11, 9), (12, 3), (12, 9))}
+    | {
+        "sm90-cuda11.8": _cuda(9, 0, (11, 8)),
+        "sm100-cuda12.10": _cuda(10, 0, (12, 10)),  # newer than 12.8, though not as decimals or as texts
+        "sm100-cuda13.0": _cuda(10, 0, (13, 0)),
+        "gfx940": _rocm("gfx940", 9, 4),
+    }
+)
+"""Devices and the toolkit that kernels are compiled with; their libraries are an axis of their own.
+
+The last ten stand beside the limits of the predicates, where no device may be known yet.
+"""
+BOUNDARY_DEVICES = tuple(DEVICES)[-10:]
 
 LIBRARIES = ("deep_gemm", "flashinfer", "aiter", "vllm")
 LIBRARY_SETS = {"all": frozenset(LIBRARIES), "none": frozenset[str]()} | {
@@ -162,8 +174,20 @@ UNREAD: dict[str, dict[str, str]] = {
 """Variables of the family that the selector does not read."""
 
 
-def _texts(*texts: str) -> dict[str, str | None]:
-    return UNSET | {text: text for text in texts}
+def _texts(*texts: str, **spellings: str) -> dict[str, str | None]:
+    return UNSET | {text: text for text in texts} | spellings
+
+
+INTEGERS = {
+    **{text: text for text in ("2", "-1", "+1", "01", "1_0", "-0", "00", "yes", "True", "01.0")},
+    **{"empty": "", "blank": " ", "blank-1-blank": " 1 ", "blank-0": " 0"},
+}
+WORDS = {
+    **{text: text for text in ("true", "True", "TRUE", "false", "yes", "on", "2", "-1", "01")},
+    **{"empty": "", "blank-1": " 1", "1-newline": "1\n", "blank-TRUE-blank": " TRUE "},
+}
+CHOICES = {"THROUGHPUT": "THROUGHPUT", "bogus": "bogus", "empty": "", "latency-blank": "latency ", "1": "1"}
+"""Further spellings of an integer, of a word, of a choice: by name, since an id holds neither blanks nor nothing."""
 
 
 def _read_logits(value: tuple[torch.dtype | None, torch.dtype]) -> dict[str, int | bool]:
@@ -190,22 +214,31 @@ AXES: tuple[Axis, ...] = (
     Axis("logits", LOGITS, _read_logits),
     Axis("lora", SWITCH, _fact("lora", bool)),
     Axis("allow_vllm_cutlass", SWITCH, _fact("allow_cutlass", bool)),
-    Axis(facts.FLASHINFER, _texts("0", "1", "true"), _fact("use_flashinfer", facts.integer_state)),
+    Axis(facts.FLASHINFER, _texts("0", "1", "true", **INTEGERS), _fact("use_flashinfer", facts.integer_state)),
     Axis(
         facts.FLASHINFER_BACKEND,
-        _texts("throughput", "latency", "masked_gemm", "Latency"),
+        _texts("throughput", "latency", "masked_gemm", "Latency", **CHOICES),
         _fact("flashinfer_choice", facts.choice_state),
     ),
-    Axis(facts.DEEP_GEMM, _texts("0", "1", "1.0"), _fact("use_deep_gemm", facts.integer_state)),
-    Axis(facts.MOE_DEEP_GEMM, _texts("0", "1", "0x1"), _fact("moe_use_deep_gemm", facts.integer_state)),
-    Axis(facts.MARLIN, _texts("0", "1"), _fact("force_marlin", facts.stripped_state)),
-    Axis(facts.AITER, _texts("0", "1"), _fact("use_aiter", facts.unstripped_state)),
-    Axis(facts.AITER_MOE, _texts("0", "1"), _fact("use_aiter_moe", facts.unstripped_state)),
+    Axis(facts.DEEP_GEMM, _texts("0", "1", "1.0", **INTEGERS), _fact("use_deep_gemm", facts.integer_state)),
+    Axis(facts.MOE_DEEP_GEMM, _texts("0", "1", "0x1", **INTEGERS), _fact("moe_use_deep_gemm", facts.integer_state)),
+    Axis(facts.MARLIN, _texts("0", "1", **WORDS), _fact("force_marlin", facts.stripped_state)),
+    Axis(facts.AITER, _texts("0", "1", **WORDS), _fact("use_aiter", facts.unstripped_state)),
+    Axis(facts.AITER_MOE, _texts("0", "1", **WORDS), _fact("use_aiter_moe", facts.unstripped_state)),
     Axis("unread", UNREAD, lambda _: {}),
 )
-"""In the order in which a cell's id names them. The last value of the four variables with a parser is malformed."""
+"""In the order in which a cell's id names them."""
 AXIS = {axis.name: index for index, axis in enumerate(AXES)}
 VARIABLES = tuple(name for name in AXIS if name.startswith("VLLM_"))
+MALFORMED = {facts.FLASHINFER: "true", facts.FLASHINFER_BACKEND: "Latency", facts.DEEP_GEMM: "1.0"} | {
+    facts.MOE_DEEP_GEMM: "0x1"
+}
+"""A text that its variable's parser refuses, of each variable with a parser."""
+WELL_FORMED = {
+    name: ("unset", "throughput", "latency", "masked_gemm") if name == facts.FLASHINFER_BACKEND else ("unset", "0", "1")
+    for name in VARIABLES
+}
+"""The plain values of each variable."""
 
 _read = set(chain.from_iterable(axis.read(next(iter(axis.values.values()))) for axis in AXES))
 if _read != set(facts.FACTS):

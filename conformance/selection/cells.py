@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from conformance.selection.axes import AXES, AXIS, VARIABLES
@@ -114,12 +115,12 @@ def config_at(indices: Indices) -> FusedMoEConfig:
 
 
 @cache
-def environment_at(indices: Indices) -> dict[str, str]:
-    """The environment with these values of ``ENVIRONMENT_AXES``; not to be changed."""
+def environment_at(indices: Indices) -> Mapping[str, str]:
+    """The environment with these values of ``ENVIRONMENT_AXES``; it cannot be changed."""
     *texts, unread = _values(ENVIRONMENT_AXES, indices)
     read: dict[str, str] = {name: text for name, text in zip(VARIABLES, texts, strict=True) if text is not None}
     read.update(unread)
-    return read
+    return MappingProxyType(read)
 
 
 def _values(axes: tuple[str, ...], indices: Indices) -> list[Any]:

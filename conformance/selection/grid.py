@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.selection.axes import AXES, AXIS, VARIABLES
+from conformance.selection.axes import AXES, AXIS, BOUNDARY_DEVICES, MALFORMED, WELL_FORMED
 from conformance.selection.cells import (
     CONFIG_AXES,
     ENVIRONMENT_AXES,
@@ -137,7 +137,8 @@ def thin(products: Sequence[Product], values: int = 2) -> tuple[Product, ...]:
 
 EXECUTED_SCHEMES = AXES[AXIS["scheme"]].names[:9]
 BOTH_FORMATS = ("single", "dp2-ep-deepep_low_latency")
-WELL_FORMED = {name: AXES[AXIS[name]].names[: 4 if "BACKEND" in name else 3] for name in VARIABLES}
+DEVICES = tuple(name for name in AXES[AXIS["device"]].names if name not in BOUNDARY_DEVICES)
+PLAIN_OR_MALFORMED = {name: (*plain, *filter(None, [MALFORMED.get(name)])) for name, plain in WELL_FORMED.items()}
 FEW_DEVICES = ("sm75", "sm90", "sm100", "sm120", "gfx942", "xpu")
 CUTLASS_DEVICES = (
     "sm89",
@@ -159,7 +160,7 @@ CUTLASS_DEVICES = (
 )
 
 MAIN: tuple[Product, ...] = (
-    Product.over("environments", device="*", scheme=EXECUTED_SCHEMES, parallel=BOTH_FORMATS, **WELL_FORMED),
+    Product.over("environments", device=DEVICES, scheme=EXECUTED_SCHEMES, parallel=BOTH_FORMATS, **WELL_FORMED),
     Product.over(
         "environments with CUTLASS",
         device=CUTLASS_DEVICES,
@@ -170,7 +171,7 @@ MAIN: tuple[Product, ...] = (
     ),
     Product.over(
         "libraries",
-        device="*",
+        device=DEVICES,
         libraries="*",
         scheme="*",
         parallel="*",
@@ -191,7 +192,7 @@ MAIN: tuple[Product, ...] = (
     ),
     Product.over(
         "activations",
-        device="*",
+        device=DEVICES,
         libraries=("all", "none"),
         scheme="*",
         parallel="*",
@@ -216,20 +217,20 @@ MAIN: tuple[Product, ...] = (
     ),
     Product.over(
         "LoRA",
-        device="*",
+        device=DEVICES,
         libraries=("all", "none"),
         scheme="*",
         parallel="*",
         lora="yes",
         allow_vllm_cutlass="*",
-        VLLM_USE_FLASHINFER_MOE_FP8="*",
+        VLLM_USE_FLASHINFER_MOE_FP8=PLAIN_OR_MALFORMED["VLLM_USE_FLASHINFER_MOE_FP8"],
     ),
     Product.over(
         "malformed",
         device=("sm89", "sm90", "sm100", "gfx942", "cpu"),
         scheme=("block", "tensor_static"),
         parallel=BOTH_FORMATS,
-        **dict.fromkeys(VARIABLES, "*"),
+        **PLAIN_OR_MALFORMED,
     ),
     Product.over(
         "unread variables",
@@ -241,6 +242,17 @@ MAIN: tuple[Product, ...] = (
         VLLM_TEST_FORCE_FP8_MARLIN=("unset", "1"),
         VLLM_ROCM_USE_AITER=("unset", "1"),
         unread="*",
+    ),
+    Product.over(
+        "boundaries",
+        device=BOUNDARY_DEVICES,
+        libraries=("all", "none"),
+        scheme="*",
+        parallel=BOTH_FORMATS,
+        allow_vllm_cutlass="*",
+        **WELL_FORMED
+        | {"VLLM_ROCM_USE_AITER_MOE": "unset", "VLLM_TEST_FORCE_FP8_MARLIN": ("unset", "1")}
+        | {"VLLM_FLASHINFER_MOE_BACKEND": ("unset", "latency"), "VLLM_MOE_USE_DEEP_GEMM": "unset"},
     ),
 )
 PAIRS = tuple(Product.over(f"{a.name} x {b.name}", **{a.name: "*", b.name: "*"}) for a, b in combinations(AXES, 2))

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from conformance.selection import removal
+from conformance.selection import removal, single
 from conformance.selection.explanations import Explain, ExplainedSample
 from conformance.selection.facts import Array
 from conformance.selection.grid import GRID, Product
@@ -26,12 +26,13 @@ Progress = Callable[[str], None]
 DETERMINISTIC = "deterministic"
 REASONS_AGREE = "reasons_agree_with_model"
 TRIPLES = "every_permitted_triple_occurs"
-NAMES = (*INVARIANTS, DETERMINISTIC, REASONS_AGREE, TRIPLES, removal.NAME)
+NAMES = (*INVARIANTS, DETERMINISTIC, REASONS_AGREE, TRIPLES, removal.NAME, *single.CHECKS)
 """Every invariant that ``judge`` evaluates."""
 
 REMOVALS = 520_000
 RERUNS = 100_000
 EXPLAINED = 25_000
+TELLING = 500
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class GridReport:
     removals: int
     reruns: int
     explained: int
+    telling: int
+    """Cells at which the checks of single calls were asked."""
     seconds: dict[str, float]
     """Wall time of each step."""
 
@@ -54,7 +57,7 @@ class GridReport:
         time = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self.seconds.items())
         head = (
             f"{self.cells:,} cells, {self.removals:,} again with backends removed, {self.reruns:,} again in another "
-            f"order and process, {self.explained:,} explained ({time})"
+            f"order and process, {self.explained:,} explained, {self.telling:,} asked singly ({time})"
         )
         broken = [str(violation) for violation in self.violations.values() if violation is not None]
         tail = f"{len(self.violations) - len(broken)} of {len(self.violations)} invariants hold"
@@ -100,19 +103,24 @@ def judge(
     clock.lap("invariants")
     # The workers ran the grid forwards; this process has not selected yet, and goes backwards.
     samples = spread(products, RERUNS)
-    violations[DETERMINISTIC] = _deterministic(task, outcomes, samples)
+    violations[DETERMINISTIC] = deterministic(task, outcomes, samples)
     clock.lap("reruns")
     sample = ExplainedSample(explain, classifier, products)
-    sample.run(spread(products, explained))
+    numbers = spread(products, explained)
+    sample.run(numbers)
     violations[REASONS_AGREE] = sample.reasons_agree_with_model()
     violations[TRIPLES] = sample.every_permitted_triple_occurs(witnesses(products))
     clock.lap("explanations")
+    cells = single.telling_cells(products, numbers, TELLING)
+    violations |= single.violations(single.Subject(select, explain, classifier, backends), cells)
+    clock.lap("single calls")
     return GridReport(
         violations={name: violations[name] for name in NAMES},
         cells=sum(product.size for product in products),
         removals=sum(len(job.numbers) for job in removals),
         reruns=sum(len(numbers) for numbers in samples),
         explained=sample.count,
+        telling=len(cells),
         seconds=clock.laps,
     )
 
@@ -147,7 +155,8 @@ def _cell_by_cell(products: Sequence[Product], outcomes: Sequence[Array]) -> dic
     return found
 
 
-def _deterministic(task: Task, outcomes: Sequence[Array], samples: Sequence[Array]) -> Violation | None:
+def deterministic(task: Task, outcomes: Sequence[Array], samples: Sequence[Array]) -> Violation | None:
+    """The cells with these numbers again, from the last to the first: the same outcomes as before."""
     again = [np.asarray([], dtype=np.uint8)] * len(samples)
     for index in reversed(range(len(samples))):
         again[index] = task.outcomes(Job(index, samples[index][::-1]))[::-1]

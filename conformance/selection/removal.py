@@ -42,11 +42,18 @@ def removed_by(subset: Array) -> Array:
 
 def jobs(products: Sequence[Product], outcomes: Sequence[Array], at_least: int) -> list[Job]:
     """At least so many cells, evenly spread, alternately with one backend less and with only the chosen one left."""
-    total = sum(product.size for product in products)
-    step = max(1, total // at_least)
+    step = max(1, sum(product.size for product in products) // at_least)
+    numbers = [
+        np.arange(index % step if product.size > step else 0, product.size, step)
+        for index, product in enumerate(products)
+    ]
+    return jobs_at(outcomes, numbers)
+
+
+def jobs_at(outcomes: Sequence[Array], numbers_of: Sequence[Array]) -> list[Job]:
+    """The cells with these numbers of each product, alternately as ``jobs`` has them."""
     found = []
-    for index, product in enumerate(products):
-        numbers = np.arange(index % step if product.size > step else 0, product.size, step)
+    for index, numbers in enumerate(numbers_of):
         chosen = outcomes[index].reshape(-1)[numbers].astype(np.int64)
         has_choice = chosen < COUNT
         # A different backend at each cell, stepping over the chosen one.

@@ -15,6 +15,7 @@ from torch import Tensor
 from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.reference.closed import must_be_open
 
 ROWS_ELEMENTS = 1 << 22
 """Elements of a weight that are held in float64 at a time on a CPU; a GPU takes 32 times as many."""
@@ -43,6 +44,7 @@ def ideal_moe(
     Raises:
         ValueError: an unknown activation.
     """
+    must_be_open("ideal_moe")
     chosen = torch.arange(hidden_states.shape[0]) if tokens is None else tokens
     chosen = chosen.to(hidden_states.device)
     x, router, ids = hidden_states[chosen].double(), topk_weights[chosen].double(), topk_ids[chosen].long()

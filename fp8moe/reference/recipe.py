@@ -14,6 +14,7 @@ from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Recipe, Rounding
 from fp8moe.reference.activation import Activation, activated, activation_of
+from fp8moe.reference.closed import must_be_open
 from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
 from fp8moe.reference.quantisation import group_amax, quantised, scale_of, spread
 from fp8moe.reference.rounding import round_to, to_float32
@@ -76,6 +77,7 @@ def recipe_moe(
     Raises:
         ValueError: an unknown activation, or activations quantised at a granularity that no scheme has.
     """
+    must_be_open("recipe_moe")
     if tokens is None:
         tokens = torch.arange(hidden_states.shape[0], device=hidden_states.device)
     problem = MoEProblem(

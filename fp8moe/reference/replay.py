@@ -18,6 +18,7 @@ from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Rounding, Steps
+from fp8moe.reference.closed import must_be_open
 from fp8moe.reference.portable import PORTABLE
 from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
 from fp8moe.reference.recipe import RecipeTrace
@@ -92,6 +93,7 @@ def replay_moe(trace: RecipeTrace, arithmetic: Arithmetic, steps: Steps) -> Repl
 
     Where the unit is "fp32", its order of summation is that of K: right for data whose sums are exact.
     """
+    must_be_open("replay_moe")
     problem, pairs = trace.problem, trace.pairs
     recipe = problem.recipe
     gemm = _Gemm(problem, arithmetic, steps)

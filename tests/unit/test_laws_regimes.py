@@ -290,3 +290,52 @@ def test_bimodal_scales() -> None:
         gaps = ordered[1:] / ordered[:-1]
         assert float(gaps.max()) == pytest.approx(1e4, rel=0.4)
         assert float(gaps.sort().values[-2]) < 1.3
+
+
+def test_single_block() -> None:
+    groups = regime("single_block").hidden_states.float().reshape(12, 4, GROUP).abs().amax(dim=2) > 0
+    assert groups.sum(dim=1).tolist() == [1] * 12
+    assert groups.sum(dim=0).tolist() == [3] * 4
+    assert groups[0].tolist() == groups[4].tolist() != groups[1].tolist()
+    assert (regime("single_block", hidden=144).hidden_states != 0).sum(dim=1).sort().values.tolist() == [16] * 6 + [
+        GROUP
+    ] * 6
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("group", [BY_GROUP, GroupShape.PER_TOKEN, GroupShape.PER_TENSOR])
+def test_ties(dtype: str, group: GroupShape) -> None:
+    """Under every scheme the scale is a power of two, and half of the values lie between two codes, none on a limit."""
+    hidden = regime("ties", dtype=dtype, tokens=64).hidden_states
+    amax = group_amax(hidden, group)
+    assert bool((torch.frexp(amax)[0] == 1.75 / 2).all())
+    width = {BY_GROUP: GROUP, GroupShape.PER_TOKEN: 512}.get(group, hidden.numel())
+    over = hidden.double().reshape(-1, width) * 448 / amax.double().reshape(-1, 1)
+    codes_apart = torch.frexp(over)[1].double().sub(4).exp2()
+    between = (over / codes_apart).frac().abs()
+    assert between.unique().tolist() == [0, 0.5]
+    assert float((between == 0.5).double().mean()) == pytest.approx(0.5, abs=0.02)
+    assert len(over.sign().unique()) == 2
+
+
+def test_wide_groups() -> None:
+    tensors = regime("wide_groups", tokens=64)
+    channels = tensors.hidden_states.float().square().mean(dim=0).sqrt().reshape(4, GROUP)
+    assert bool((channels.amax(dim=1) / channels.amin(dim=1) > 2**11.5).all())
+    first = tensors.weights.w13.float().square().mean(dim=(0, 2)).sqrt().reshape(2, 3, GROUP)
+    assert bool((first.amax(dim=2) / first.amin(dim=2) > 2**4.5).all())  # the quietest are partly subnormal
+    second = tensors.weights.w2.float().square().mean(dim=(0, 1)).sqrt()
+    assert float(second.max() / second.min()) == pytest.approx(2**12, rel=0.1)
+    assert bool((second[:7].diff() > 0).all() and (first[:, 0, :7].diff() < 0).all())
+    unquantised = regime("wide_groups", scheme="none").weights.w2.float().square().mean(dim=(0, 1)).sqrt()
+    assert float(unquantised.max() / unquantised.min()) == pytest.approx(2**12, rel=0.1)
+
+
+def test_near_limit() -> None:
+    hidden = regime("near_limit", tokens=64).hidden_states.float()
+    groups = hidden.reshape(64, 4, GROUP).abs()
+    assert bool((groups.amax(dim=2) == 1.75).all())
+    codes_of = groups * 256
+    for limit in (448, 416, 288, 256, 240, 224):
+        assert 1 / 100 < float((codes_of == limit).double().mean()) < 1 / 25
+    assert bool(((codes_of > 240).sum(dim=2) > 1).all())

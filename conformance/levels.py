@@ -1,0 +1,116 @@
+"""What each level goes through, in order: what convicts most and costs least comes first.
+
+smoke    the pinned cases of every scheme and each relation on every scheme: a minute on two CPU cores
+quick    on top of that every pair of values of the axes, and published models
+certify  on top of that nearly every triple, and each relation on more seeds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from conformance.axes import Space
+from conformance.cases import Case
+from conformance.checks import EQUIVALENCE
+from conformance.covering import Coverage, Tally, covering_rows
+from conformance.pinned import is_checkpoints, model_cases, pinned_cases, simulated_cases
+from conformance.plan import Cell, Target
+from conformance.relations import RELATIONS, relation_case
+from conformance.results import Evidence
+
+LEVELS = ("smoke", "quick", "certify")
+STRENGTHS = {"smoke": (), "quick": (2,), "certify": (2, 3)}
+"""Combinations of how many axes a level covers."""
+SHARES = {2: 1.0, 3: 0.99}
+"""How many of them."""
+RELATION_SEEDS = {"smoke": 1, "quick": 2, "certify": 4}
+MODEL_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Item:
+    """One check on one case. `part` is what it belongs to, in words."""
+
+    check: str
+    case: Case
+    part: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.check, str(self.case)
+
+
+def items_of(level: str, cells: Sequence[Cell], target: Target, seed: int) -> list[Item]:
+    """Everything that a level goes through, each item once.
+
+    Args:
+        level: of `LEVELS`.
+        cells: those of one backend that run, one a scheme.
+        seed: of the cases that are not pinned.
+    """
+    found: dict[tuple[str, str], Item] = {}
+    for item in _items(level, cells, target, seed):
+        found.setdefault(item.key, item)
+    return list(found.values())
+
+
+def _items(level: str, cells: Sequence[Cell], target: Target, seed: int) -> Iterator[Item]:
+    simulated = any(cell.evidence is Evidence.SIMULATED for cell in cells)
+    for cell in cells:
+        pinned = simulated_cases(cell) if simulated else pinned_cases(cell, small=True)
+        for case in pinned:
+            yield Item(EQUIVALENCE, case, "pinned cases")
+        if not simulated or cell is cells[0]:  # a relation takes the interpreter seconds
+            yield from _relations(cell, range(seed, seed + 1))
+    if simulated:
+        return
+    for strength in STRENGTHS[level]:
+        space = space_of(cells, target)
+        rows = covering_rows(space, strength, seed, share=SHARES[strength])
+        for number, row in enumerate(rows):
+            yield Item(EQUIVALENCE, space.case(row, _seed(seed, strength, number)), _part(strength))
+    if level == "smoke":
+        return
+    for cell in cells:
+        yield from _relations(cell, range(seed + 1, seed + RELATION_SEEDS[level]))
+    takes = {cell.scheme: cell.activations for cell in cells}
+    for case in model_cases(target):
+        small = target.device != "cpu" or (is_checkpoints(case) and case.tokens <= MODEL_TOKENS)
+        if small and case.activation in takes.get(case.scheme, ()):
+            yield Item(EQUIVALENCE, case, "published models")
+
+
+def _relations(cell: Cell, seeds: range) -> Iterator[Item]:
+    for seed in seeds:
+        for check in RELATIONS:
+            case = relation_case(check, cell.scheme, cell.activations[seed % len(cell.activations)], seed)
+            if not check.why_not(case):
+                yield Item(check.id, case, "relations")
+
+
+def _part(strength: int) -> str:
+    return {2: "pairs of values", 3: "triples of values"}[strength]
+
+
+def _seed(seed: int, strength: int, number: int) -> int:
+    return (seed * 10 + strength) * 1_000_000 + number
+
+
+def space_of(cells: Sequence[Cell], target: Target) -> Space:
+    """The axes as far as a backend takes them on this device."""
+    from fp8moe.backends.torch_experts import TorchExperts
+
+    plain = all(issubclass(cell.subject.experts_cls, TorchExperts) for cell in cells) and target.device == "cpu"
+    return Space({cell.scheme: cell.activations for cell in cells}, fnuz=plain or target.platform.uses_fnuz)
+
+
+def coverage_of(level: str, space: Space, cases: Sequence[Case]) -> list[Coverage]:
+    """What these cases cover, for each strength that the level asks for."""
+    rows = [row for row in map(space.row, cases) if row is not None]
+    found = []
+    for strength in STRENGTHS[level]:
+        tally = Tally(space, strength)
+        tally.add_all(rows)
+        found.append(tally.coverage)
+    return found

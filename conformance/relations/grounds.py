@@ -1,0 +1,126 @@
+"""On what grounds two results must have equal bits, and which cases have nothing to show for a relation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from conformance.bits import why_not_bits
+from conformance.build import CaseTensors
+from conformance.cases import Case
+from conformance.results import Status
+from conformance.trial import Ended, Trial, guarded
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.recipe import Contract
+from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
+
+WhyNot = Callable[[Case], str]
+
+
+def unless(*reasons: WhyNot) -> WhyNot:
+    """The first of the reasons that a case gives."""
+
+    def why_not(case: Case) -> str:
+        return next((why for why in (reason(case) for reason in reasons) if why), "")
+
+    return why_not
+
+
+def shared_scale(case: Case) -> str:
+    """A dynamic per-tensor scale makes every token's result depend on the others'."""
+    return "its tokens share a dynamic scale" if SCHEMES[case.scheme] == TENSOR_DYNAMIC else ""
+
+
+def weight_on_input(case: Case) -> str:
+    return "its routing weights are on the input, which the activation bends" if case.weight_on_input else ""
+
+
+def sharded(case: Case) -> str:
+    return "" if case.ep is None else f"it is one rank's share of the experts already (ep={case.ep})"
+
+
+def fewer_tokens(least: int) -> WhyNot:
+    return lambda case: f"it takes {least} tokens, not {case.tokens}" if case.tokens < least else ""
+
+
+def fewer_slots(least: int) -> WhyNot:
+    return lambda case: f"it takes top-{least}, not top-{case.top_k}" if case.top_k < least else ""
+
+
+def fewer_experts(least: int) -> WhyNot:
+    return lambda case: (
+        f"it takes {least} local experts, not {case.local_experts}" if case.local_experts < least else ""
+    )
+
+
+def not_applicable(reason: str) -> Ended:
+    """What a check raises where only the backend's contract, or the tensors, tell that it has nothing to show."""
+    return Ended(Status.NOT_APPLICABLE, reason)
+
+
+def deterministic(trial: Trial) -> bool:
+    """A call of the same shapes, whose tokens' sums have the same terms, has the same bits again."""
+    return trial.by_bits or bool(trial.contract.deterministic)
+
+
+def contract_of(backend: FusedMoEPermuteExpertsUnpermute) -> Contract:
+    """What another backend than the trial's own declares; it may depend on the configuration.
+
+    Raises:
+        Ended: it is no contract.
+    """
+    with guarded("its contract"):
+        contract = backend.contract
+        if not isinstance(contract, Contract):
+            raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
+    return contract
+
+
+def replayed_alike(trial: Trial, tensors: CaseTensors, contract: Contract | None = None) -> bool:
+    """A token's sums are known to the bit here and in a call on `tensors`, and are the same.
+
+    What is chosen by the number of pairs (the height of a tile, and with it the matrix instruction) may be another in
+    a call of another size; only where it is not are the bits the same.
+    """
+    declared = trial.contract if contract is None else contract
+    with guarded("its contract"):
+        other = declared.arithmetic_for(int(tensors.topk_ids.numel()))
+        return (
+            trial.by_bits
+            and other == trial.arithmetic
+            and declared.steps == trial.contract.steps
+            and declared.recipe == trial.contract.recipe
+            and not why_not_bits(tensors, declared)
+        )
+
+
+def token_by_token(trial: Trial, tensors: CaseTensors) -> bool:
+    """A token's bits are those that it has in a call on `tensors`, whose tokens may be others and another number.
+
+    For cases whose tokens share no dynamic scale.
+    """
+    declared = trial.contract.batch_invariant and trial.contract.deterministic
+    return bool(declared) or replayed_alike(trial, tensors)
+
+
+def scaling_is_exact(trial: Trial, *stages: str) -> bool:
+    """Whether a power of two passes through these roundings of the recipe unchanged.
+
+    It does not where a sum is rounded to fp16 on the way: it may be subnormal there, and the output is not.
+    """
+    return trial.case.dtype != "fp16" or all(getattr(trial.contract.recipe, stage) == "float32" for stage in stages)
+
+
+def scaled_output(base: Tensor, got: Tensor, factor: float) -> Tensor:
+    """`base` times a power of two, where both are normal numbers of their format; elsewhere what `got` has.
+
+    Strictly above the smallest normal number: what was rounded up to it came from a coarser grid than its multiple.
+    """
+    limits = torch.finfo(base.dtype)
+    wide = base.float()
+    normal = (wide.abs() > limits.tiny) & (wide.abs() <= limits.max)
+    times = wide * factor
+    normal &= (times.abs() > limits.tiny) & (times.abs() <= limits.max)
+    return torch.where(normal, times.to(base.dtype), got)

@@ -1,0 +1,140 @@
+"""What a run of `check_backend` came to: three verdicts, every check, what was covered, and how to go on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from conformance.results import CheckResult, Evidence, Status, finite
+
+FORMAT = 1
+PASSED, FAILED, INCOMPLETE = "passed", "failed", "incomplete"
+NOT_MEASURED = "not_run"
+VERDICTS = ("selects", "computes", "performs")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one run on one backend.
+
+    Args:
+        backend: its name.
+        origin: what names it again on a command line.
+        level: "smoke", "quick" or "certify".
+        seed: of the cases that are not pinned.
+        target: the device, as `--fp8moe-device` names it.
+        device: in words.
+        versions: of fp8moe, torch, triton, Python.
+        checks: one result for each check and case; what was declared and not run is among them, with the reason.
+        coverage: what the cases that were judged cover, in words.
+        excluded: pairs of values that no case has together, with the reason.
+        seconds: wall time of the run, of earlier pieces too.
+        planned: how many (check, case) the level has.
+    """
+
+    backend: str
+    origin: str
+    level: str
+    seed: int
+    target: str
+    device: str
+    versions: Mapping[str, str]
+    checks: Sequence[CheckResult]
+    coverage: Sequence[str] = ()
+    excluded: Sequence[str] = ()
+    seconds: float = 0.0
+    planned: int = 0
+    unshrunk: Mapping[str, str] = field(default_factory=dict)
+    """Ids of the cases that were found first, by those that they shrank to."""
+
+    @property
+    def verdict(self) -> str:
+        """ "failed" where any check failed; "incomplete" where what the level asks of the selection or of the numbers
+        was not all run; else "passed"."""
+        if FAILED in self.verdicts.values():
+            return FAILED
+        return PASSED if self.verdicts["selects"] == self.verdicts["computes"] == PASSED else INCOMPLETE
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Of each question: "passed", "failed", "incomplete", or "not_run" where no check of it is part of the run."""
+        return {name: self._verdict(name) for name in VERDICTS}
+
+    def _verdict(self, name: str) -> str:
+        found = {check.status for check in self.checks if check.verdict == name}
+        if Status.FAILED in found:
+            return FAILED
+        if found and found <= {Status.NOT_RUN, Status.NOT_SUPPORTED}:
+            return NOT_MEASURED if name == "performs" else INCOMPLETE
+        if Status.NOT_RUN in found:
+            return INCOMPLETE
+        return PASSED if Status.PASSED in found else NOT_MEASURED
+
+    @property
+    def failures(self) -> list[CheckResult]:
+        """The checks that failed; `reproduce` of each is one command."""
+        return [check for check in self.checks if check.status is Status.FAILED]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many checks have each status."""
+        return dict(Counter(check.status.value for check in self.checks))
+
+    def distribution(self) -> dict[str, float]:
+        """error/bound over the cases that passed by the bound: median, p99 and largest; empty where none did."""
+        values = sorted(
+            check.error_over_bound
+            for check in self.checks
+            if check.status is Status.PASSED and check.error_over_bound is not None
+        )
+        if not values:
+            return {}
+        return {
+            "cases": len(values),
+            "median": values[len(values) // 2],
+            "p99": values[min(len(values) - 1, 99 * len(values) // 100)],
+            "largest": values[-1],
+        }
+
+    def to_json(self) -> str:
+        """Everything, for machines; `from_json` reads it."""
+        checks = [
+            {name: finite(value) for name, value in asdict(check).items() if value not in (None, "", {})}
+            for check in self.checks
+        ]
+        told: dict[str, Any] = {
+            "format": FORMAT,
+            "verdict": self.verdict,
+            "verdicts": self.verdicts,
+            **{name: value for name, value in vars(self).items() if name != "checks"},
+            "checks": checks,
+        }
+        return json.dumps(told, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """A report that `to_json` wrote.
+
+        Raises:
+            ValueError: it is none, or of another format.
+        """
+        data: dict[str, Any] = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
+        known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__}
+        known |= {name: tuple(data[name]) for name in ("coverage", "excluded")}
+        return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
+
+
+def _check(data: dict[str, Any]) -> CheckResult:
+    numbers = {name: float(data[name]) for name in ("error_over_bound",) if name in data}
+    tables: dict[str, dict[str, float]] = {
+        name: {key: float(value) for key, value in data[name].items()}
+        for name in ("statistics", "measured")
+        if name in data
+    }
+    evidence = Evidence(data["evidence"]) if "evidence" in data else None
+    return CheckResult(**{**data, **numbers, **tables, "status": Status(data["status"]), "evidence": evidence})

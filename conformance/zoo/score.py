@@ -1,0 +1,135 @@
+"""How many mutants the suite convicts: each is run until its first conviction, in processes of their own.
+
+A conviction counts only where a check about numbers or selection comes to it. A mutant that merely raises, and is not
+meant to, is an accident and counts as a survivor; so does whatever makes the suite itself raise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from conformance.certification import Plan, device_name, fingerprint_of
+from conformance.contain import Job, Limits, SubjectRef, SuiteError, Worker
+from conformance.plan import default_workers
+from conformance.results import Status
+from conformance.zoo.plant import Fault
+
+MUTANT_SECONDS = 20.0
+"""Of one case, before it counts as hanging."""
+RAISED = ("apply raised", "its constructor raised", "its contract raised")
+KILLED, SURVIVED, ACCIDENT, ERROR = "killed", "survived", "accident", "error"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one mutant.
+
+    Args:
+        mutant: its name.
+        kind: "backend", "attacker" or "selector".
+        level: of the run.
+        outcome: "killed"; or "survived", "accident" (it raised, and is not meant to), "error" (of the suite).
+        check, case: what killed it; "" where nothing did.
+        reason: of the conviction, the accident or the error.
+        seconds: wall time.
+    """
+
+    mutant: str
+    kind: str
+    level: str
+    outcome: str
+    check: str = ""
+    case: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class HonestConvicted(Exception):
+    """The suite convicts a backend that is right."""
+
+
+Progress = Callable[[Verdict], None]
+
+
+def score(
+    mutants: Sequence[tuple[Fault, str]],
+    kind: str,
+    level: str,
+    *,
+    device: str | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    controls: Sequence[str] = (),
+) -> list[Verdict]:
+    """The verdict on each mutant, in their order.
+
+    Args:
+        mutants: each fault with the "module:Class" that it is planted as.
+        level: of `conformance.levels.LEVELS`.
+        workers: mutants that run at the same time; None: as many as the device bears.
+        controls: honest backends, which go through everything first: a conviction of theirs voids the score.
+
+    Raises:
+        HonestConvicted: of a control.
+    """
+    free: SimpleQueue[Worker] = SimpleQueue()
+
+    def one(mutant: tuple[Fault, str]) -> Verdict:
+        worker = free.get()
+        try:
+            found = _verdict(*mutant, kind, level, seed, worker)
+        finally:
+            worker.restart()  # nothing of a mutant is left for the next one
+            free.put(worker)
+        if progress is not None:
+            progress(found)
+        return found
+
+    limits = Limits(seconds=MUTANT_SECONDS)
+    here = device_name(device)
+    with ExitStack() as opened:
+        count = workers or default_workers(here)
+        for _ in range(count):
+            free.put(opened.enter_context(Worker(here, limits)))
+        with ThreadPoolExecutor(count) as threads:
+            honest = [(Fault(name, "", "nothing", False, lambda base: {}), name) for name in controls]
+            for control in threads.map(one, honest):
+                if control.outcome != SURVIVED:
+                    raise HonestConvicted(
+                        f"{control.mutant}, which is honest, was convicted by {control.check} on {control.case}: "
+                        f"{control.reason}; a score beside that says nothing"
+                    )
+            return list(threads.map(one, mutants))
+
+
+def _verdict(fault: Fault, origin: str, kind: str, level: str, seed: int, worker: Worker) -> Verdict:
+    started = time.monotonic()
+
+    def told(outcome: str, check: str = "", case: str = "", reason: str = "") -> Verdict:
+        return Verdict(fault.name, kind, level, outcome, check, case, reason, time.monotonic() - started)
+
+    ref = SubjectRef(fault.name, origin)
+    try:
+        plan = Plan.of(worker, ref, None, level, seed, selects=False)
+        for item in plan.items:
+            result = worker.run(Job(item.check, str(item.case), ref))
+            if result.status is Status.FAILED:
+                accident = result.reason.startswith(RAISED) and fault.shows != "raises"
+                return told(ACCIDENT if accident else KILLED, result.check, result.case, result.reason)
+        probed = fingerprint_of(worker, ref)
+        if probed.status is Status.FAILED:
+            return told(KILLED, probed.check, "", probed.reason)
+    except SuiteError as error:
+        return told(ERROR, reason=str(error).strip().splitlines()[-1])
+    return told(SURVIVED, reason=f"{len(plan.items)} checks and the fingerprint passed")
+
+
+def rotating(mutants: Sequence[tuple[Fault, str]], part: int, parts: int) -> Iterator[tuple[Fault, str]]:
+    """Every `parts`-th of the mutants, beginning with number `part`."""
+    yield from mutants[part % parts :: parts]

@@ -1,0 +1,1 @@
+"""Selectors broken on purpose, which the checks of selection must convict; `python -m conformance.zoo.selection`."""

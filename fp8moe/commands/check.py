@@ -1,0 +1,150 @@
+"""`fp8moe check BACKEND`: the suite's checks on one backend, at a level, with progress and a table to look at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from conformance.contain import SuiteError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from conformance.certification import check_backend
+from conformance.levels import LEVELS
+from conformance.matrix import BY_BITS
+from conformance.report import FAILED, INCOMPLETE, PASSED, Report
+from conformance.results import CheckResult, Status
+from conformance.vocabulary import SCHEME_NAMES
+from fp8moe.commands import tables
+from fp8moe.commands.question import BadInput, pick
+from fp8moe.registry import BackendContractError
+
+EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
+SUITE_ERROR = 70
+FAILURES_SHOWN = 10
+STYLES = {PASSED: "green", FAILED: "bold red", INCOMPLETE: "yellow"}
+
+
+def checked(
+    backend: str,
+    level: str,
+    device: str | None,
+    seed: int,
+    budget: float | None,
+    report: Path | None,
+    resume: Path | None,
+) -> Report:
+    """Runs the checks, with a bar on standard error where it is a terminal, and writes the report where asked for.
+
+    Raises:
+        BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed.
+    """
+    if report is not None and not report.absolute().parent.is_dir():
+        raise BadInput(f"--report {report}: the folder does not exist; make it first")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=tables.console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"{backend}, {level}", total=None)
+
+        def on_result(done: int, planned: int, result: CheckResult) -> None:
+            bar.update(task, completed=done, total=planned, description=f"{backend}, {level}: {result.check}")
+
+        try:
+            before = None if resume is None else Report.from_json(resume.read_text(encoding="utf-8"))
+            found = check_backend(
+                backend,
+                level=pick("--level", level, LEVELS),
+                device=device,
+                seed=seed,
+                budget_s=budget,
+                resume=before,
+                progress=on_result,
+            )
+        except (ValueError, OSError, BackendContractError) as error:
+            raise BadInput(str(error)) from None
+    if report is not None:
+        report.write_text(found.to_json(), encoding="utf-8")
+    return found
+
+
+def status_of(report: Report) -> int:
+    """0 passed, 1 failed, 2 incomplete."""
+    return EXIT[report.verdict]
+
+
+def told_error(error: SuiteError) -> int:
+    print(f"{error}\nfp8moe check: an error of the suite itself, no verdict on the backend", file=sys.stderr)
+    return SUITE_ERROR
+
+
+def print_report(report: Report) -> None:
+    """The verdicts, a table of check against scheme, what was covered, and each failure with one command."""
+    out = tables.console()
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    out.print(f"{report.backend} at level {report.level} on {report.target}, {report.device}", soft_wrap=True)
+    out.print(f"{versions}; seed {report.seed}; {report.seconds:.0f} s", soft_wrap=True)
+    out.print(_matrix(report.checks))
+    out.print(
+        "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
+    )
+    for line in report.coverage:
+        out.print(f"covered: {line}")
+    spread = report.distribution()
+    if spread:
+        figures = ", ".join(f"{name} {spread[name]:.2g}" for name in ("median", "p99", "largest"))
+        out.print(
+            f"error/bound of the {spread['cases']:.0f} cases that the bound was computed for: {figures} (limit 1)"
+        )
+    _print_left(out, report)
+    for failure in report.failures[:FAILURES_SHOWN]:
+        out.print(Text(f"FAILED {failure.check} {failure.case}", style="bold red"), soft_wrap=True)
+        out.print(Text(f"  {failure.reason}"), soft_wrap=True)
+        if failure.case in report.unshrunk:
+            out.print(Text(f"  found as: {report.unshrunk[failure.case]}"), soft_wrap=True)
+        if failure.reproduce:
+            out.print(Text(f"  reproduce: {failure.reproduce}"), soft_wrap=True)
+    if len(report.failures) > FAILURES_SHOWN:
+        out.print(f"and {len(report.failures) - FAILURES_SHOWN} more failures, in the report")
+    verdicts = ", ".join(f"{name} {verdict}" for name, verdict in report.verdicts.items())
+    out.print(Text(f"{report.verdict}: {verdicts}", style=STYLES[report.verdict]))
+
+
+def _print_left(out: Console, report: Report) -> None:
+    """What was not run or is not supported, each reason once."""
+    left: dict[tuple[str, str], list[str]] = {}
+    for check in report.checks:
+        if check.status in (Status.NOT_RUN, Status.NOT_SUPPORTED):
+            left.setdefault((check.status.value.replace("_", " "), check.reason), []).append(
+                f"{check.check.removeprefix('computes.')}{f' on {check.scheme}' if check.scheme else ''}"
+            )
+    for (status, reason), which in left.items():
+        names = ", ".join(which[:4]) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
+        out.print(Text(f"{status}: {names}: {reason}"), soft_wrap=True)
+
+
+def _matrix(checks: Sequence[CheckResult]) -> Table:
+    found: dict[str, dict[str, list[CheckResult]]] = {}
+    for check in checks:
+        if check.verdict == "computes" and check.case:
+            found.setdefault(check.check, {}).setdefault(check.scheme, []).append(check)
+    schemes = [name for name in SCHEME_NAMES if any(name in row for row in found.values())]
+    table = tables.table("cases by check and scheme", "check", *schemes)
+    for name, row in found.items():
+        table.add_row(name.removeprefix("computes."), *(_cell(row.get(scheme, [])) for scheme in schemes))
+    return table
+
+
+def _cell(results: Sequence[CheckResult]) -> Text:
+    failed = sum(result.status is Status.FAILED for result in results)
+    passed = [result for result in results if result.status is Status.PASSED]
+    if failed:
+        return Text(f"FAIL {failed}", style="bold red")
+    equal = sum(result.judged_by == BY_BITS for result in passed)
+    parts = [f"={equal}"] * bool(equal) + [f"ok {len(passed) - equal}"] * (len(passed) > equal)
+    if parts:
+        return Text(" ".join(parts), style="green")
+    return Text(
+        "n/r" if any(result.status is Status.NOT_RUN for result in results) else "n/a" if results else "-", "dim"
+    )
