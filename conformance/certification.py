@@ -13,7 +13,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from conformance.axes import Space
+from conformance.bounds import pooled
 from conformance.cases import Case
+from conformance.checks import EQUIVALENCE
 from conformance.contain import DeviceLost, Job, Limits, SubjectRef, Worker, WorkerEnded
 from conformance.levels import LEVELS, Item, coverage_of, items_of, space_of
 from conformance.plan import Subject, default_workers, plan, resolve_target, target_name
@@ -29,6 +31,7 @@ from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.platforms import Platform
 from fp8moe.registry import Fp8MoeBackend
 
+POOLED = "computes.pooled"
 PLAN_SECONDS = 300.0
 SHRINK_SECONDS = 30.0
 SHRUNK_AT_MOST = 4
@@ -181,7 +184,7 @@ class _Run:
             count = self.workers or default_workers(self.device)
             every = [first, *(opened.enter_context(Worker(self.device, self.limits)) for _ in range(count - 1))]
             self._go_through(plan, every)
-            settled = [*plan.settled, *self._fingerprint(plan, first)]
+            settled = [*plan.settled, *self._fingerprint(plan, first), *self._pooled(plan)]
             small, found_as = self._shrunk(first)
         return self._report(plan, settled, small, found_as)
 
@@ -193,6 +196,25 @@ class _Run:
             reason = f"{self.stopped}: the fingerprint was not taken"
             return [CheckResult("computes", FINGERPRINT, Status.NOT_RUN, plan.name, reason=reason)]
         return [fingerprint_of(worker, self.ref)]
+
+    def _pooled(self, plan: Plan) -> list[CheckResult]:
+        """The gain and the bias of cases together that the bound let pass: each alone may hide a small one. One case of
+        each seed: those of one seed share what they are drawn from, so that their errors are not independent."""
+        by_seed: dict[int, Mapping[str, float]] = {}
+        for (check, case), result in self.results.items():
+            if check == EQUIVALENCE and result.status is Status.PASSED and "gain.signed" in result.measured:
+                by_seed.setdefault(Case.parse(case).seed, result.measured)
+        if not by_seed:
+            return []
+        sums = list(by_seed.values())
+        ratios = pooled(sums)
+        broken = [f"{name} = {ratio:.3g} > 1" for name, ratio in ratios.items() if not ratio <= 1]
+        reason = (
+            f"{'; '.join(broken)}: the outputs of {len(sums)} cases are scaled or shifted to one side" if broken else ""
+        )
+        status = Status.FAILED if broken else Status.PASSED
+        scope = f"{len(sums)} cases together"
+        return [CheckResult("computes", POOLED, status, plan.name, reason=reason, statistics=ratios, scope=scope)]
 
     def _take_over(self, plan: Plan) -> None:
         """The results of the report to resume; all but those that were not run, or that the backend failed."""

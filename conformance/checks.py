@@ -69,6 +69,7 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
         {} if judgement is None else dict(judgement.statistics),
         "" if status is Status.PASSED else reproduction(case, subject, target, check),
         judged_by=trial.judged_by if judged else "",
+        measured=dict(judgement.sums) if judgement is not None and status is Status.PASSED else {},
     )
 
 

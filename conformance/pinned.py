@@ -44,6 +44,7 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
     yield replace(base, layout="strided", seed=7)
     yield replace(base, ep="2:1", seed=8)
     yield replace(base, top_k=1, weight_on_input=True, seed=9)
+    yield replace(base, top_k=1, weight_on_input=True, ep="2:1", seed=9)
     yield replace(base, experts=1, top_k=1, seed=10)
     yield replace(base, experts=5, top_k=5, values="block_scales", seed=11)
     for activation in CLAMPED_ACTIVATIONS:

@@ -30,7 +30,7 @@ UNUSED_SCALE = 2.0**10
 
 
 def expert_relabelling(trial: Trial) -> None:
-    """Experts in another order, and the ids (under expert parallelism the map) that name them so.
+    """Experts in another order, and the ids or the map that name them so.
 
     Where the sum over a token's slots goes by expert instead of by slot, it may be rounded otherwise.
     """
@@ -50,6 +50,11 @@ def expert_relabelling(trial: Trial) -> None:
     output, again = trial.call(), trial.call(moved, backend=trial.made(moved))
     what = f"with local experts in the order {order.tolist()}"
     trial.same(moved, output, again, what, exact=trial.by_bits, origin=(tensors, output))
+    if tensors.expert_map is None:
+        mapped = replace(moved, topk_ids=tensors.topk_ids, expert_map=place)
+        again = trial.call(mapped, backend=trial.made(moved))
+        what = f"with a map of 64-bit ids to the local experts {place.tolist()}"
+        trial.same(mapped, output, again, what, exact=trial.by_bits, origin=(tensors, output))
 
 
 def shard_sum(trial: Trial) -> None:

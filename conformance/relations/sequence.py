@@ -23,7 +23,8 @@ REPLAYS = 3
 
 
 def sequence(trial: Trial) -> None:
-    """A, B, A gives A twice, for B with more tokens, with fewer, and with one."""
+    """A, B, A gives A twice, for B with more tokens, with fewer, with one, and with as many that all go one way; and
+    the same of a backend that has seen B first."""
     tensors, tokens = trial.tensors, trial.case.tokens
     everyone = torch.arange(tokens, device=tensors.hidden_states.device)
     more = everyone.repeat(LARGER).flip(0)[: tensors.config.max_num_tokens]
@@ -33,6 +34,13 @@ def sequence(trial: Trial) -> None:
         trial.call(rows(tensors, between))
         what = f"after a call with {len(between)} tokens"
         trial.same(tensors, kept, trial.call(), what, exact=deterministic(trial))
+    alike = replace(tensors, topk_ids=tensors.topk_ids[-1:].expand_as(tensors.topk_ids).contiguous())
+    trial.within(alike, trial.call(alike), "with every token on the last one's experts, after other calls")
+    trial.same(tensors, kept, trial.call(), "after a call with every token alike", exact=deterministic(trial))
+    fresh = trial.made(tensors)
+    trial.call(rows(tensors, everyone[-1:]), backend=fresh)
+    again = trial.call(backend=fresh)
+    trial.same(tensors, kept, again, "in a backend whose first call had one token", exact=deterministic(trial))
 
 
 def reload(trial: Trial) -> None:

@@ -12,6 +12,8 @@ PREFIX = "computes.relation."
 PLAIN: Mapping[str, Any] = {"experts": 4, "top_k": 2, "hidden": 128, "inter": 128}
 TOKENS = (9, 12, 17, 8)
 """In turn by the seed: odd and even, and one past a tile of 16."""
+MANY = 70
+"""Tokens where an oracle judges only some of them: relations reach the others."""
 
 WIDE = {"hidden": 256, "inter": 256, "values": "block_scales"}
 """Several blocks of very different scales along both axes, gate and up apart."""
@@ -21,7 +23,7 @@ TAIL = {"hidden": 160, "inter": 160, "values": "block_scales"}
 TELLING: Mapping[str, Mapping[str, Any]] = {
     "token_permutation": {"values": "loud_quiet", "law": "skewed"},
     "duplicate_tokens": {"law": "all_to_one"},
-    "chunks": {"values": "loud_quiet"},
+    "chunks": {"values": "loud_quiet", "tokens": MANY},
     "batch_invariance": {"values": "loud_quiet", "law": "skewed"},
     "nan_containment": {"law": "all_to_one"},
     "slot_permutation": {"top_k": 3, "law": "unnormalised"},
@@ -62,5 +64,5 @@ def relation_case(check: Check, scheme: str, activation: str = "silu", seed: int
         KeyError: the check is no relation.
     """
     fields = {**PLAIN, **TELLING[check.id.removeprefix(PREFIX)]}
-    tokens = TOKENS[seed % len(TOKENS)]
-    return Case(tokens=tokens, scheme=scheme, activation=activation, dtype=dtype, seed=seed, **fields)
+    fields = {"tokens": TOKENS[seed % len(TOKENS)], **fields}
+    return Case(scheme=scheme, activation=activation, dtype=dtype, seed=seed, **fields)
