@@ -33,8 +33,8 @@ from fp8moe.registry import Fp8MoeBackend
 
 POOLED = "computes.pooled"
 PLAN_SECONDS = 300.0
-SHRINK_SECONDS = 30.0
-SHRUNK_AT_MOST = 4
+SHRINK_SECONDS = 90.0
+"""For all failures of a run together."""
 Backend = Fp8MoeBackend | str | type[FusedMoEPermuteExpertsUnpermute]
 Progress = Callable[[int, int, CheckResult], None]
 """(done, planned, the result just come to)."""
@@ -67,10 +67,13 @@ class Plan:
         """Asks a worker; `selects`: judge the backend's predicate too.
 
         Raises:
+            ValueError: no such backend.
             conformance.contain.WorkerEnded: the backend's class did not let it come to its end.
         """
         asked = (ref, worker.target_name, platform, level, seed, selects)
         told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS)
+        if "unknown" in told:
+            raise ValueError(told["unknown"])
         settled = tuple(CheckResult.from_json(text) for text in told.pop("settled"))
         items = tuple(Item(check, Case.parse(case), part) for check, case, part in told.pop("items"))
         return cls(settled=settled, items=items, **told)
@@ -83,7 +86,16 @@ def told_plan(
     target = resolve_target(device)
     if platform is not None:
         target = replace(target, platform=platform)
-    subject = ref.load()
+    try:
+        subject = ref.load()
+    except ValueError as error:
+        return {"unknown": str(error).removeprefix("--fp8moe-backend=")}
+    except Exception as error:
+        broken = CheckResult(
+            "selects", CONTRACT, Status.FAILED, ref.name, reason=f"loading it raised {type(error).__name__}: {error}"
+        )
+        nothing: dict[str, Any] = {"items": [], "takes": {}, "fnuz": False}
+        return {"name": ref.name, "device": describe_device().name, "settled": [broken.to_json()], **nothing}
     settled = predicate_results(subject) if selects else []
     usable = all(result.status is not Status.FAILED for result in settled)
     cells = plan([subject], target) if usable else []
@@ -282,7 +294,8 @@ class _Run:
         """The first failures, smaller; and which cases they were found as."""
         small, found_as = [], {}
         failures = [(key, result) for key, result in self.results.items() if result.status is Status.FAILED]
-        for key, failure in failures[: 0 if self.stop_at_first else SHRUNK_AT_MOST]:
+        until = time.monotonic() + SHRINK_SECONDS
+        for key, failure in [] if self.stop_at_first else failures:
             last = [failure]
 
             def fails(case: Case, check: str = failure.check, last: list[CheckResult] = last) -> bool:
@@ -292,7 +305,8 @@ class _Run:
                 return result.status is Status.FAILED
 
             try:
-                shrink(Case.parse(failure.case), fails, keep=("scheme", "activation"), seconds=SHRINK_SECONDS)
+                left = max(until - time.monotonic(), 0.0)
+                shrink(Case.parse(failure.case), fails, keep=("scheme", "activation"), seconds=left)
             except DeviceLost:
                 break
             if last[-1] is not failure:
@@ -324,7 +338,7 @@ class _Run:
                 NOT_TIMED,
             ],
             coverage=tuple(str(coverage) for coverage in coverage_of(self.level, space, judged)) if plan.takes else (),
-            excluded=tuple(f"{a}={v}, {b}={w}: {reason}" for a, v, b, w, reason in space.excluded_pairs()),
+            excluded=_excluded(space) if plan.takes else (),
             seconds=time.monotonic() - self.started + (0.0 if before is None else before.seconds),
             planned=len(plan.items),
             unshrunk=found_as,
@@ -341,6 +355,11 @@ class _Run:
             if (check, scheme) not in self.failed:
                 reason = f"{self.stopped}: {count} of the {part} not run"
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
+
+
+def _excluded(space: Space) -> tuple[str, ...]:
+    """Every pair of values that no case has, in words."""
+    return tuple(f"{a}={v}, {b}={w}: {reason}" for a, v, b, w, reason in space.excluded_pairs())
 
 
 NOT_TIMED = CheckResult(
@@ -391,4 +410,4 @@ def reference_to(backend: Backend) -> SubjectRef:
     name = backend if isinstance(backend, str) else getattr(backend, "name", None)
     if not isinstance(name, str):
         raise ValueError(f"backend={backend!r}: expected a Fp8MoeBackend, a registered name, module:Class, or a class")
-    return SubjectRef(name.partition(":")[2] or name, name)
+    return SubjectRef.named(name)

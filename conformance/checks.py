@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from conformance.cases import Case
 from conformance.computes import equivalence
+from conformance.matrix import EQUIVALENCE
 from conformance.oracles import forget
 from conformance.plan import Subject, Target
 from conformance.relations import RELATIONS
 from conformance.results import CheckResult, Status
 from conformance.trial import Check, Ended, Exactness, Trial
 
-EQUIVALENCE = "computes.equivalence"
-
+__all__ = ["CHECKS", "EQUIVALENCE", "check_case", "reproduction"]
 
 CHECKS: Mapping[str, Check] = {
     check.id: check
@@ -68,7 +68,7 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
         trial.evidence if judged else None,
         {} if judgement is None else dict(judgement.statistics),
         "" if status is Status.PASSED else reproduction(case, subject, target, check),
-        judged_by=trial.judged_by if judged else "",
+        judged_by=trial.judged_by if judged and check == EQUIVALENCE else "",
         measured=dict(judgement.sums) if judgement is not None and status is Status.PASSED else {},
     )
 

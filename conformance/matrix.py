@@ -23,8 +23,10 @@ STYLES = {
     Status.NOT_SUPPORTED: "dim",
     Status.NOT_RUN: "yellow",
 }
-PINNED, RANDOM = "computes.pinned", "computes.random"
-PARTS = (PINNED, RANDOM)
+EQUIVALENCE = "computes.equivalence"
+"""The check whose cases are counted."""
+PINNED, RANDOM, RELATIONS = "computes.pinned", "computes.random", "computes.relations"
+PARTS = (PINNED, RANDOM, RELATIONS)
 """What every cell that runs goes through; published models come on top, where their weights fit."""
 LEGEND = (
     "=N: N cases equal, bit for bit, to the replay of the declared arithmetic; ok N: N cases within the derived bound\n"
@@ -47,8 +49,8 @@ def cell_status(cell: Cell, results: Sequence[CheckResult]) -> tuple[Status, str
     """A cell's status and its short text, from the results of its cases."""
     if cell.status is not None:
         return cell.status, {Status.NOT_SUPPORTED: "-", Status.NOT_APPLICABLE: "n/a"}.get(cell.status, "n/r")
-    cases = [result for result in results if result.case]
-    failed = [result for result in cases if result.status is Status.FAILED]
+    failed = [result for result in results if result.case and result.status is Status.FAILED]
+    cases = [result for result in results if result.case and result.check == EQUIVALENCE]
     passed = [result for result in cases if result.status is Status.PASSED]
     parts = {result.check for result in results if not result.case and result.status is Status.PASSED}
     if failed:

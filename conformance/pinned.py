@@ -51,6 +51,7 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
         if activation in cell.activations:
             yield replace(base, activation=activation, values="loud_quiet", tokens=33, seed=12)
     yield replace(base, dtype="fp16", values="loud_quiet", seed=13)
+    yield replace(base, dtype="fp16", values="overflow", seed=13)
     # More than a tile's rows, an 8-bit number's worth of pairs, a column that is no multiple of a vector's 16.
     yield replace(base, tokens=130, values="loud_quiet", hidden=136, inter=72, seed=14)
     # Expert ids past 8 bits.

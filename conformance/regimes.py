@@ -22,6 +22,7 @@ OUTLIER = 32.0
 OUTLIER_ONE_IN = 64
 LOUD = {"bf16": 1000.0, "fp16": 16.0}  # the output grows with its square, and fp16 ends at 65,504
 QUIET = 1 / 1000
+OVERFLOWING = 2000.0
 ZERO_GROUP_ONE_IN = 4
 SCALE_BINADES = (-5, 5)
 SUBNORMAL_EXPONENTS = {"bf16": (8, 0, -12, -24), "fp16": (8, 4, 0, -4)}
@@ -88,6 +89,12 @@ def loud_quiet_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tenso
     kinds = torch.tensor([LOUD[dtype], 1.0, QUIET], device=draw.device)
     first = draw.integers("first_kind", (1,), 3)
     return draw.normal("hidden", (tokens, hidden)) * kinds[(torch.arange(tokens, device=draw.device) + first) % 3, None]
+
+
+def overflowing_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
+    """Every third token's outputs grow with the square of this: past fp16's largest number, far within bf16's."""
+    factors = torch.tensor([OVERFLOWING, 1.0, 1.0], device=draw.device)
+    return draw.normal("hidden", (tokens, hidden)) * factors[torch.arange(tokens, device=draw.device) % 3, None]
 
 
 def zero_hidden(draw: Draw, tokens: int, hidden: int, dtype: str) -> Tensor:
@@ -321,5 +328,9 @@ REGIMES: dict[str, Regime] = {
         "values at the limits 448, 256 and 240 of the FP8 formats and just above them: early saturation",
         hidden=near_limit_hidden,
         hidden_size=NEAR_LIMIT_RMS,
+    ),
+    "overflow": Regime(
+        "every third token is 2000 times as loud: its outputs pass fp16's range, where they must become infinite",
+        hidden=overflowing_hidden,
     ),
 }

@@ -15,6 +15,7 @@ from conformance import emulated, performs
 from conformance.cases import SCHEME_NAMES
 from conformance.compiled import report as compiled
 from conformance.matrix import (
+    EQUIVALENCE,
     LEGEND,
     PARTS,
     cell_status,
@@ -213,7 +214,7 @@ class Session:
                     "status": status.value,
                     "reason": cell.reason or _reason(status, results),
                     "evidence": None if cell.evidence is None else cell.evidence.value,
-                    "cases": sum(bool(result.case) for result in results),
+                    "cases": sum(bool(result.case) and result.check == EQUIVALENCE for result in results),
                 }
             )
         return {

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from conformance.cases import Case
-from conformance.checks import check_case
+from conformance.checks import EQUIVALENCE, check_case
+from conformance.levels import relation_items
 from conformance.matrix import PINNED, RANDOM
+from conformance.matrix import RELATIONS as RELATIONS_PART
 from conformance.pinned import is_checkpoints, model_cases, pinned_cases, simulated_cases
 from conformance.plan import Cell
 from conformance.plugin import RESULTS_KEY, session_of
@@ -76,11 +78,11 @@ class Checker:
         self.results = results
         self.failing: Failing | None = None
 
-    def check(self, case: Case) -> None:
+    def check(self, case: Case, check: str = EQUIVALENCE) -> None:
         """Raises `Failing`, or skips the test where the budget is spent or the backend cannot be had."""
         if self.session.budget_is_spent:
             pytest.skip(f"the budget of {self.session.budget:g} s was spent before {case}")
-        result = check_case(case, self.cell.subject, self.session.target)
+        result = check_case(case, self.cell.subject, self.session.target, check)
         if result.status is Status.FAILED:
             self.failing = Failing(result)
             raise self.failing
@@ -91,18 +93,20 @@ class Checker:
     def told(self, failing: Failing) -> str:
         """Shrinks the failing case, and says what it is."""
 
+        check = failing.result.check
+
         def fails(case: Case) -> bool:
-            return check_case(case, self.cell.subject, self.session.target).status is Status.FAILED
+            return check_case(case, self.cell.subject, self.session.target, check).status is Status.FAILED
 
         keep = ("scheme",) if "silu" in self.cell.activations else ("scheme", "activation")
         small = shrink(Case.parse(failing.result.case), fails, keep=keep)
-        result = check_case(small, self.cell.subject, self.session.target)
+        result = check_case(small, self.cell.subject, self.session.target, check)
         if result.status is not Status.FAILED:  # not repeatable: keep what was seen
             result = failing.result
         self.results.append(result.to_json())
         self.session.convicted.add(self.cell.id)
         return (
-            f"{result.backend} does not compute {result.case}\n  {result.reason}\n"
+            f"{result.backend} does not compute {result.case} ({check})\n  {result.reason}\n"
             f"  found as: {failing.result.case}\n  reproduce: {result.reproduce}"
         )
 
@@ -165,6 +169,15 @@ def test_random(cell: Cell, checker: Checker) -> None:
         if cell.id in session.convicted:
             pytest.skip("it failed a pinned case already")
         explore()
+
+
+def test_relations(cell: Cell, checker: Checker) -> None:
+    """Each metamorphic relation on a small case of its own."""
+    with checker.part(RELATIONS_PART):
+        if cell.id in checker.session.convicted:
+            pytest.skip("it failed a pinned case already")
+        for item in relation_items(cell, range(checker.session.seed, checker.session.seed + 1)):
+            checker.check(item.case, item.check)
 
 
 def test_model(model_case: Case, fp8moe_session: Session, request: pytest.FixtureRequest) -> None:

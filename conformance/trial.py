@@ -22,7 +22,7 @@ from conformance.results import Evidence, Mismatch, Status
 from conformance.untouched import Watch
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.recipe import Arithmetic, Contract
-from fp8moe.reference.closed import oracles_closed
+from fp8moe.reference.closed import OracleClosed, oracles_closed
 from fp8moe.registry import BackendUnavailable
 
 
@@ -229,6 +229,8 @@ def guarded(what: str) -> Iterator[None]:
         yield
     except BackendUnavailable as error:
         raise Ended(Status.NOT_RUN, str(error)) from error
+    except OracleClosed as error:
+        raise Ended(Status.FAILED, f"it asked the oracles for the answer: {error}") from error
     except torch.OutOfMemoryError as error:
         raise Ended(Status.NOT_RUN, f"out of memory: {error}") from error
     except (Exception, SystemExit) as error:

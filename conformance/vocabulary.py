@@ -53,6 +53,7 @@ VALUES = (
     "ties",
     "wide_groups",
     "near_limit",
+    "overflow",
 )
 """Value regimes; `conformance.regimes` says what each is."""
 LAYOUTS = ("contiguous", "strided")

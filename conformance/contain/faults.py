@@ -288,13 +288,13 @@ _AFTER: Mapping[str, tuple[str, Callable[[Any, Tensor], object], str]] = {
     "WrongDtype": ("wrong dtype", lambda self, result: result.double(), "returned dtype"),
     "WrongShape": ("wrong shape", lambda self, result: result[:-1], "returned shape"),
     "WrongDevice": ("wrong device", lambda self, result: result.to("meta"), "returned device"),
-    "ReturnsNone": ("returns None", lambda self, result: None, "returned a NoneType"),
+    "ReturnsNone": ("returns None", lambda self, result: None, "NoneType"),
     "ReturnsInput": (
         "returns a view of its input",
         lambda self, result: self.given.view_as(self.given),
         "of its input",
     ),
-    "ReturnsTouchy": ("a tensor that raises", lambda self, result: result.as_subclass(Touchy), "hands off"),
+    "ReturnsTouchy": ("a tensor that raises", lambda self, result: result.as_subclass(Touchy), "Touchy"),
     "ChangesInput": ("changes its input", lambda self, result: (self.given.neg_(), result)[1], "changed its input"),
     "WrongValues": ("wrong values", lambda self, result: result * 2, ""),
 }

@@ -16,10 +16,10 @@ from typing import Any
 
 from conformance.contain import processes
 from conformance.contain.channel import Incoming, NotAMessage, framed
-from conformance.contain.hosting import server_for
+from conformance.contain.hosting import ANSWERS_IN, server_for
 from conformance.contain.inside import CHANNEL_LOST, WHERE
 from conformance.contain.jobs import Limits, WorkerEnded
-from conformance.contain.server import END, PATIENCE
+from conformance.contain.server import END, HERE, PATIENCE, PING
 
 TICK = 0.02
 """Seconds between two looks at what a worker occupies."""
@@ -27,7 +27,7 @@ MOST_PROCESSES = 64
 """Below one worker; more is taken for forking without end."""
 TAIL_BYTES = 1 << 14
 SHOWN_OUTPUT = 300
-ANSWERS_IN = 0.2
+PLACE_IN = 0.2
 """Seconds that a stuck worker gets to say where it is."""
 EXIT_TOLD_IN = 2.0
 ENDING_CHILDREN = 0.25
@@ -53,6 +53,7 @@ class Handle:
         self._exit: int | None = None
         self._keeper_text = b""
         self._keeper_gone = False
+        self._answers = 0
         self._baseline = 0
         self._printed = 0
         self._tail = bytearray()
@@ -140,7 +141,7 @@ class Handle:
                     if answer is not None:
                         return answer
                     raise self._lost_channel()
-            self._check_end(number)
+            self._check_end()
             self._check_use()
 
     def _next(self, number: int) -> dict[str, Any] | None:
@@ -158,7 +159,7 @@ class Handle:
 
     # -- watching --
 
-    def _check_end(self, number: int) -> None:
+    def _check_end(self) -> None:
         if self._exit is not None:
             raise self._ended()
         if self._keeper_gone:
@@ -220,6 +221,8 @@ class Handle:
             word, *numbers = line.split()
             if word == b"pids":
                 self._pids = (int(numbers[0]), int(numbers[1]))
+            elif word == HERE:
+                self._answers += 1
             elif word == b"exit":
                 self._exit = int(numbers[0])
 
@@ -258,9 +261,9 @@ class Handle:
         """Where a stuck worker is, by its own account."""
         if self.pid:
             processes.kill(self.pid, WHERE)
-        until = time.monotonic() + ANSWERS_IN
+        until = time.monotonic() + PLACE_IN
         while not self._place() and time.monotonic() < until:
-            _wait_for(self._output, ANSWERS_IN / 4)
+            _wait_for(self._output, PLACE_IN / 4)
             self._drain()
         return self._place()
 
@@ -278,9 +281,26 @@ class Handle:
             return ""
         return f"; it printed last: {lines[-1][-SHOWN_OUTPUT:]!r}"
 
-    def stopped_keeper(self) -> bool:
-        """Whether its keeper no longer runs: a process that a backend can signal, and has no business with."""
-        return self._pids is not None and processes.state(self._pids[0]) in ("T", "t")
+    def check_watchers(self) -> None:
+        """Its keeper and its server run on: a backend can signal them, and has no business with them.
+
+        Raises:
+            WorkerEnded: one of them does not.
+        """
+        answers, until = self._answers, time.monotonic() + ANSWERS_IN
+        with contextlib.suppress(OSError):
+            self._control.send(PING)
+        while self._answers == answers:
+            _wait_for(self._control.fileno(), TICK)
+            self._read_keeper()
+            if self._keeper_gone:
+                raise WorkerEnded("the process that watches over the worker was killed", outside=True)
+            if self._pids is not None and processes.state(self._pids[0]) in ("T", "t"):
+                raise WorkerEnded("the process that watches over the worker was stopped", outside=True)
+            if time.monotonic() > until:
+                raise WorkerEnded("the process that watches over the worker does not answer", outside=True)
+        if not self.server.answers():
+            raise WorkerEnded("the process that workers are forked from was killed", outside=True)
 
     def left_running(self) -> list[str]:
         """Command lines of living processes below the keeper other than the worker: what a backend has started."""

@@ -10,13 +10,15 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 from conformance.contain.jobs import SuiteError
-from conformance.contain.server import FORK, READY
+from conformance.contain.server import FORK, PING, READY
 
 _START = "import json,sys;c=json.loads(sys.argv[1]);sys.path[:]=c['path'];from conformance.contain.server import serve;"
 _SHOWN = 4000
 _ENDS_IN = 5.0
+ANSWERS_IN = 10.0
 
 SINGLE_THREADED = {
     "OPENBLAS_NUM_THREADS": "1",  # Triton's interpreter multiplies with numpy
@@ -83,6 +85,18 @@ class Server:
         text = self._process.stderr.read().decode(errors="replace")[-_SHOWN:]
         what = "ended before it was ready" if readable else f"was not ready within {seconds:g} s"
         raise SuiteError(f"the process that workers are forked from {what}:\n{text}")
+
+    def answers(self) -> bool:
+        """Whether it has not been killed, which may be so for a while before it ends."""
+        with self._lock, suppress(OSError):
+            self._control.sendall(PING)
+            poll = select.poll()
+            poll.register(self._control, select.POLLIN)
+            if poll.poll(ANSWERS_IN * 1000) and self._control.recv(len(PING)) == PING:
+                return True
+        self._process.kill()
+        self._process.wait()
+        return False
 
     def close(self) -> None:
         """Ends it, and waits until it has ended."""

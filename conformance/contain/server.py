@@ -26,6 +26,8 @@ from conformance.contain import processes
 
 READY = b"ready"
 FORK = b"fork"
+PING = b"ping"
+HERE = b"here"
 END = b"end"
 PATIENCE = 25.0
 """Seconds until a keeper gives up on processes that do not die: one that waits for a GPU can take so long."""
@@ -36,7 +38,8 @@ _DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal
 def serve(control_fd: int, parent: int) -> None:
     """Forks a worker for each request, until the parent ends or closes its end. Never returns.
 
-    A request comes with three descriptors: the worker's channel, the keeper's, and where the worker's output goes.
+    A request comes with three descriptors: the worker's channel, the keeper's, and where the worker's output goes. What
+    is killed may take a while to end; what answers a ping has not been killed yet.
     """
     for number in _DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
@@ -58,6 +61,9 @@ def serve(control_fd: int, parent: int) -> None:
             message, descriptors, _, _ = socket.recv_fds(control, len(FORK), 3)
             if not message:
                 break
+            if message == PING:
+                control.sendall(PING)
+                continue
             pid = os.fork()
             if pid == 0:
                 _guarded(_keep, watch, *descriptors)
@@ -158,8 +164,11 @@ def _keep(inherited: _Watch, channel: int, control_fd: int, output: int) -> None
             ended = _ended()
             if worker in ended:
                 control.sendall(f"exit {ended[worker]}\n".encode())
-            if watch.readable:  # it is told to end, or the parent has closed its end
-                break
+            if watch.readable:
+                asked = control.recv(len(PING + END))
+                if not asked or asked.endswith(END):
+                    break
+                control.sendall(HERE + b"\n")
     _kill_all(worker)
     os._exit(0)
 

@@ -105,8 +105,7 @@ class Worker:
                 if answer["kind"] == "began":
                     evidence = None if answer["evidence"] is None else Evidence(answer["evidence"])
                     answer = handle.wait(number, self.limits.seconds)
-                if not handle.server.is_alive:
-                    raise WorkerEnded("the process that workers are forked from was killed", outside=True)
+                handle.check_watchers()
             except WorkerEnded as ended:
                 self.close()
                 if ended.outside and not last:
@@ -136,8 +135,6 @@ class Worker:
         result = CheckResult.from_json(answer["result"])
         left = handle.left_running()
         reason = f"it left a child process running ({left[0][:80]})" if left else ""
-        if handle.stopped_keeper():
-            reason = "it stopped the process that watches over the worker"
         if reason:
             if result.status is Status.FAILED:
                 reason = f"{result.reason}; {reason}"

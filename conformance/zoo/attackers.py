@@ -140,6 +140,7 @@ def works_late(
     "apply",
     "on CUDA, the result is written on a stream of its own that nobody waits for, so that events time nothing",
     witness=SMALL,
+    needs="cuda",
 )
 def other_stream(
     right: Any, self: Any, hidden: Tensor, *routing: Tensor, output: Tensor | None = None, **options: Any

@@ -18,12 +18,13 @@ def overriding(
     witness: Case = ORDINARY,
     shows: str = "output",
     format: str = "Standard",
+    needs: str = "",
 ) -> Callable[[Callable[..., Any]], Fault]:
     """Makes a fault of a function, and names it after the function.
 
     Args:
         stage: the method that a mutant overrides. The function gets the class's own, unbound, then what it takes.
-        does, catalogue, subtle, witness, shows, format: as `Fault`.
+        does, catalogue, subtle, witness, shows, format, needs: as `Fault`.
     """
 
     def made(wrong: Callable[..., Any]) -> Fault:
@@ -36,7 +37,7 @@ def overriding(
             return {stage: method}
 
         name: str = wrong.__name__  # type: ignore[attr-defined, unused-ignore]
-        return Fault(name, catalogue, does, subtle, members, witness, shows, format)
+        return Fault(name, catalogue, does, subtle, members, witness, shows, format, needs)
 
     return made
 

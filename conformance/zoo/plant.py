@@ -28,6 +28,7 @@ class Fault:
         members: from the class to plant it in, the attributes that the mutant overrides.
         witness: a case on which the mutant does something else than the honest backend: no mutant is a no-op.
         shows: what differs there, one of `SHOWS`.
+        needs: "cuda" where only such a device shows it; "" where a CPU does.
         format: "Standard" where it is planted in `TorchExperts`, "Batched" where in `BatchedTorchExperts`.
     """
 
@@ -39,6 +40,7 @@ class Fault:
     witness: Case = ORDINARY
     shows: str = "output"
     format: str = "Standard"
+    needs: str = ""
 
 
 def plant(fault: Fault, base: ExpertsClass) -> ExpertsClass:

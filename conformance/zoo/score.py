@@ -22,7 +22,7 @@ from conformance.zoo.plant import Fault
 MUTANT_SECONDS = 20.0
 """Of one case, before it counts as hanging."""
 RAISED = ("apply raised", "its constructor raised", "its contract raised")
-KILLED, SURVIVED, ACCIDENT, ERROR = "killed", "survived", "accident", "error"
+KILLED, SURVIVED, ACCIDENT, ERROR, NOT_HERE = "killed", "survived", "accident", "error", "not here"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Verdict:
         mutant: its name.
         kind: "backend", "attacker" or "selector".
         level: of the run.
-        outcome: "killed"; or "survived", "accident" (it raised, and is not meant to), "error" (of the suite).
+        outcome: "killed"; or "survived", "accident" (it raised, and is not meant to), "error" (of the suite), "not
+            here" (only another device shows it).
         check, case: what killed it; "" where nothing did.
         reason: of the conviction, the accident or the error.
         seconds: wall time.
@@ -114,7 +115,9 @@ def _verdict(fault: Fault, origin: str, kind: str, level: str, seed: int, worker
     def told(outcome: str, check: str = "", case: str = "", reason: str = "") -> Verdict:
         return Verdict(fault.name, kind, level, outcome, check, case, reason, time.monotonic() - started)
 
-    ref = SubjectRef(fault.name, origin)
+    if fault.needs and fault.needs != worker.target_name:
+        return told(NOT_HERE, reason=f"only a {fault.needs} device shows it")
+    ref = SubjectRef.named(origin)
     try:
         plan = Plan.of(worker, ref, None, level, seed, selects=False)
         for item in plan.items:

@@ -15,7 +15,7 @@ from conformance.levels import LEVELS
 from conformance.versions import versions
 from conformance.zoo import ATTACKER_CLASSES, BACKEND_MUTANTS, KERNEL_MUTANTS
 from conformance.zoo.known import KNOWN_SURVIVORS
-from conformance.zoo.score import ERROR, KILLED, SURVIVED, Verdict, rotating, score
+from conformance.zoo.score import ERROR, KILLED, NOT_HERE, SURVIVED, Verdict, rotating, score
 from conformance.zoo.selection.mutants import ALL as SELECTOR_MUTANTS
 from conformance.zoo.selection.score import Conviction
 from conformance.zoo.selection.score import score as score_selectors
@@ -110,7 +110,7 @@ def _json(found: Sequence[Verdict], level: str, target: str, seed: int, part: st
 
 
 def _share(found: Sequence[Verdict], kind: str) -> dict[str, int]:
-    outcomes = Counter(verdict.outcome for verdict in found if verdict.kind == kind)
+    outcomes = Counter(v.outcome for v in found if v.kind == kind and v.outcome != NOT_HERE)
     return {"mutants": sum(outcomes.values()), "killed": outcomes[KILLED]}
 
 
@@ -119,7 +119,7 @@ def print_score(found: Sequence[Verdict]) -> int:
     out = tables.console()
     table = tables.table("killed by", "mutant", "kind", "level", "outcome", "check", "case", "seconds")
     for verdict in found:
-        style = "" if verdict.outcome == KILLED else "bold red"
+        style = "" if verdict.outcome in (KILLED, NOT_HERE) else "bold red"
         outcome = Text(verdict.outcome, style)
         table.add_row(
             verdict.mutant, verdict.kind, verdict.level, outcome, verdict.check, verdict.case, f"{verdict.seconds:.1f}"
@@ -127,7 +127,9 @@ def print_score(found: Sequence[Verdict]) -> int:
     out.print(table)
     unknown = 0
     for verdict in found:
-        if verdict.outcome != KILLED:
+        if verdict.outcome == NOT_HERE:
+            out.print(Text(f"not here: {verdict.mutant}: {verdict.reason}"), soft_wrap=True)
+        elif verdict.outcome != KILLED:
             known = KNOWN_SURVIVORS.get(verdict.mutant, {}).get(verdict.level, "")
             unknown += not known
             out.print(Text(f"{verdict.outcome}: {verdict.mutant}: {known or verdict.reason}"), soft_wrap=True)
