@@ -49,13 +49,19 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
     yield replace(base, experts=5, top_k=5, values="block_scales", seed=11)
     for activation in CLAMPED_ACTIVATIONS:
         if activation in cell.activations:
-            yield replace(base, activation=activation, values="loud_quiet", tokens=33, seed=12)
+            for values in ("loud_quiet", "single_block"):  # both sides of the limits, in gate and in up
+                yield replace(base, activation=activation, values=values, tokens=33, seed=12)
     yield replace(base, dtype="fp16", values="loud_quiet", seed=13)
     yield replace(base, dtype="fp16", values="overflow", seed=13)
     # More than a tile's rows, an 8-bit number's worth of pairs, a column that is no multiple of a vector's 16.
     yield replace(base, tokens=130, values="loud_quiet", hidden=136, inter=72, seed=14)
-    # Expert ids past 8 bits.
+    # Expert ids past 8 bits, and counts.
     yield replace(base, experts=136, hidden=40, inter=24, law="last", tokens=9, seed=15)
+    yield replace(base, tokens=300, top_k=1, hidden=40, inter=24, law="last", seed=16)
+    # Each where a path of its own is tempting: one token, one row an expert, another rank's experts.
+    yield replace(base, tokens=1, law="unnormalised", seed=17)
+    yield replace(base, law="one_each", bias=True, seed=18)
+    yield replace(base, ep="2:1", bias=True, seed=19)
 
 
 def simulated_cases(cell: Cell) -> Iterator[Case]:

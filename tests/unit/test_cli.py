@@ -69,7 +69,7 @@ finally:
 
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
-    for command in ("platform", "explain", "repro", "emulate"):
+    for command in ("platform", "explain", "repro", "emulate", "check", "probe", "zoo"):
         assert command in text
         assert "--help" in run(command, "--help").stdout
 
