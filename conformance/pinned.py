@@ -57,7 +57,7 @@ def pinned_cases(cell: Cell, *, small: bool) -> Iterator[Case]:
     yield replace(base, tokens=130, values="loud_quiet", hidden=136, inter=72, seed=14)
     # Expert ids past 8 bits, and counts.
     yield replace(base, experts=136, hidden=40, inter=24, law="last", tokens=9, seed=15)
-    yield replace(base, tokens=300, top_k=1, hidden=40, inter=24, law="last", seed=16)
+    yield replace(base, tokens=300, top_k=1, hidden=128, inter=24, law="last", seed=16)
     # Each where a path of its own is tempting: one token, one row an expert, another rank's experts.
     yield replace(base, tokens=1, law="unnormalised", seed=17)
     yield replace(base, law="one_each", bias=True, seed=18)

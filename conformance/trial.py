@@ -270,7 +270,11 @@ def _form_of(output: object, hidden: Tensor) -> str:
 def _told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be told)"
+    return f"{type(error).__name__}: {text}{where}"
 
 
 class Exactness(str, Enum):
