@@ -276,7 +276,7 @@ def zoo_command(
     level: Annotated[str, typer.Option(help="smoke, quick or certify.")] = "smoke",
     kind: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="Only selector, backend, attacker or kernel; may be given again."),
+        typer.Option("--kind", metavar="KIND", help="Only selector, backend, attacker or kernel; may be given again."),
     ] = None,
     part: Annotated[str | None, typer.Option(metavar="I/N", help="Every N-th backend mutant, from number I.")] = None,
     device: Annotated[
