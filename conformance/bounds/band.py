@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conformance.bounds.allowance import allowance_for, half_spacing, widest_allowance
 from conformance.bounds.intermediate import activation_range
-from conformance.bounds.judgement import Judgement, form_of, not_finite
+from conformance.bounds.judgement import Judgement, form_of, may_overflow, not_finite
 from conformance.bounds.suspect import mismatch_at, per_expert_maxima
 from fp8moe.quant import FusedMoEQuantDesc
 from fp8moe.recipe import Arithmetic
@@ -38,8 +38,8 @@ def judge_ideal(ideal: Tensor, output: Tensor, trace: RecipeTrace, arithmetic: A
     got, fmt = output.to(ideal.device).double(), trace.problem.carrier
     before = ideal_band(trace) + allowance.total
     elements = before + 2 * half_spacing(ideal.abs() + before, fmt)
-    broken, excused = not_finite(trace.smooth, got, elements, fmt)
-    judged = torch.isfinite(trace.smooth).all(-1) & torch.isfinite(elements).all(-1)
+    broken, excused = not_finite(trace, got, elements)
+    judged = torch.isfinite(trace.smooth).all(-1) & torch.isfinite(elements).all(-1) & ~may_overflow(trace)
     error = torch.where(excused | broken | ~judged[:, None], 0.0, got - ideal)
     distance = error.norm(dim=-1)
     nothing = ((ideal == 0) & (before == 0)).all(-1)

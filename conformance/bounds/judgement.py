@@ -81,14 +81,14 @@ def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> 
     allowance = allowance_for(trace, arithmetic)
     fmt = trace.problem.carrier
     error = got - trace.smooth
-    broken, excused = not_finite(trace.smooth, got, allowance.total, fmt)
+    broken, excused = not_finite(trace, got, allowance.total)
     if bool(broken.any()):
         ratio = torch.where(broken, torch.inf, 0.0)
         found = _Found(ratio, ratio.amax(-1), {}, {"finite": torch.inf}, {})
         return _judgement(trace, allowance, got, error, found)
     # Overflow that the recipe shares; a token that it makes nothing of says nothing.
     error = torch.where(excused, 0.0, error)
-    judged = torch.isfinite(trace.smooth).all(-1)
+    judged = torch.isfinite(trace.smooth).all(-1) & ~may_overflow(trace)
     ratio = torch.where(judged[:, None], element_ratio(error, trace.smooth, allowance.total, fmt), 0.0)
     first = float(ratio.max())
     if not first <= 1:
@@ -106,18 +106,43 @@ def form_of(output: Tensor, reference: Tensor, dtype: torch.dtype) -> str:
     return ""
 
 
-def not_finite(reference: Tensor, got: Tensor, allowance: Tensor, fmt: FloatFormat) -> tuple[Tensor, Tensor]:
+def not_finite(trace: RecipeTrace, got: Tensor, allowance: Tensor) -> tuple[Tensor, Tensor]:
     """(wrong, excused), both (T, H) bool.
 
     Excused: an infinity of the right sign where the bound reaches past the format's largest number, or anything not
-    finite where the recipe's own result is not. Wrong: any other NaN or infinity, and numbers in place of those.
+    finite where the recipe's own result is not; and everything of a token that `may_overflow` on the way. Wrong: any
+    other NaN or infinity, and numbers in place of those.
     """
+    reference, fmt = trace.smooth, trace.problem.carrier
     strange, expected = ~torch.isfinite(got), ~torch.isfinite(reference)
     largest = torch.tensor(fmt.largest, dtype=torch.float64, device=got.device)
     overflow = reference.abs() + allowance >= largest + spacing(largest, fmt) / 2
     same_sign = torch.isinf(got) & (torch.sign(got) == torch.sign(reference))
     excused = strange & (expected | (overflow & same_sign))
-    return (strange & ~excused) | (expected & ~strange), excused
+    open_ = may_overflow(trace)[:, None]
+    return ((strange & ~excused) | (expected & ~strange)) & ~open_, excused | (strange & open_)
+
+
+def may_overflow(trace: RecipeTrace) -> Tensor:
+    """(T,) bool: tokens of which something that the recipe rounds to 16 bits before the output passes half of that
+    format's range. Whether it becomes infinite is then a matter of the last bit, or was one long before."""
+    recipe, pairs, limit = trace.problem.recipe, trace.pairs, trace.problem.carrier.largest / 2
+    stages = (
+        (recipe.gemm1_output, trace.first),
+        (recipe.activation_output, trace.intermediate),
+        (recipe.gemm2_output, trace.second),
+    )
+    loud = torch.zeros_like(pairs.token, dtype=torch.bool)
+    for rounding, values in stages:
+        if rounding == "input":
+            loud |= ~(values.abs().amax(-1) < limit)
+    tokens = torch.zeros(len(trace.R), dtype=torch.int64, device=trace.R.device)
+    judged = pairs.token >= 0
+    found = tokens.index_add(0, pairs.token[judged], loud[judged].to(torch.int64)) > 0
+    if recipe.combine == "input":
+        terms = (trace.second * pairs.weight[:, None])[judged].abs()
+        found |= ~(torch.zeros_like(trace.R).index_add(0, pairs.token[judged], terms).amax(-1) < limit)
+    return found
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,7 @@ def test_the_ideal_oracle_shares_no_code() -> None:
         "fp8moe.config",
         "fp8moe.experts",
         "fp8moe.quant",
+        "fp8moe.reference.closed",  # which only says whether it may be asked
     }
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert not names & {"quantize", "dequantize", "activate"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from conformance.trial import Check
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Arithmetic, Contract, Steps
+from fp8moe.reference import closed
 from fp8moe.reference.recipe import recipe_moe
 from fp8moe.reference.replay import replay_moe
 
@@ -44,8 +46,9 @@ class Replaying(TorchExperts):
         assert arithmetic is not None
         assert steps is not None
         hidden = args[0].contiguous()
-        trace = recipe_moe(self.config, self.quant, self.contract.recipe, self.weights, hidden, *args[1:], **kwargs)
-        result = replay_moe(trace, arithmetic, steps).output
+        with mock.patch.object(closed, "_calls", []):  # what a backend may not do: ask the oracles
+            trace = recipe_moe(self.config, self.quant, self.contract.recipe, self.weights, hidden, *args[1:], **kwargs)
+            result = replay_moe(trace, arithmetic, steps).output
         return result if output is None else output.copy_(result)
 
 

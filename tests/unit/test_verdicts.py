@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conformance.cases import Case
 from conformance.checks import check_case
-from conformance.matrix import PARTS, cell_status
+from conformance.matrix import EQUIVALENCE, PARTS, cell_status
 from conformance.plan import Cell, Subject, Target
 from conformance.results import CheckResult, Status
 from conformance.untouched import fingerprint
@@ -118,6 +118,8 @@ def test_weights_that_change_places_are_noticed() -> None:
 def test_a_cell_says_how_many_cases_were_beyond_the_declared_limits() -> None:
     cell = Cell(Subject("A", TorchExperts, "A"), "block", None, "", None, ("silu",))
     parts = [CheckResult("computes", part, Status.PASSED, "A", "block") for part in PARTS]
-    passed = [CheckResult("computes", "c", Status.PASSED, "A", "block", f"v1:M={n}") for n in range(2)]
-    beyond = [CheckResult("computes", "c", Status.NOT_APPLICABLE, "A", "block", f"v1:M={n}") for n in range(3, 9)]
+    passed = [CheckResult("computes", EQUIVALENCE, Status.PASSED, "A", "block", f"v1:M={n}") for n in range(2)]
+    beyond = [
+        CheckResult("computes", EQUIVALENCE, Status.NOT_APPLICABLE, "A", "block", f"v1:M={n}") for n in range(3, 9)
+    ]
     assert cell_status(cell, [*parts, *passed, *beyond]) == (Status.PASSED, "ok 2 n/a 6")
