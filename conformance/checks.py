@@ -68,7 +68,7 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
         trial.evidence if judged else None,
         {} if judgement is None else dict(judgement.statistics),
         "" if status is Status.PASSED else reproduction(case, subject, target, check),
-        judged_by=trial.judged_by if judged and check == EQUIVALENCE else "",
+        judged_by=trial.judged_by if judged else "",
         measured=dict(judgement.sums) if judgement is not None and status is Status.PASSED else {},
     )
 

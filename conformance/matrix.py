@@ -74,7 +74,11 @@ def judged_by_the_bound(cells: Sequence[Cell], results: Iterable[CheckResult]) -
     schemes: dict[tuple[str, str], dict[str, int]] = {}
     runs = {(cell.subject.name, cell.scheme) for cell in cells if cell.status is None}
     for result in results:
-        if result.judged_by.startswith(BY_BOUND) and (result.backend, result.scheme) in runs:
+        if (
+            result.check == EQUIVALENCE
+            and result.judged_by.startswith(BY_BOUND)
+            and (result.backend, result.scheme) in runs
+        ):
             found = schemes.setdefault((result.backend, result.judged_by.removeprefix(BY_BOUND)), {})
             found[result.scheme] = found.get(result.scheme, 0) + 1
     return [
