@@ -52,9 +52,10 @@ class Replaying(TorchExperts):
         return result if output is None else output.copy_(result)
 
 
-def verdict(check: Check, cls: type[TorchExperts], scheme: str, seed: int) -> CheckResult:
+def verdict(check: Check, cls: type[TorchExperts], scheme: str, seed: int, tokens: int | None = None) -> CheckResult:
     activation = "swigluoai" if "clamp" in check.id else "silu"
     case = relation_case(check, scheme, activation, seed)
+    case = case if tokens is None else replace(case, tokens=tokens)
     return check_case(case, Subject(cls.__name__, cls, cls.__name__), HERE, check.id)
 
 
@@ -117,7 +118,7 @@ def test_bits_are_not_asked_for_where_the_instruction_changes_with_the_size() ->
             self.contract = replace(self.contract, arithmetic=SMALL if small else LARGE)
             return super().apply(*args, **kwargs)
 
-    assert verdict(check, Replaying, "channel_tok", 1).status is Status.PASSED
-    result = verdict(check, OneUnitDeclared, "channel_tok", 1)
+    assert verdict(check, Replaying, "channel_tok", 1, tokens=12).status is Status.PASSED
+    result = verdict(check, OneUnitDeclared, "channel_tok", 1, tokens=12)
     assert result.status is Status.FAILED
     assert "the first 4 of 12 tokens" in result.reason
