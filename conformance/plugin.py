@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from conformance.compiled.outcome import Outcome
+    from conformance.selection.ahead import Ahead
     from conformance.session import Session
 
 HERE = Path(__file__).parent
 SESSION_KEY = pytest.StashKey["Session"]()
 RESULTS_KEY = pytest.StashKey[list[str]]()
+JUDGING_KEY: pytest.StashKey[Ahead] = pytest.StashKey()
 COMPILING_KEY: pytest.StashKey[Future[dict[tuple[str, str], Outcome]]] = pytest.StashKey()
 
 
@@ -143,15 +145,26 @@ def pairs_in(items: list[pytest.Item]) -> list[tuple[str, str]]:
     return [pair for pair in pairs if isinstance(pair, tuple)]
 
 
+def judges_the_grid(item: pytest.Item) -> bool:
+    return in_suite(item) and "report" in getattr(item, "fixturenames", ()) and bool(item.get_closest_marker("selects"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What compiles goes last: a process of its own works on it beside the other tests."""
-    items.sort(key=compiles)
+    """The selector's grid and what compiles go last: processes of their own work on them beside the other tests."""
+    items.sort(key=lambda item: 2 * compiles(item) + judges_the_grid(item))
 
 
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Begins to compile; under pytest-xdist the one worker that runs these tests begins when it gets there."""
+    """Begins to judge the grid and to compile, beside the other tests; under pytest-xdist the one worker that runs
+    these tests begins when it gets there."""
     pairs = pairs_in(session.items)
     distributed = hasattr(session.config, "workerinput") or bool(session.config.getoption("numprocesses", None))
+    grid = sum(judges_the_grid(item) for item in session.items)
+    beside = any(in_suite(item) and item.get_closest_marker("computes") for item in session.items)
+    if grid and beside and not distributed and not session.config.option.collectonly:
+        from conformance.selection.ahead import Ahead
+
+        session.config.stash[JUDGING_KEY] = Ahead()
     if pairs and not distributed and not session.config.option.collectonly:
         from conformance.compiled.ahead import begin
 
