@@ -146,19 +146,18 @@ class Space:
             for a, b in np.argwhere(~self.together((first, second))):
                 pair = {self.names[first]: self.values[first][a], self.names[second]: self.values[second][b]}
                 (one, value), (other, value_of_other) = pair.items()
-                found.append((one, value, other, value_of_other, _reason(pair, self.exclusions)))
+                found.append((one, value, other, value_of_other, self._reason(pair)))
         return found
 
-
-def _reason(pair: Mapping[str, Value], exclusions: Sequence[Exclusion]) -> str:
-    """Why no case has a pair of values: of the fewest exclusions that leave nothing to the axes between them."""
-    near = [e for e in exclusions if set(e.axes) & set(pair)]
-    for count in range(1, len(near) + 1):
-        for some in combinations(near, count):
-            names = sorted({name for e in some for name in e.axes} - set(pair))
-            filled = (
-                dict(zip(names, rest, strict=True)) | dict(pair) for rest in product(*(AXES[name] for name in names))
-            )
-            if all(any(e.excludes(*(values[name] for name in e.axes)) for e in some) for values in filled):
-                return "; ".join(e.reason for e in some)
-    raise ValueError(f"{pair}: no exclusion speaks against it")
+    def _reason(self, pair: Mapping[str, Value]) -> str:
+        """Why no case has a pair of values: of the fewest exclusions that leave nothing to the axes between them."""
+        taken = dict(zip(self.names, self.values, strict=True))
+        near = [e for e in self.exclusions if set(e.axes) & set(pair)]
+        for count in range(1, len(near) + 1):
+            for some in combinations(near, count):
+                names = sorted({name for e in some for name in e.axes} - set(pair))
+                rests = product(*(taken[name] for name in names))
+                filled = (dict(zip(names, rest, strict=True)) | dict(pair) for rest in rests)
+                if all(any(e.excludes(*(values[name] for name in e.axes)) for e in some) for values in filled):
+                    return "; ".join(e.reason for e in some)
+        return "; ".join(e.reason for e in self.exclusions)  # all of them together

@@ -5,115 +5,31 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Any
 
 from conformance.axes import Space
 from conformance.bounds import pooled
 from conformance.cases import Case
 from conformance.checks import EQUIVALENCE
-from conformance.contain import DeviceLost, Job, Limits, SubjectRef, Worker, WorkerEnded
-from conformance.levels import LEVELS, Item, coverage_of, items_of, space_of
-from conformance.plan import Subject, default_workers, plan, resolve_target, target_name
-from conformance.predicate import CONTRACT, predicate_results
-from conformance.probe import probe_backend
+from conformance.contain import DeviceLost, Job, Limits, SuiteError, Worker, WorkerEnded
+from conformance.levels import LEVELS, Item, coverage_of
+from conformance.plan import default_workers
+from conformance.planned import Backend, Plan, device_name, fingerprint_of, no_plan, reference_to
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from conformance.shrink import shrink
 from conformance.versions import versions
-from fp8moe.detection import describe_device
-from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.platforms import Platform
-from fp8moe.registry import Fp8MoeBackend
 
 POOLED = "computes.pooled"
-PLAN_SECONDS = 300.0
 SHRINK_SECONDS = 90.0
 """For all failures of a run together."""
-Backend = Fp8MoeBackend | str | type[FusedMoEPermuteExpertsUnpermute]
 Progress = Callable[[int, int, CheckResult], None]
 """(done, planned, the result just come to)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a worker says of a backend before any case: all of it plain data.
-
-    Args:
-        name: of the backend.
-        device: in words.
-        settled: results that there are before any case is run: of its predicate, and of schemes that do not run.
-        items: what the level goes through.
-        takes: activations by scheme, of those that run.
-        fnuz: whether weights may be e4m3fnuz.
-    """
-
-    name: str
-    device: str
-    settled: Sequence[CheckResult]
-    items: Sequence[Item]
-    takes: Mapping[str, Sequence[str]]
-    fnuz: bool
-
-    @classmethod
-    def of(
-        cls, worker: Worker, ref: SubjectRef, platform: Platform | None, level: str, seed: int, *, selects: bool = True
-    ) -> Plan:
-        """Asks a worker; `selects`: judge the backend's predicate too.
-
-        Raises:
-            ValueError: no such backend.
-            conformance.contain.WorkerEnded: the backend's class did not let it come to its end.
-        """
-        asked = (ref, worker.target_name, platform, level, seed, selects)
-        told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS)
-        if "unknown" in told:
-            raise ValueError(told["unknown"])
-        settled = tuple(CheckResult.from_json(text) for text in told.pop("settled"))
-        items = tuple(Item(check, Case.parse(case), part) for check, case, part in told.pop("items"))
-        return cls(settled=settled, items=items, **told)
-
-
-def told_plan(
-    ref: SubjectRef, device: str, platform: Platform | None, level: str, seed: int, selects: bool
-) -> dict[str, Any]:
-    """In a worker: what `Plan` holds, as JSON can."""
-    target = resolve_target(device)
-    if platform is not None:
-        target = replace(target, platform=platform)
-    try:
-        subject = ref.load()
-    except ValueError as error:
-        return {"unknown": str(error).removeprefix("--fp8moe-backend=")}
-    except Exception as error:
-        broken = CheckResult(
-            "selects", CONTRACT, Status.FAILED, ref.name, reason=f"loading it raised {type(error).__name__}: {error}"
-        )
-        nothing: dict[str, Any] = {"items": [], "takes": {}, "fnuz": False}
-        return {"name": ref.name, "device": describe_device().name, "settled": [broken.to_json()], **nothing}
-    settled = predicate_results(subject) if selects else []
-    usable = all(result.status is not Status.FAILED for result in settled)
-    cells = plan([subject], target) if usable else []
-    running = [cell for cell in cells if cell.status is None]
-    settled += [
-        CheckResult("computes", "computes.scheme", cell.status, subject.name, cell.scheme, reason=cell.reason)
-        for cell in cells
-        if cell.status is not None
-    ]
-    items = items_of(level, running, target, seed) if running else []
-    return {
-        "name": subject.name,
-        "device": describe_device().name,
-        "settled": [result.to_json() for result in settled],
-        "items": [(item.check, str(item.case), item.part) for item in items],
-        "takes": {cell.scheme: cell.activations for cell in running},
-        "fnuz": bool(running) and True in space_of(running, target).values[-1],
-    }
 
 
 def check_backend(
@@ -182,6 +98,8 @@ class _Run:
         self.results: dict[tuple[str, str], CheckResult] = {}
         self.failed: set[tuple[str, str]] = set()
         """(check, scheme) that failed: their further cases would tell the same."""
+        self.shrunk: dict[tuple[str, str], CheckResult] = {}
+        """Failures that are as small as they will be, by what they were found as."""
         self.stopped = ""
         self.lock = threading.Lock()
 
@@ -191,14 +109,18 @@ class _Run:
             try:
                 plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
             except WorkerEnded as ended:
-                plan = _no_plan(self.ref, str(ended))
+                plan = no_plan(self.ref, str(ended))
             self._take_over(plan)
             count = self.workers or default_workers(self.device)
             every = [first, *(opened.enter_context(Worker(self.device, self.limits)) for _ in range(count - 1))]
-            self._go_through(plan, every)
-            settled = [*plan.settled, *self._fingerprint(plan, first), *self._pooled(plan)]
-            small, found_as = self._shrunk(first)
-        return self._report(plan, settled, small, found_as)
+            settled = list(plan.settled)
+            try:
+                self._go_through(plan, every)
+                settled += [*self._fingerprint(plan, first), *self._pooled(plan)]
+                self._shrink(first)
+            except KeyboardInterrupt:
+                self.stopped = "it was interrupted"
+        return self._report(plan, settled)
 
     def _fingerprint(self, plan: Plan, worker: Worker) -> list[CheckResult]:
         """Which arithmetic the backend has, beside the one that it declares."""
@@ -213,9 +135,12 @@ class _Run:
         """The gain and the bias of cases together that the bound let pass: each alone may hide a small one. One case of
         each seed: those of one seed share what they are drawn from, so that their errors are not independent."""
         by_seed: dict[int, Mapping[str, float]] = {}
-        for (check, case), result in self.results.items():
-            if check == EQUIVALENCE and result.status is Status.PASSED and "gain.signed" in result.measured:
-                by_seed.setdefault(Case.parse(case).seed, result.measured)
+        for item in plan.items:
+            result = self.results.get(item.key)
+            if item.check != EQUIVALENCE or result is None or result.status is not Status.PASSED:
+                continue
+            if "gain.signed" in result.measured:
+                by_seed.setdefault(item.case.seed, result.measured)
         if not by_seed:
             return []
         sums = list(by_seed.values())
@@ -229,23 +154,25 @@ class _Run:
         return [CheckResult("computes", POOLED, status, plan.name, reason=reason, statistics=ratios, scope=scope)]
 
     def _take_over(self, plan: Plan) -> None:
-        """The results of the report to resume; all but those that were not run, or that the backend failed."""
+        """The results of the report to resume, all but those that were not run; every failure stays one."""
         before = self.resume
         if before is None:
             return
-        asked = {"backend": plan.name, "level": self.level, "seed": self.seed, "target": self.device}
+        asked = {"backend": plan.name, "origin": self.ref.origin, "level": self.level, "seed": self.seed}
+        asked |= {"target": self.device, "device": plan.device}
         for name, value in asked.items():
             if getattr(before, name) != value:
                 raise ValueError(f"resume: a report with {name}={getattr(before, name)!r}: expected {value!r}")
         if before.versions != versions():
             raise ValueError(f"resume: a report of {before.versions}: here are {versions()}; run it from the start")
         planned = {item.key for item in plan.items}
-        kept = {Status.PASSED, Status.NOT_APPLICABLE, Status.FAILED}
         for check in before.checks:
-            if (check.check, check.case) in planned and check.status in kept:
-                self.results[check.check, check.case] = check
-                if check.status is Status.FAILED:
-                    self.failed.add((check.check, check.scheme))
+            key = (check.check, before.unshrunk.get(f"{check.check} {check.case}", check.case))
+            if check.status is Status.FAILED and check.case:
+                self.results[key] = self.shrunk[key] = check
+                self.failed.add((check.check, check.scheme))
+            elif check.status in (Status.PASSED, Status.NOT_APPLICABLE, Status.NOT_SUPPORTED) and key in planned:
+                self.results[key] = check
 
     def _go_through(self, plan: Plan, every: Sequence[Worker]) -> None:
         """All items, each by whichever worker is free; in order, so that the most telling come first."""
@@ -263,15 +190,26 @@ class _Run:
                         return
                 try:
                     result = worker.run(Job(item.check, str(item.case), self.ref))
+                    with self.lock:
+                        self._take(item, result, len(plan.items))
                 except DeviceLost as error:
-                    self.stopped = str(error)
+                    self._stop(str(error))
                     return
-                with self.lock:
-                    self._take(item, result, len(plan.items))
+                except BaseException:
+                    self._stop("an error ended it")  # the others need not go on before it is told
+                    raise
 
         with ThreadPoolExecutor(len(every)) as threads:
-            for future in [threads.submit(work) for _ in every]:
-                future.result()
+            futures = [threads.submit(work) for _ in every]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._stop("it was interrupted")
+                raise
+
+    def _stop(self, why: str) -> None:
+        self.stopped = self.stopped or why
 
     def _is_moot(self, item: Item) -> bool:
         return (item.check, item.case.scheme) in self.failed
@@ -290,12 +228,15 @@ class _Run:
         if self.progress is not None:
             self.progress(len(self.results), planned, result)
 
-    def _shrunk(self, worker: Worker) -> tuple[list[CheckResult], dict[str, str]]:
-        """The first failures, smaller; and which cases they were found as."""
-        small, found_as = [], {}
-        failures = [(key, result) for key, result in self.results.items() if result.status is Status.FAILED]
+    def _shrink(self, worker: Worker) -> None:
+        """The failures, smaller, as far as time allows; each stays under the case that it was found as."""
         until = time.monotonic() + SHRINK_SECONDS
-        for key, failure in [] if self.stop_at_first else failures:
+        if self.budget is not None:
+            until = min(until, self.started + self.budget)
+        failures = [(key, result) for key, result in self.results.items() if result.status is Status.FAILED]
+        for key, failure in failures:
+            if self.stop_at_first or key in self.shrunk or not failure.case:
+                continue
             last = [failure]
 
             def fails(case: Case, check: str = failure.check, last: list[CheckResult] = last) -> bool:
@@ -307,21 +248,20 @@ class _Run:
             try:
                 left = max(until - time.monotonic(), 0.0)
                 shrink(Case.parse(failure.case), fails, keep=("scheme", "activation"), seconds=left)
-            except DeviceLost:
-                break
-            if last[-1] is not failure:
-                small.append(last[-1])
-                found_as[last[-1].case] = failure.case
-                del self.results[key]
-        return small, found_as
+            except (DeviceLost, SuiteError):
+                continue  # what was found stands, as large as it is
+            finally:
+                self.results[key] = self.shrunk[key] = last[-1]
 
-    def _report(
-        self, plan: Plan, settled: Sequence[CheckResult], small: Sequence[CheckResult], found_as: dict[str, str]
-    ) -> Report:
+    def _report(self, plan: Plan, settled: Sequence[CheckResult]) -> Report:
         before = self.resume
-        shrunk = {(check.check, found_as[check.case]) for check in small}
         space = Space(plan.takes, fnuz=plan.fnuz)
-        judged = [Case.parse(case) for (_, case), r in self.results.items() if r.status is Status.PASSED]
+        judged = [
+            item.case
+            for item in plan.items
+            if item.check == EQUIVALENCE and item.key in self.results
+            if self.results[item.key].status is Status.PASSED
+        ]
         return Report(
             backend=plan.name,
             origin=self.ref.origin,
@@ -330,30 +270,20 @@ class _Run:
             target=self.device,
             device=plan.device,
             versions=versions(),
-            checks=[
-                *settled,
-                *small,
-                *self.results.values(),
-                *self._not_run(plan, shrunk),
-                NOT_TIMED,
-            ],
+            checks=(*settled, *self.results.values(), *self._not_run(plan), NOT_TIMED),
             coverage=tuple(str(coverage) for coverage in coverage_of(self.level, space, judged)) if plan.takes else (),
             excluded=_excluded(space) if plan.takes else (),
             seconds=time.monotonic() - self.started + (0.0 if before is None else before.seconds),
             planned=len(plan.items),
-            unshrunk=found_as,
+            unshrunk={f"{r.check} {r.case}": key[1] for key, r in self.shrunk.items() if r.case != key[1]},
         )
 
-    def _not_run(self, plan: Plan, shrunk: Collection[tuple[str, str]]) -> Iterator[CheckResult]:
+    def _not_run(self, plan: Plan) -> Iterator[CheckResult]:
         """What was declared and not run: one result for each check, scheme and part of the level."""
-        left: Counter[tuple[str, str, str]] = Counter()
-        for item in plan.items:
-            if item.key not in self.results and item.key not in shrunk:
-                left[item.check, item.case.scheme, item.part] += 1
+        left = Counter((item.check, item.case.scheme, item.part) for item in plan.items if item.key not in self.results)
         for (check, scheme, part), count in left.items():
-            reason = f"it failed before: {count} of the {part} not run"
-            if (check, scheme) not in self.failed:
-                reason = f"{self.stopped}: {count} of the {part} not run"
+            why = "it failed before" if (check, scheme) in self.failed else self.stopped
+            reason = f"{why}: {count} of the {part} not run"
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
 
 
@@ -365,49 +295,3 @@ def _excluded(space: Space) -> tuple[str, ...]:
 NOT_TIMED = CheckResult(
     "performs", "performs.times", Status.NOT_RUN, reason="times are taken by `pytest conformance -m performs`, on a GPU"
 )
-
-
-def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
-    """The result of `computes.fingerprint`; that the worker did not come to its end is the backend's failure."""
-    try:
-        return CheckResult.from_json(worker.call(told_fingerprint, ref, worker.target_name))
-    except WorkerEnded as ended:
-        return CheckResult("computes", FINGERPRINT, Status.FAILED, ref.name, reason=str(ended))
-
-
-def told_fingerprint(ref: SubjectRef, device: str) -> str:
-    """In a worker: the result as JSON."""
-    return probe_backend(ref.load(), resolve_target(device)).to_json()
-
-
-def _no_plan(ref: SubjectRef, why: str) -> Plan:
-    """Of a backend that cannot even be asked."""
-    return Plan(ref.name, "", [CheckResult("selects", CONTRACT, Status.FAILED, ref.name, reason=why)], [], {}, False)
-
-
-def device_name(device: str | None) -> str:
-    """The name of a device that workers can be started for; a worker looks which one is here, where none is named.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if device not in (None, "auto"):
-        return device
-    with Worker("cpu") as looking:
-        found: str = looking.call(target_name)
-    return found
-
-
-def reference_to(backend: Backend) -> SubjectRef:
-    """What a worker finds a backend by.
-
-    Raises:
-        ValueError: neither a name nor a class.
-    """
-    if isinstance(backend, type):
-        origin = f"{backend.__module__}:{backend.__qualname__}"
-        return SubjectRef.of(Subject(backend.__name__, backend, origin))
-    name = backend if isinstance(backend, str) else getattr(backend, "name", None)
-    if not isinstance(name, str):
-        raise ValueError(f"backend={backend!r}: expected a Fp8MoeBackend, a registered name, module:Class, or a class")
-    return SubjectRef.named(name)

@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -72,6 +73,14 @@ def target_name(device: str = "auto") -> str:
     return resolve_target(device).name
 
 
+PROBED_SIZES: tuple[dict[str, Any], ...] = (
+    {},
+    {"hidden_dim": 7168, "intermediate_size_per_partition": 2048},
+    {"hidden_dim": 512, "intermediate_size_per_partition": 384, "num_experts": 64, "num_local_experts": 64},
+)
+"""Layers that a predicate is asked about; a scheme that it takes for any of them runs, and each case is asked again."""
+
+
 def default_workers(target: str) -> int:
     """Processes that run cases at the same time: two on a CPU with two cores; four share a GPU, which small cases
     leave idle while the host prepares them."""
@@ -88,11 +97,15 @@ class Subject:
     origin: str
 
 
+class UnknownBackend(ValueError):
+    """There is no backend, module or class of that name."""
+
+
 def load_subject(text: str) -> Subject:
     """A backend by name, or a class by "module:Class".
 
     Raises:
-        ValueError: no such backend, module or class; the text says which are there.
+        UnknownBackend: (a ValueError) no such backend, module or class; the text says which are there.
         BackendContractError: the class breaks the contract.
     """
     for subject in reference_subjects():
@@ -103,7 +116,7 @@ def load_subject(text: str) -> Subject:
             spec = backend_named(text)
         except KeyError as error:
             known = ", ".join(subject.name for subject in reference_subjects())
-            raise ValueError(f"--fp8moe-backend={text}: {error.args[0]}, {known}, or module:Class") from None
+            raise UnknownBackend(f"--fp8moe-backend={text}: {error.args[0]}, {known}, or module:Class") from None
         return Subject(spec.name, spec.experts_cls, text)
     module, _, path = text.partition(":")
     try:
@@ -111,7 +124,7 @@ def load_subject(text: str) -> Subject:
         for part in path.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--fp8moe-backend={text}: {error}; expected module:Class on the import path") from error
+        raise UnknownBackend(f"--fp8moe-backend={text}: {error}; expected module:Class on the import path") from error
     violations = contract_violations(found)
     if violations:
         raise BackendContractError(f"--fp8moe-backend={text}: {'; '.join(violations)}")
@@ -179,12 +192,16 @@ def _refusal(
 ) -> str | None:
     """Why the class does not take this scheme and activation, asked in its own format; None where it does."""
     batched = cls.activation_format() is FusedMoEActivationFormat.BatchedExperts
-    config = probe_config(activation, batched=batched)
-    weight_key, activation_key = SCHEMES[scheme]
-    supported, reason = cls.is_supported_config(
-        cls, config, weight_key, activation_key, cls.activation_format(), platform=platform, env=Env.of({})
-    )
-    return None if supported else getattr(reason, "value", str(reason))
+    refusals = []
+    for sizes in PROBED_SIZES:
+        config = replace(probe_config(activation, batched=batched), **sizes)
+        supported, reason = cls.is_supported_config(
+            cls, config, *SCHEMES[scheme], cls.activation_format(), platform=platform, env=Env.of({})
+        )
+        if supported:
+            return None
+        refusals.append(getattr(reason, "value", str(reason)))
+    return refusals[0]
 
 
 def probe_config(activation: str, *, batched: bool) -> FusedMoEConfig:

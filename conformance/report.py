@@ -13,6 +13,8 @@ from conformance.results import CheckResult, Evidence, Status, finite
 FORMAT = 1
 PASSED, FAILED, INCOMPLETE = "passed", "failed", "incomplete"
 NOT_MEASURED = "not_run"
+BEYOND = "is beyond the declared"
+"""What the reason of a case says that passes a backend's declared limits."""
 VERDICTS = ("selects", "computes", "performs")
 
 
@@ -48,7 +50,7 @@ class Report:
     seconds: float = 0.0
     planned: int = 0
     unshrunk: Mapping[str, str] = field(default_factory=dict)
-    """Ids of the cases that were found first, by those that they shrank to."""
+    """The case that a failure was found as, by "check case" of what it shrank to."""
 
     @property
     def verdict(self) -> str:
@@ -67,11 +69,24 @@ class Report:
         found = {check.status for check in self.checks if check.verdict == name}
         if Status.FAILED in found:
             return FAILED
+        if self.unjudged and name == "computes":
+            return INCOMPLETE
         if found and found <= {Status.NOT_RUN, Status.NOT_SUPPORTED}:
             return NOT_MEASURED if name == "performs" else INCOMPLETE
         if Status.NOT_RUN in found:
             return INCOMPLETE
         return PASSED if Status.PASSED in found else NOT_MEASURED
+
+    @property
+    def unjudged(self) -> list[tuple[str, str]]:
+        """(check, scheme) of which no case was judged, since all are beyond what the backend declares or takes."""
+        found: dict[tuple[str, str], set[Status]] = {}
+        for check in self.checks:
+            if check.verdict == "computes" and check.case:
+                beyond = check.status is Status.NOT_SUPPORTED or BEYOND in check.reason
+                status = Status.NOT_SUPPORTED if beyond else check.status
+                found.setdefault((check.check, check.scheme), set()).add(status)
+        return [key for key, statuses in found.items() if statuses == {Status.NOT_SUPPORTED}]
 
     @property
     def failures(self) -> list[CheckResult]:
@@ -124,9 +139,12 @@ class Report:
         data: dict[str, Any] = json.loads(text)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
-        known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__}
-        known |= {name: tuple(data[name]) for name in ("coverage", "excluded")}
-        return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
+        try:
+            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__}
+            known |= {name: tuple(data[name]) for name in ("coverage", "excluded")}
+            return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a report of check_backend that lacks {error}: run again without resuming") from None
 
 
 def _check(data: dict[str, Any]) -> CheckResult:

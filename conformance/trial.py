@@ -17,10 +17,12 @@ from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.oracles import tensors_of, trace_of
-from conformance.plan import Subject, Target, is_triton
+from conformance.plan import SIMULATED_PLATFORM, Subject, Target, is_triton
 from conformance.results import Evidence, Mismatch, Status
 from conformance.untouched import Watch
+from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.platforms import Platform
 from fp8moe.recipe import Arithmetic, Contract
 from fp8moe.reference.closed import OracleClosed, oracles_closed
 from fp8moe.registry import BackendUnavailable
@@ -71,6 +73,11 @@ class Trial:
         self.judgement: Judgement | None = None
 
     @property
+    def platform(self) -> Platform:
+        """That the backend's predicate is asked about."""
+        return SIMULATED_PLATFORM if self.simulated else self.target.platform
+
+    @property
     def evidence(self) -> Evidence:
         return Evidence.SIMULATED if self.simulated else Evidence.HARDWARE
 
@@ -80,6 +87,10 @@ class Trial:
         Raises:
             Ended: it cannot be made, declares nonsense, or the case is beyond its declared limits.
         """
+        declared = self.subject.experts_cls.contract
+        beyond = _beyond(declared, self.case) if isinstance(declared, Contract) else ""
+        if beyond:  # a constructor may enforce what its class declares
+            raise Ended(Status.NOT_APPLICABLE, beyond)
         self.backend = self.made(self.tensors)
         with guarded("its contract"):
             contract = self.backend.contract
@@ -106,7 +117,14 @@ class Trial:
         return self.by_bits or bool(self.contract.batch_invariant and self.contract.deterministic)
 
     def made(self, tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:
-        """Another backend, with these tensors' configuration and weights."""
+        """Another backend, with these tensors' configuration and weights.
+
+        Raises:
+            Ended: its own predicate refuses the configuration, or its constructor raised.
+        """
+        refused = refusal(self.subject.experts_cls, tensors, self.platform)
+        if refused:
+            raise Ended(Status.NOT_SUPPORTED, refused)
         with guarded("its constructor"), oracles_closed():
             return self.subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
 
@@ -235,6 +253,17 @@ def guarded(what: str) -> Iterator[None]:
         raise Ended(Status.NOT_RUN, f"out of memory: {error}") from error
     except (Exception, SystemExit) as error:
         raise Ended(Status.FAILED, f"{what} raised {_told(error)}") from error
+
+
+def refusal(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors, platform: Platform) -> str:
+    """Why a backend's predicate does not take this very layer; "" where it does."""
+    keys = (tensors.quant.weight_key, tensors.quant.activation_key)
+    layout = cls.activation_format()
+    with guarded("its predicate"):
+        supported, reason = cls.is_supported_config(
+            cls, tensors.config, *keys, layout, platform=platform, env=Env.of({})
+        )
+    return "" if supported else f"its predicate refuses this layer: {getattr(reason, 'value', reason)}"
 
 
 def told_judgement(judgement: Judgement, tokens: Tensor) -> str:

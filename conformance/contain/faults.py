@@ -277,7 +277,12 @@ _BEFORE: Mapping[str, tuple[str, Callable[[], object], str, float]] = {
     "SetsThreads": ("number of threads", lambda: torch.set_num_threads(2), "number of threads", 1),
     "SetsFlush": ("flush denormal", lambda: torch.set_flush_denormal(True), "flushed to zero", 1),
     "SetsBenchmark": ("cuDNN benchmark", _backend_flag("cudnn.benchmark", True), "cudnn.benchmark", 1),
-    "SetsEnvironment": ("os.environ", lambda: os.environ.update(TRITON_DEBUG="1"), "os.environ['TRITON_DEBUG']", 1),
+    "SetsEnvironment": (
+        "os.environ",
+        lambda: os.environ.update(OMP_WAIT_POLICY="active"),
+        "os.environ['OMP_WAIT_POLICY']",
+        1,
+    ),
     "SetsDirectory": ("working directory", lambda: os.chdir("/"), "working directory", 1),
     "SetsHandler": ("signal handler", lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), "SIGTERM", 1),
     "SetsTrace": ("trace function", lambda: sys.setprofile(lambda *arguments: None), "sys.getprofile", 1),

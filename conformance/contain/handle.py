@@ -152,6 +152,8 @@ class Handle:
                     raise WorkerEnded("something else than the worker wrote into the suite's channel")
                 if message.get("number") == number:
                     return message
+                # The suite answers each job once; whoever got at its channel answered one before.
+                raise WorkerEnded("something else than the suite has answered an earlier job")
         except ValueError as error:
             why = str(error) if isinstance(error, NotAMessage) else "no JSON"
             raise WorkerEnded(f"it wrote into the suite's channel ({why})") from None

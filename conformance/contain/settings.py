@@ -26,8 +26,9 @@ _FLAGS: tuple[str, ...] = (
 )
 """Below torch.backends; not every torch has every one."""
 
-OWN_VARIABLES = ("CUDA_MODULE_LOADING", "TORCHINDUCTOR_", "TRITON_CACHE_", "PYTORCH_NVML_BASED_CUDA_CHECK", "KMP_")
-"""Beginnings of variables that torch and triton set themselves, the first time that something needs them."""
+SUITES_VARIABLES = ("TRITON_INTERPRET", "VLLM_", "FP8MOE_", "OMP_", "OPENBLAS_", "MKL_")
+"""Beginnings of variables that say how the suite computes, or what is selected. Others a library may set where they are
+not set, as is usual at its first use; none may be changed."""
 
 
 def _float_mode() -> str:
@@ -100,7 +101,7 @@ class Settings:
         ]
         for name in sorted(self.environment.keys() | later.environment.keys()):
             old_text, new_text = self.environment.get(name), later.environment.get(name)
-            if old_text != new_text and not (old_text is None and name.startswith(OWN_VARIABLES)):
+            if old_text != new_text and (old_text is not None or name.startswith(SUITES_VARIABLES)):
                 found.append(f"it changed os.environ[{name!r}] from {_quoted(old_text)} to {_quoted(new_text)}")
         missing = [entry for entry in self.path if entry not in later.path]
         if missing:

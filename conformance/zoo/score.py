@@ -6,6 +6,7 @@ meant to, is an accident and counts as a survivor; so does whatever makes the su
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from conformance.certification import Plan, device_name, fingerprint_of
-from conformance.contain import Job, Limits, SubjectRef, SuiteError, Worker
+from conformance.contain import DeviceLost, Job, Limits, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.plan import default_workers
+from conformance.planned import Plan, device_name, fingerprint_of
 from conformance.results import Status
 from conformance.zoo.plant import Fault
 
 MUTANT_SECONDS = 20.0
 """Of one case, before it counts as hanging."""
-RAISED = ("apply raised", "its constructor raised", "its contract raised")
+RAISED = re.compile(
+    r"(apply|its constructor|its contract|the crafted layer|a captured call|the replay of a captured call|loading it"
+    r"|it)\b.* raised |it (ended the process|did not end within|was killed)"
+)
+"""What begins the reason of a result that no check of numbers came to."""
 KILLED, SURVIVED, ACCIDENT, ERROR, NOT_HERE = "killed", "survived", "accident", "error", "not here"
 
 
@@ -123,12 +128,12 @@ def _verdict(fault: Fault, origin: str, kind: str, level: str, seed: int, worker
         for item in plan.items:
             result = worker.run(Job(item.check, str(item.case), ref))
             if result.status is Status.FAILED:
-                accident = result.reason.startswith(RAISED) and fault.shows != "raises"
+                accident = RAISED.match(result.reason) is not None and fault.shows != "raises"
                 return told(ACCIDENT if accident else KILLED, result.check, result.case, result.reason)
         probed = fingerprint_of(worker, ref)
         if probed.status is Status.FAILED:
             return told(KILLED, probed.check, "", probed.reason)
-    except SuiteError as error:
+    except (SuiteError, DeviceLost, WorkerEnded) as error:
         return told(ERROR, reason=str(error).strip().splitlines()[-1])
     return told(SURVIVED, reason=f"{len(plan.items)} checks and the fingerprint passed")
 

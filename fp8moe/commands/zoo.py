@@ -109,6 +109,11 @@ def _json(found: Sequence[Verdict], level: str, target: str, seed: int, part: st
     return json.dumps(told, indent=1)
 
 
+def _known(verdict: Verdict) -> str:
+    """Why a survivor is known to survive; "" where it is not, or is none."""
+    return KNOWN_SURVIVORS.get(verdict.mutant, {}).get(verdict.level, "") if verdict.outcome == SURVIVED else ""
+
+
 def _share(found: Sequence[Verdict], kind: str) -> dict[str, int]:
     outcomes = Counter(v.outcome for v in found if v.kind == kind and v.outcome != NOT_HERE)
     return {"mutants": sum(outcomes.values()), "killed": outcomes[KILLED]}
@@ -130,7 +135,7 @@ def print_score(found: Sequence[Verdict]) -> int:
         if verdict.outcome == NOT_HERE:
             out.print(Text(f"not here: {verdict.mutant}: {verdict.reason}"), soft_wrap=True)
         elif verdict.outcome != KILLED:
-            known = KNOWN_SURVIVORS.get(verdict.mutant, {}).get(verdict.level, "")
+            known = _known(verdict)
             unknown += not known
             out.print(Text(f"{verdict.outcome}: {verdict.mutant}: {known or verdict.reason}"), soft_wrap=True)
     for kind in KINDS:

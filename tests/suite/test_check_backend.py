@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from conformance.contain import Limits
 from conformance.report import Report
 from conformance.results import Status
 from conformance.shrink import non_default_fields
-from fp8moe import Fp8MoeBackend, FusedMoEActivationFormat, Support
+from fp8moe import Fp8MoeBackend, FusedMoEActivationFormat, Reason, Support
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.schemes import BLOCK
 
@@ -145,3 +146,66 @@ def test_one_that_cannot_run_here_says_so() -> None:
 def test_bad_input(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words.replace("(", r"\(")):
         check_backend(**{"backend": "TorchExperts", "device": "cpu", **options})
+
+
+def test_a_backend_that_is_judged_on_next_to_nothing_does_not_pass() -> None:
+    class Limited(TorchExperts):
+        """Three times too much for every layer with more than one expert, which it declares that it does not take."""
+
+        support = LITTLE
+        contract = replace(TorchExperts.contract, max_experts=1)
+
+        def apply(self, *args: Any, **kwargs: Any) -> Tensor:
+            result = super().apply(*args, **kwargs)
+            return result if self.config.num_experts == 1 else result.mul_(3)
+
+    report = checked(Limited)
+    assert (report.verdict, report.failures) == ("incomplete", [])
+    assert ("computes.relation.poison", "block") in report.unjudged
+
+
+def test_a_layer_that_the_predicate_refuses_is_not_supported() -> None:
+    class Aligned(TorchExperts):
+        """Takes multiples of 128 and no expert parallelism, and says so where it is asked."""
+
+        @staticmethod
+        def is_supported_config(cls: Any, config: Any, *keys: Any, platform: Any = None, env: Any = None) -> Any:
+            fits = keys[:2] == BLOCK and keys[2] is FusedMoEActivationFormat.Standard and config.activation == "silu"
+            fits = fits and config.hidden_dim % 128 == 0 and not config.moe_parallel_config.use_ep
+            return fits, None if fits else Reason.PARALLEL
+
+        def __init__(self, config: Any, *args: Any) -> None:
+            assert config.hidden_dim % 128 == 0
+            assert not config.moe_parallel_config.use_ep
+            super().__init__(config, *args)
+
+    report = checked(Aligned)
+    assert not report.failures, report.failures[0].reason
+    refused = [check for check in report.checks if "its predicate refuses this layer" in check.reason]
+    assert {Case.parse(check.case).hidden % 128 for check in refused if not Case.parse(check.case).ep} >= {16}
+
+
+def test_a_failure_stays_one_when_the_run_goes_on(tmp_path: Path) -> None:
+    mark = tmp_path / "right from now on"
+
+    class Flaky(TorchExperts):
+        support = LITTLE
+
+        def apply(self, *args: Any, **kwargs: Any) -> Tensor:
+            result = super().apply(*args, **kwargs)
+            return result if mark.exists() else result.mul_(1.01)
+
+    first = checked(Flaky)
+    mark.touch()
+    again = checked(Flaky, resume=Report.from_json(first.to_json()))
+    assert (first.verdict, again.verdict) == ("failed", "failed")
+    assert {f.case for f in first.failures} == {f.case for f in again.failures}
+
+
+def test_one_that_takes_only_unquantised_weights_has_a_report() -> None:
+    class Plain(TorchExperts):
+        support = replace(LITTLE, scheme=lambda platform, weights, activations: weights is None)
+
+    report = checked(Plain, budget_s=1.0, level="quick")
+    assert report.verdict == "incomplete"
+    assert any("fnuz=True" in pair for pair in report.excluded)

@@ -1,0 +1,152 @@
+"""What a backend claims and what a level makes of it, asked in a worker; and what else a worker says of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from conformance.cases import Case
+from conformance.contain import DeviceLost, SubjectRef, SuiteError, Worker, WorkerEnded
+from conformance.levels import Item, items_of, space_of
+from conformance.plan import Cell, Subject, UnknownBackend, plan, resolve_target, target_name
+from conformance.predicate import CONTRACT, predicate_results
+from conformance.probe import probe_backend
+from conformance.probe.backend import CHECK as FINGERPRINT
+from conformance.results import CheckResult, Status
+from fp8moe.detection import describe_device
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.platforms import Platform
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+
+PLAN_SECONDS = PROBE_SECONDS = 300.0
+Backend = Fp8MoeBackend | str | type[FusedMoEPermuteExpertsUnpermute]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker says of a backend before any case: all of it plain data.
+
+    Args:
+        name: of the backend.
+        device: in words.
+        settled: results that there are before any case is run: of its predicate, and of schemes that do not run.
+        items: what the level goes through.
+        takes: activations by scheme, of those that run.
+        fnuz: whether weights may be e4m3fnuz.
+    """
+
+    name: str
+    device: str
+    settled: Sequence[CheckResult]
+    items: Sequence[Item]
+    takes: Mapping[str, Sequence[str]]
+    fnuz: bool
+
+    @classmethod
+    def of(
+        cls, worker: Worker, ref: SubjectRef, platform: Platform | None, level: str, seed: int, *, selects: bool = True
+    ) -> Plan:
+        """Asks a worker; `selects`: judge the backend's predicate too.
+
+        Raises:
+            ValueError: no such backend.
+            conformance.contain.WorkerEnded: the backend's class did not let it come to its end.
+        """
+        asked = (ref, worker.target_name, platform, level, seed, selects)
+        told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS)
+        if "unknown" in told:
+            raise ValueError(told["unknown"])
+        settled = tuple(CheckResult.from_json(text) for text in told.pop("settled"))
+        items = tuple(Item(check, Case.parse(case), part) for check, case, part in told.pop("items"))
+        return cls(settled=settled, items=items, **told)
+
+
+def told_plan(
+    ref: SubjectRef, device: str, platform: Platform | None, level: str, seed: int, selects: bool
+) -> dict[str, Any]:
+    """In a worker: what `Plan` holds, as JSON can."""
+    target = resolve_target(device)
+    if platform is not None:
+        target = replace(target, platform=platform)
+    settled: list[CheckResult] = []
+    cells: Sequence[Cell] = ()
+    try:
+        subject = ref.load()
+        settled = predicate_results(subject) if selects else []
+        if all(result.status is not Status.FAILED for result in settled):
+            cells = plan([subject], target)
+    except UnknownBackend as error:
+        return {"unknown": str(error)}
+    except BackendUnavailable as error:
+        settled.append(CheckResult("selects", CONTRACT, Status.NOT_RUN, ref.name, reason=str(error)))
+    except (Exception, SystemExit) as error:
+        told = f"loading it, or asking what it takes, raised {type(error).__name__}: {error}"
+        settled.append(CheckResult("selects", CONTRACT, Status.FAILED, ref.name, reason=told))
+    running = [cell for cell in cells if cell.status is None]
+    settled += [
+        CheckResult("computes", "computes.scheme", cell.status, ref.name, cell.scheme, reason=cell.reason)
+        for cell in cells
+        if cell.status is not None
+    ]
+    items = items_of(level, running, target, seed) if running else []
+    return {
+        "name": ref.name,
+        "device": describe_device().name,
+        "settled": [result.to_json() for result in settled],
+        "items": [(item.check, str(item.case), item.part) for item in items],
+        "takes": {cell.scheme: cell.activations for cell in running},
+        "fnuz": bool(running) and True in space_of(running, target).values[-1],
+    }
+
+
+def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
+    """The result of `computes.fingerprint`; that the worker did not come to its end is the backend's failure."""
+    status = Status.NOT_RUN
+    try:
+        return CheckResult.from_json(worker.call(told_fingerprint, ref, worker.target_name, seconds=PROBE_SECONDS))
+    except WorkerEnded as ended:
+        status, reason = Status.FAILED, str(ended)
+    except DeviceLost as lost:
+        reason = str(lost)
+    except SuiteError as error:
+        reason = f"an error of the suite itself: {error}"
+    return CheckResult("computes", FINGERPRINT, status, ref.name, reason=reason)
+
+
+def told_fingerprint(ref: SubjectRef, device: str) -> str:
+    """In a worker: the result as JSON."""
+    return probe_backend(ref.load(), resolve_target(device)).to_json()
+
+
+def no_plan(ref: SubjectRef, why: str) -> Plan:
+    """Of a backend that cannot even be asked."""
+    return Plan(ref.name, "", [CheckResult("selects", CONTRACT, Status.FAILED, ref.name, reason=why)], [], {}, False)
+
+
+def device_name(device: str | None) -> str:
+    """The name of a device that workers can be started for; a worker looks which one is here, where none is named.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if device not in (None, "auto"):
+        return device
+    with Worker("cpu") as looking:
+        found: str = looking.call(target_name)
+    return found
+
+
+def reference_to(backend: Backend) -> SubjectRef:
+    """What a worker finds a backend by.
+
+    Raises:
+        ValueError: neither a name nor a class.
+    """
+    if isinstance(backend, type):
+        origin = f"{backend.__module__}:{backend.__qualname__}"
+        return SubjectRef.of(Subject(backend.__name__, backend, origin))
+    name = backend if isinstance(backend, str) else getattr(backend, "name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"backend={backend!r}: expected a Fp8MoeBackend, a registered name, module:Class, or a class")
+    return SubjectRef.named(name)
