@@ -191,8 +191,8 @@ def test_results_are_of_order_one(values: str, scheme: str) -> None:
     inner = reference(tensors)
     w2 = dequantised(tensors.quant, tensors.weights.w2, tensors.weights.w2_scale, False)
     output = (inner[:, :, None] @ w2[tensors.topk_ids.long()].transpose(2, 3)).abs().amax()
-    # Loud tokens square their factor of 1000; half of the experts are faint in a bimodal checkpoint.
-    low, high = (1e-4, 1e8) if values in ("loud_quiet", "bimodal_scales") else (0.1, 1e3)
+    # Loud tokens square their factor of 1000 or 2000; half of the experts are faint in a bimodal checkpoint.
+    low, high = (1e-4, 1e8) if values in ("loud_quiet", "bimodal_scales", "overflow") else (0.1, 1e3)
     assert low < float(output) < high
     assert float(inner.abs().amax()) > 0.05
 
