@@ -57,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="start no further case of a backend after this time; what is left out is skipped and says so",
     )
     group.addoption(
+        "--fp8moe-isolate",
+        action="store_true",
+        help="run each case in a worker process: a backend's crash, hang and the like are that case's own result",
+    )
+    group.addoption(
         "--fp8moe-compile",
         default="subset",
         choices=("subset", "all", "none"),
@@ -70,6 +75,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "computes: checks of what a backend computes")
     config.addinivalue_line("markers", "compiles: our kernels compiled for devices that need not be here")
     config.addinivalue_line("markers", "performs: the time of the selected backend, on a GPU")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    found = config.stash.get(SESSION_KEY, None)
+    if found is not None:
+        found.close()
 
 
 def session_of(config: pytest.Config) -> Session:

@@ -1,6 +1,7 @@
 """Selects, for one backend: what its class says of itself is well-formed, total, and a function of its arguments.
 
-Whether it keeps its word is another question: every scheme and activation that it claims here is computed.
+Whether it keeps its word is another question: what it claims of the layers of `plan.PROBED_SIZES` is computed, and
+before each case it is asked about that case's own layer.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conformance import emulated, performs
-from conformance.cases import SCHEME_NAMES
+from conformance.cases import SCHEME_NAMES, Case
+from conformance.checks import check_case
 from conformance.compiled import report as compiled
+from conformance.contain import Job, SubjectRef, Worker
 from conformance.matrix import (
     EQUIVALENCE,
     LEGEND,
@@ -26,7 +28,7 @@ from conformance.matrix import (
     render,
     selected_table,
 )
-from conformance.plan import Cell, Target, default_subjects, load_subject, plan, resolve_target
+from conformance.plan import Cell, Subject, Target, default_subjects, load_subject, plan, resolve_target
 from conformance.results import CheckResult, Ledger, Status, finite
 from conformance.selected import selected_rows
 from fp8moe import __version__
@@ -43,7 +45,14 @@ class Session:
     """What a run does and what came of it."""
 
     def __init__(
-        self, target: Target, cells: list[Cell], examples: int, seed: int, report: str | None, budget: float | None
+        self,
+        target: Target,
+        cells: list[Cell],
+        examples: int,
+        seed: int,
+        report: str | None,
+        budget: float | None,
+        isolated: bool = False,
     ) -> None:
         self.target = target
         self.cells = cells
@@ -51,6 +60,8 @@ class Session:
         self.seed = seed
         self.report = report
         self.budget = budget
+        self.isolated = isolated
+        self._workers: dict[str, Worker] = {}
         self.started = time.monotonic()
         self.ledger = Ledger()
         self.convicted: set[str] = set()
@@ -91,7 +102,23 @@ class Session:
             config.getoption("--fp8moe-seed"),
             report,
             budget,
+            config.getoption("--fp8moe-isolate"),
         )
+
+    def judge(self, case: Case, subject: Subject, check: str) -> CheckResult:
+        """The verdict of one check on one case: here, or in the backend's worker."""
+        if not self.isolated:
+            return check_case(case, subject, self.target, check)
+        worker = self._workers.get(subject.origin)
+        if worker is None:
+            self.close()  # one backend after the other
+            worker = self._workers[subject.origin] = Worker(self.target.name)
+        return worker.run(Job(check, str(case), SubjectRef.named(subject.origin)))
+
+    def close(self) -> None:
+        """Ends the worker, where there is one."""
+        while self._workers:
+            self._workers.popitem()[1].close()
 
     @property
     def budget_is_spent(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from conformance.cases import Case
-from conformance.checks import EQUIVALENCE, check_case
+from conformance.checks import EQUIVALENCE
 from conformance.levels import relation_items
 from conformance.matrix import PINNED, RANDOM
 from conformance.matrix import RELATIONS as RELATIONS_PART
@@ -82,7 +82,7 @@ class Checker:
         """Raises `Failing`, or skips the test where the budget is spent or the backend cannot be had."""
         if self.session.budget_is_spent:
             pytest.skip(f"the budget of {self.session.budget:g} s was spent before {case}")
-        result = check_case(case, self.cell.subject, self.session.target, check)
+        result = self.session.judge(case, self.cell.subject, check)
         if result.status is Status.FAILED:
             self.failing = Failing(result)
             raise self.failing
@@ -96,11 +96,11 @@ class Checker:
         check = failing.result.check
 
         def fails(case: Case) -> bool:
-            return check_case(case, self.cell.subject, self.session.target, check).status is Status.FAILED
+            return self.session.judge(case, self.cell.subject, check).status is Status.FAILED
 
         keep = ("scheme",) if "silu" in self.cell.activations else ("scheme", "activation")
         small = shrink(Case.parse(failing.result.case), fails, keep=keep)
-        result = check_case(small, self.cell.subject, self.session.target, check)
+        result = self.session.judge(small, self.cell.subject, check)
         if result.status is not Status.FAILED:  # not repeatable: keep what was seen
             result = failing.result
         self.results.append(result.to_json())

@@ -57,6 +57,14 @@ class Limited(TorchExperts):
         assert ids.shape[1] <= 2
         return super().apply(hidden, weights, ids, **kwargs)
 
+class Ends(TorchExperts):
+    """Takes its process with it where a batch has one token."""
+    def apply(self, hidden, weights, ids, **kwargs):
+        if len(hidden) == 1:
+            import os
+            os._exit(3)
+        return super().apply(hidden, weights, ids, **kwargs)
+
 class Absent(TorchExperts):
     def __init__(self, config, quant, weights):
         from fp8moe import BackendUnavailable
@@ -150,6 +158,17 @@ def test_a_mutant_spoils_nothing_for_those_after_it(vendor: Path) -> None:
     assert re.search(r"^Forgets +FAIL 1", done.stdout, re.MULTILINE)
     assert "apply did not write to the output it was given" in done.stdout
     assert re.search(r"^Right +ok \d+", done.stdout, re.MULTILINE)
+
+
+def test_an_isolated_backend_ends_only_its_own_case(vendor: Path) -> None:
+    names = (f"--fp8moe-backend=vendor:{name}" for name in ("Ends", "Right"))
+    done = run_suite(vendor, *QUICK, *names, "--fp8moe-isolate", "--fp8moe-report=report.json")
+    assert done.returncode == 1, done.stdout
+    assert re.search(r"^Ends +FAIL 1", done.stdout, re.MULTILINE)
+    assert re.search(r"^Right +ok \d+", done.stdout, re.MULTILINE)
+    assert "it ended the process with status 3" in done.stdout
+    failed = [r for r in json.loads((vendor / "report.json").read_text())["results"] if r["status"] == "failed"]
+    assert [r["case"] for r in failed if "case" in r] == ["v1:M=1"]
 
 
 def test_declared_limits_are_kept(vendor: Path) -> None:
