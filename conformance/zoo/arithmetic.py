@@ -12,9 +12,9 @@ from torch import Tensor
 from conformance.cases import Case
 from conformance.zoo.activations import ACTIVATIONS
 from conformance.zoo.around import _weights as weights
-from conformance.zoo.honest import Ordered
 from conformance.zoo.inside import _computes as computes
 from conformance.zoo.limits import LIMITS
+from conformance.zoo.ordered import Ordered
 from conformance.zoo.override import overriding
 from conformance.zoo.plant import ExpertsClass, Fault
 from conformance.zoo.quantisation import Members, declaring

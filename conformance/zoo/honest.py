@@ -20,27 +20,10 @@ from torch.nn.functional import silu
 
 from conformance.cases import Case, InvalidCase
 from conformance.zoo.on_units import BLOCK, on_unit
+from conformance.zoo.ordered import Ordered
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.keys import GroupShape
 from fp8moe.recipe import Contract, Recipe
-
-
-class Ordered(TorchExperts):
-    """TorchExperts with its own matrix product in fp32, in place of torch's."""
-
-    def product(self, a: Tensor, weight: Tensor) -> Tensor:
-        """(P, K) and (N, K), fp32, to (P, N)."""
-        return a @ weight.t()
-
-    def first_gemm(self, inputs: Tensor, index: int) -> Tensor:
-        result = self.product(inputs, self.weight("w13", index))
-        bias = self.weights.w13_bias
-        return self.rounded(result if bias is None else result + bias[index].float(), self.recipe.gemm1_output)
-
-    def second_gemm(self, intermediate: Tensor, index: int) -> Tensor:
-        result = self.product(intermediate, self.weight("w2", index))
-        bias = self.weights.w2_bias
-        return self.rounded(result if bias is None else result + bias[index].float(), self.recipe.gemm2_output)
 
 
 class BlocksOf128(Ordered):
