@@ -210,9 +210,11 @@ def test_errors_of_a_device() -> None:
 
 SCRIPT = textwrap.dedent("""
     import os
+    import signal
     from conformance.contain import Job, Limits, Worker, processes
     from conformance.contain.faults import ref_of
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job begins without
         with Worker("cpu", Limits(seconds=100.0)) as worker:
             worker.call(os.getpid)
             print(*processes.descendants(os.getpid()), flush=True)
