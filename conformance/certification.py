@@ -17,7 +17,7 @@ from conformance.checks import EQUIVALENCE
 from conformance.contain import DeviceLost, Job, Limits, SuiteError, Worker, WorkerEnded
 from conformance.levels import LEVELS, Item, coverage_of
 from conformance.plan import default_workers
-from conformance.planned import Backend, Plan, device_name, fingerprint_of, no_plan, reference_to
+from conformance.planned import Backend, BadRequest, Plan, device_name, fingerprint_of, no_plan, reference_to
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report
 from conformance.results import CheckResult, Status
@@ -63,13 +63,13 @@ def check_backend(
         progress: called after each check.
 
     Raises:
-        ValueError: an unknown level, device or backend, or a report to resume of another run.
+        BadRequest: (a ValueError) an unknown level, device or backend, or a report to resume of another run.
         conformance.contain.SuiteError: an exception of the suite's own, which is no verdict on the backend.
     """
     if level not in LEVELS:
-        raise ValueError(f"level={level!r}: expected one of {', '.join(LEVELS)}")
+        raise BadRequest(f"level={level!r}: expected one of {', '.join(LEVELS)}")
     if budget_s is not None and not budget_s >= 0:
-        raise ValueError(f"budget_s={budget_s}: expected seconds, 0 or more")
+        raise BadRequest(f"budget_s={budget_s}: expected seconds, 0 or more")
     return _Run(
         backend, level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress
     ).run()
@@ -162,9 +162,9 @@ class _Run:
         asked |= {"target": self.device, "device": plan.device}
         for name, value in asked.items():
             if getattr(before, name) != value:
-                raise ValueError(f"resume: a report with {name}={getattr(before, name)!r}: expected {value!r}")
+                raise BadRequest(f"resume: a report with {name}={getattr(before, name)!r}: expected {value!r}")
         if before.versions != versions():
-            raise ValueError(f"resume: a report of {before.versions}: here are {versions()}; run it from the start")
+            raise BadRequest(f"resume: a report of {before.versions}: here are {versions()}; run it from the start")
         planned = {item.key for item in plan.items}
         for check in before.checks:
             key = (check.check, before.unshrunk.get(f"{check.check} {check.case}", check.case))

@@ -9,7 +9,7 @@ from typing import Any
 from conformance.cases import Case
 from conformance.contain import DeviceLost, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.levels import Item, items_of, space_of
-from conformance.plan import Cell, Subject, UnknownBackend, plan, resolve_target, target_name
+from conformance.plan import DEVICES, Cell, Subject, UnknownBackend, plan, resolve_target, target_name
 from conformance.predicate import CONTRACT, predicate_results
 from conformance.probe import probe_backend
 from conformance.probe.backend import CHECK as FINGERPRINT
@@ -21,6 +21,10 @@ from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 
 PLAN_SECONDS = PROBE_SECONDS = 300.0
 Backend = Fp8MoeBackend | str | type[FusedMoEPermuteExpertsUnpermute]
+
+
+class BadRequest(ValueError):
+    """What `check_backend` was asked for cannot be: the text names the argument, the value and what is expected."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,16 @@ class Plan:
         """Asks a worker; `selects`: judge the backend's predicate too.
 
         Raises:
-            ValueError: no such backend.
+            BadRequest: no such backend, or the device is not there.
             conformance.contain.WorkerEnded: the backend's class did not let it come to its end.
         """
         asked = (ref, worker.target_name, platform, level, seed, selects)
-        told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS)
+        try:
+            told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS)
+        except ValueError as error:  # the device is not there
+            raise BadRequest(str(error)) from None
         if "unknown" in told:
-            raise ValueError(told["unknown"])
+            raise BadRequest(told["unknown"])
         settled = tuple(CheckResult.from_json(text) for text in told.pop("settled"))
         items = tuple(Item(check, Case.parse(case), part) for check, case, part in told.pop("items"))
         return cls(settled=settled, items=items, **told)
@@ -128,8 +135,10 @@ def device_name(device: str | None) -> str:
     """The name of a device that workers can be started for; a worker looks which one is here, where none is named.
 
     Raises:
-        ValueError: an unknown name.
+        BadRequest: an unknown name.
     """
+    if device not in (None, *DEVICES):
+        raise BadRequest(f"device={device!r}: expected one of {', '.join(DEVICES)}")
     if device not in (None, "auto"):
         return device
     with Worker("cpu") as looking:
@@ -141,12 +150,12 @@ def reference_to(backend: Backend) -> SubjectRef:
     """What a worker finds a backend by.
 
     Raises:
-        ValueError: neither a name nor a class.
+        BadRequest: neither a name nor a class.
     """
     if isinstance(backend, type):
         origin = f"{backend.__module__}:{backend.__qualname__}"
         return SubjectRef.of(Subject(backend.__name__, backend, origin))
     name = backend if isinstance(backend, str) else getattr(backend, "name", None)
     if not isinstance(name, str):
-        raise ValueError(f"backend={backend!r}: expected a Fp8MoeBackend, a registered name, module:Class, or a class")
+        raise BadRequest(f"backend={backend!r}: expected a Fp8MoeBackend, a registered name, module:Class, or a class")
     return SubjectRef.named(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class Trial:
     the form that they must have, its inputs stay as they were.
 
     Args:
-        case, subject, target: as `conformance.computes.check_case` takes them.
+        case, subject, target: as `conformance.checks.check_case` takes them.
 
     Attributes:
         tensors: the case's.
@@ -92,14 +93,8 @@ class Trial:
         if beyond:  # a constructor may enforce what its class declares
             raise Ended(Status.NOT_APPLICABLE, beyond)
         self.backend = self.made(self.tensors)
-        with guarded("its contract"):
-            contract = self.backend.contract
-            if not isinstance(contract, Contract):
-                raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
-            arithmetic = contract.arithmetic_for(int(self.tensors.topk_ids.numel()))
-            if arithmetic is not None and not isinstance(arithmetic, Arithmetic):
-                raise TypeError(f"its arithmetic is a {type(arithmetic).__name__}: expected a fp8moe.recipe.Arithmetic")
-        self.contract, self.arithmetic = contract, arithmetic
+        self.contract = contract = contract_of(self.backend)
+        self.arithmetic = arithmetic_of(contract, int(self.tensors.topk_ids.numel()))
         beyond = _beyond(contract, self.case)
         if beyond:
             raise Ended(Status.NOT_APPLICABLE, beyond)
@@ -125,7 +120,7 @@ class Trial:
         refused = refusal(self.subject.experts_cls, tensors, self.platform)
         if refused:
             raise Ended(Status.NOT_SUPPORTED, refused)
-        with guarded("its constructor"), oracles_closed():
+        with guarded("its constructor"):
             return self.subject.experts_cls(tensors.config, tensors.quant, tensors.weights)
 
     def call(
@@ -141,7 +136,7 @@ class Trial:
             Ended: it raised, its result has another form than it must have, or an input of the case has changed.
         """
         given = self.tensors if tensors is None else tensors
-        with guarded("apply"), oracles_closed():
+        with guarded("apply"):
             result = run(self.backend if backend is None else backend, given, output)
         broken = _form_of(result, given.hidden_states) or self.watch.changed()
         if broken:
@@ -190,8 +185,8 @@ class Trial:
         if tokens is None:
             tokens = torch.arange(len(tensors.hidden_states), device=output.device)
         declared = self.contract if contract is None else contract
-        with guarded("its contract"):  # a call of another size may have another arithmetic
-            arithmetic = declared.arithmetic_for(int(tensors.topk_ids.numel()))
+        # A call of another size may have another arithmetic.
+        arithmetic = arithmetic_of(declared, int(tensors.topk_ids.numel()))
         trace = trace_of(tensors, declared.recipe, tokens)
         judgement = judge(trace, output[tokens].to(trace.R.device), arithmetic)
         if self.judgement is None or judgement.error_over_bound > self.judgement.error_over_bound:
@@ -242,9 +237,10 @@ def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: 
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """The backend's own code: what it raises is the verdict on it."""
+    """The backend's own code: what it raises is the verdict on it, and the oracles are closed to it."""
     try:
-        yield
+        with oracles_closed():
+            yield
     except BackendUnavailable as error:
         raise Ended(Status.NOT_RUN, str(error)) from error
     except OracleClosed as error:
@@ -252,7 +248,33 @@ def guarded(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise Ended(Status.NOT_RUN, f"out of memory: {error}") from error
     except (Exception, SystemExit) as error:
-        raise Ended(Status.FAILED, f"{what} raised {_told(error)}") from error
+        raise Ended(Status.FAILED, f"{what} raised {told(error)}") from error
+
+
+def contract_of(backend: FusedMoEPermuteExpertsUnpermute) -> Contract:
+    """What a backend declares; it may depend on its configuration.
+
+    Raises:
+        Ended: it is no contract.
+    """
+    with guarded("its contract"):
+        contract = backend.contract
+        if not isinstance(contract, Contract):
+            raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
+    return contract
+
+
+def arithmetic_of(contract: Contract, pairs: int) -> Arithmetic | None:
+    """The declared arithmetic of a call with `pairs` token-expert pairs.
+
+    Raises:
+        Ended: it is none.
+    """
+    with guarded("its contract"):
+        arithmetic = contract.arithmetic_for(pairs)
+        if arithmetic is not None and not isinstance(arithmetic, Arithmetic):
+            raise TypeError(f"its arithmetic is a {type(arithmetic).__name__}: expected a fp8moe.recipe.Arithmetic")
+    return arithmetic
 
 
 def refusal(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors, platform: Platform) -> str:
@@ -296,28 +318,29 @@ def _form_of(output: object, hidden: Tensor) -> str:
     return ""
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """An exception in one line, with where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     try:
         text = str(error)
-    except Exception:
-        text = "(its text cannot be told)"
-    return f"{type(error).__name__}: {text}{where}"
+    except BaseException as another:
+        text = f"(its text raised {type(another).__name__})"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
 
 
 class Exactness(str, Enum):
-    """What a check demands of two results that should be the same."""
+    """When a check demands equal bits of two results that should be the same; a report shows it."""
 
     ALWAYS = "always"
     """Equal bits, of whatever backend: nothing is computed that could round otherwise."""
-    DETERMINISTIC = "deterministic"
+    DETERMINISTIC = "if deterministic"
     """Equal bits where the backend declares that it is deterministic; elsewhere the bound around the recipe."""
-    ROW_BY_ROW = "row by row"
+    ROW_BY_ROW = "if row by row"
     """Equal bits where a token's result does not depend on the other tokens (which it declares, or which is replayed);
     elsewhere the bound around the recipe."""
-    BOUND = "bound"
-    """Within the bound around the recipe's result for the changed problem."""
+    BOUND = "if replayed"
+    """Within the bound around the recipe's result for the changed problem; equal bits only where sums are replayed."""
 
 
 @dataclass(frozen=True)

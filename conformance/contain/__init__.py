@@ -6,6 +6,6 @@ rights of the user who started the run.
 """
 
 from conformance.contain.jobs import DeviceLost, Job, Limits, SubjectRef, SuiteError, WorkerEnded
-from conformance.contain.worker import CellFacts, Worker
+from conformance.contain.worker import Worker
 
-__all__ = ["CellFacts", "DeviceLost", "Job", "Limits", "SubjectRef", "SuiteError", "Worker", "WorkerEnded"]
+__all__ = ["DeviceLost", "Job", "Limits", "SubjectRef", "SuiteError", "Worker", "WorkerEnded"]

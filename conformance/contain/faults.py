@@ -252,7 +252,7 @@ _BEFORE: Mapping[str, tuple[str, Callable[[], object], str, float]] = {
     "ReplacesTorchEqual": ("replaces torch.equal", _replaced("torch:equal", lambda a, b: True), "torch.equal", 1),
     "ReplacesTensorAbs": ("replaces Tensor.abs", _replaced("torch:Tensor.abs", lambda self: self), "Tensor.abs", 1),
     "Raises": ("an exception", _raising(ValueError("no")), "apply raised ValueError", 1),
-    "RaisesWithoutText": ("an exception whose text raises", _raising(RaisesAnew()), "its text cannot be told", 1),
+    "RaisesWithoutText": ("an exception whose text raises", _raising(RaisesAnew()), "its text raised", 1),
     "RaisesKeyboardInterrupt": ("KeyboardInterrupt", _raising(KeyboardInterrupt()), "KeyboardInterrupt", 1),
     "RaisesGeneratorExit": ("GeneratorExit", _raising(GeneratorExit()), "GeneratorExit", 1),
     "RaisesBaseException": ("a BaseException", _raising(OutOfReach()), "OutOfReach", 1),

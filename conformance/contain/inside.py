@@ -26,6 +26,7 @@ from conformance.contain.jobs import Job, SubjectRef
 from conformance.contain.settings import Settings
 from conformance.plan import Subject, Target, is_triton, resolve_target
 from conformance.results import CheckResult, Evidence, Status
+from conformance.trial import told
 from fp8moe.registry import BackendUnavailable
 
 CHANNEL_LOST = 113
@@ -199,17 +200,6 @@ class _Worker:
             evidence=evidence,
             reproduce=reproduction(case, named, self.target, job.check),
         )
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line, with where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    try:
-        text = str(error)
-    except BaseException as another:
-        text = f"(its text raised {type(another).__name__})"
-    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
 
 
 def _passed_through(error: BaseException, module: str) -> bool:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from conformance.cases import SCHEME_NAMES, Case
+from conformance.cases import Case
 from conformance.checks import reproduction
-from conformance.contain.asked import cells_of
 from conformance.contain.handle import Handle
 from conformance.contain.inside import OUT_OF_MEMORY
-from conformance.contain.jobs import DeviceLost, Job, Limits, SubjectRef, SuiteError, WorkerEnded
+from conformance.contain.jobs import DeviceLost, Job, Limits, SuiteError, WorkerEnded
 from conformance.plan import DEVICES, Subject, Target
 from conformance.results import CheckResult, Evidence, Status
 from fp8moe.backends.torch_experts import TorchExperts
@@ -23,17 +22,6 @@ from fp8moe.platforms import PLATFORMS
 ATTEMPTS = 2
 """Once more in a fresh worker, where what went wrong may come from earlier jobs, or from outside."""
 THREADS_LEFT = "threads left running"
-
-
-@dataclass(frozen=True)
-class CellFacts:
-    """What `conformance.plan.Cell` holds, of a backend that was asked in a worker."""
-
-    scheme: str
-    status: Status | None
-    reason: str
-    evidence: Evidence | None
-    activations: tuple[str, ...]
 
 
 class Worker:
@@ -177,30 +165,6 @@ class Worker:
                 f"{function.__module__}.{function.__qualname__} raised in a worker\n{answer['suite_error']}"
             )
         return answer["value"]
-
-    def cells(self, ref: SubjectRef, schemes: Sequence[str] = SCHEME_NAMES) -> list[CellFacts]:
-        """What the plan of a run says of a backend, whose class is created and asked in the worker.
-
-        Raises:
-            SuiteError, DeviceLost, ValueError: as `run`.
-        """
-        try:
-            told = self.call(cells_of, ref, tuple(schemes), self.target_name)
-        except WorkerEnded as ended:
-            told = {"failed": ended.reason}
-        if "failed" in told:
-            self.close()
-            return [CellFacts(scheme, Status.FAILED, told["failed"], None, ()) for scheme in schemes]
-        return [
-            CellFacts(
-                cell["scheme"],
-                None if cell["status"] is None else Status(cell["status"]),
-                cell["reason"],
-                None if cell["evidence"] is None else Evidence(cell["evidence"]),
-                tuple(cell["activations"]),
-            )
-            for cell in told["cells"]
-        ]
 
     def _ready(self) -> Handle:
         """A worker whose device is proven healthy: the one at hand, or a fresh one."""

@@ -14,9 +14,8 @@ from conformance.probe.known import Match, error, expected, nearest, tells_somet
 from conformance.probe.layer import ACTIVATIONS, crafted_layer
 from conformance.probe.questions import BLOCK, sheet
 from conformance.results import CheckResult, Evidence, Status
-from conformance.trial import Ended, guarded
-from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
-from fp8moe.recipe import Arithmetic, Contract
+from conformance.trial import Ended, arithmetic_of, contract_of, guarded
+from fp8moe.recipe import Arithmetic
 from fp8moe.reference.units import UNITS
 
 CHECK = "computes.fingerprint"
@@ -139,8 +138,7 @@ def _reading(cell: Cell, target: Target, tokens: int) -> Reading:
             unreadable = str(found)
     if unreadable:
         return Reading(cell.scheme, tokens, Fingerprint(), None, Verdict.UNREADABLE, unreadable)
-    with guarded("its contract"):
-        declared = _declared(backend, tokens)
+    declared = arithmetic_of(contract_of(backend), tokens)
     if declared is not None and layer.quant.w1.shape is not None and layer.quant.w1.shape.is_block():
         declared = at_most_every(declared, BLOCK)
     try:
@@ -148,16 +146,6 @@ def _reading(cell: Cell, target: Target, tokens: int) -> Reading:
     except Unreadable as found:
         return Reading(cell.scheme, tokens, Fingerprint(), declared, Verdict.UNREADABLE, str(found))
     return reading(seen, declared, cell.scheme, tokens, target, dtype)
-
-
-def _declared(backend: FusedMoEPermuteExpertsUnpermute, pairs: int) -> Arithmetic | None:
-    contract = backend.contract
-    if not isinstance(contract, Contract):
-        raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
-    declared = contract.arithmetic_for(pairs)
-    if declared is not None and not isinstance(declared, Arithmetic):
-        raise TypeError(f"its arithmetic is a {type(declared).__name__}: expected a fp8moe.recipe.Arithmetic")
-    return declared
 
 
 def at_most_every(declared: Arithmetic, terms: int) -> Arithmetic:

@@ -11,7 +11,6 @@ from torch import Tensor
 from conformance.build import CaseTensors
 from conformance.relations.changed import every_expert, experts_of, shuffled
 from conformance.relations.grounds import (
-    contract_of,
     fewer_experts,
     fewer_tokens,
     not_applicable,
@@ -21,7 +20,7 @@ from conformance.relations.grounds import (
     unless,
 )
 from conformance.results import Status
-from conformance.trial import Check, Ended, Exactness, Trial
+from conformance.trial import Check, Ended, Exactness, Trial, contract_of
 from fp8moe.config import FusedMoEParallelConfig
 
 UNUSED = 3

@@ -11,8 +11,7 @@ from conformance.bits import why_not_bits
 from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.results import Status
-from conformance.trial import Ended, Trial, guarded
-from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from conformance.trial import Ended, Trial, arithmetic_of
 from fp8moe.recipe import Contract
 from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 
@@ -65,19 +64,6 @@ def deterministic(trial: Trial) -> bool:
     return trial.by_bits or bool(trial.contract.deterministic)
 
 
-def contract_of(backend: FusedMoEPermuteExpertsUnpermute) -> Contract:
-    """What another backend than the trial's own declares; it may depend on the configuration.
-
-    Raises:
-        Ended: it is no contract.
-    """
-    with guarded("its contract"):
-        contract = backend.contract
-        if not isinstance(contract, Contract):
-            raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
-    return contract
-
-
 def replayed_alike(trial: Trial, tensors: CaseTensors, contract: Contract | None = None) -> bool:
     """A token's sums are known to the bit here and in a call on `tensors`, and are the same.
 
@@ -85,15 +71,13 @@ def replayed_alike(trial: Trial, tensors: CaseTensors, contract: Contract | None
     a call of another size; only where it is not are the bits the same.
     """
     declared = trial.contract if contract is None else contract
-    with guarded("its contract"):
-        other = declared.arithmetic_for(int(tensors.topk_ids.numel()))
-        return (
-            trial.by_bits
-            and other == trial.arithmetic
-            and declared.steps == trial.contract.steps
-            and declared.recipe == trial.contract.recipe
-            and not why_not_bits(tensors, declared)
-        )
+    return (
+        trial.by_bits
+        and arithmetic_of(declared, int(tensors.topk_ids.numel())) == trial.arithmetic
+        and declared.steps == trial.contract.steps
+        and declared.recipe == trial.contract.recipe
+        and not why_not_bits(tensors, declared)
+    )
 
 
 def token_by_token(trial: Trial, tensors: CaseTensors) -> bool:

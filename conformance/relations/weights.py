@@ -12,7 +12,6 @@ from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.relations.changed import busiest_expert, coded, experts_of, numbers, with_weights
 from conformance.relations.grounds import (
-    contract_of,
     deterministic,
     fewer_tokens,
     not_applicable,
@@ -21,7 +20,7 @@ from conformance.relations.grounds import (
     unless,
     weight_on_input,
 )
-from conformance.trial import Check, Exactness, Trial
+from conformance.trial import Check, Exactness, Trial, contract_of
 
 BLOCK = 128
 BLOCK_FACTOR = 1.5

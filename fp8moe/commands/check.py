@@ -6,21 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance.contain import SuiteError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from conformance.axes import AXES
 from conformance.certification import check_backend
+from conformance.checks import CHECKS
+from conformance.contain import SuiteError
 from conformance.levels import LEVELS
 from conformance.matrix import BY_BITS
+from conformance.planned import BadRequest
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.results import CheckResult, Status
 from conformance.vocabulary import SCHEME_NAMES
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
-from fp8moe.registry import BackendContractError
 
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
@@ -44,6 +46,10 @@ def checked(
     """
     if report is not None and not report.absolute().parent.is_dir():
         raise BadInput(f"--report {report}: the folder does not exist; make it first")
+    try:
+        before = None if resume is None else Report.from_json(resume.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--resume {resume}: {error}") from None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=tables.console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(f"{backend}, {level}", total=None)
@@ -52,7 +58,6 @@ def checked(
             bar.update(task, completed=done, total=planned, description=f"{backend}, {level}: {result.check}")
 
         try:
-            before = None if resume is None else Report.from_json(resume.read_text(encoding="utf-8"))
             found = check_backend(
                 backend,
                 level=pick("--level", level, LEVELS),
@@ -62,7 +67,7 @@ def checked(
                 resume=before,
                 progress=on_result,
             )
-        except (ValueError, OSError, BackendContractError) as error:
+        except BadRequest as error:
             raise BadInput(str(error)) from None
     if report is not None:
         report.write_text(found.to_json(), encoding="utf-8")
@@ -90,7 +95,11 @@ def print_report(report: Report) -> None:
         "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
     )
     for line in report.coverage:
-        out.print(f"covered: {line}")
+        out.print(f"covered: {line} of {len(AXES)} axes")
+    if report.coverage:
+        out.print(
+            f"excluded: {len(report.excluded)} pairs of values that no case has, each with its reason in the report"
+        )
     spread = report.distribution()
     if spread:
         figures = ", ".join(f"{name} {spread[name]:.2g}" for name in ("median", "p99", "largest"))
@@ -130,9 +139,10 @@ def _matrix(checks: Sequence[CheckResult]) -> Table:
         if check.verdict == "computes" and check.case:
             found.setdefault(check.check, {}).setdefault(check.scheme, []).append(check)
     schemes = [name for name in SCHEME_NAMES if any(name in row for row in found.values())]
-    table = tables.table("cases by check and scheme", "check", *schemes)
+    table = tables.table("cases by check and scheme", "check", "equal bits", *schemes)
     for name, row in found.items():
-        table.add_row(name.removeprefix("computes."), *(_cell(row.get(scheme, [])) for scheme in schemes))
+        cells = (_cell(row.get(scheme, [])) for scheme in schemes)
+        table.add_row(name.removeprefix("computes."), CHECKS[name].exactness.value, *cells)
     return table
 
 

@@ -23,7 +23,8 @@ from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
 
 PLANTED = {"backend": BACKEND_MUTANTS, "attacker": ATTACKER_CLASSES, "kernel": KERNEL_MUTANTS}
-CONTROLS = {"backend": ("TorchExperts", "BatchedTorchExperts"), "kernel": ("TRITON", "BATCHED_TRITON")}
+PLAIN = ("TorchExperts", "BatchedTorchExperts")
+CONTROLS = {"backend": PLAIN, "attacker": PLAIN, "kernel": ("TRITON", "BATCHED_TRITON")}
 """The honest backends that they are planted in."""
 KINDS = ("selector", *PLANTED)
 
@@ -68,10 +69,10 @@ def scored(
         for verdict in _selectors(level):
             found.append(verdict)
             tell(verdict)
-    for kind in wanted:
-        mutants = PLANTED.get(kind, ())
+    for kind in (kind for kind in PLANTED if kind in wanted):
+        mutants = PLANTED[kind]
         chosen = list(rotating(mutants, which, parts)) if kind != "attacker" else list(mutants)
-        found += score(chosen, kind, level, device=device, seed=seed, progress=tell, controls=CONTROLS.get(kind, ()))
+        found += score(chosen, kind, level, device=device, seed=seed, progress=tell, controls=CONTROLS[kind])
     if report is not None:
         report.write_text(_json(found, level, device or "auto", seed, part), encoding="utf-8")
     return found

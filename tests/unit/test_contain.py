@@ -28,6 +28,7 @@ from conformance.contain.settings import Settings
 from conformance.contain.stress import HONEST, case_of
 from conformance.contain.worker import THREADS_LEFT
 from conformance.plan import Subject, load_subject, resolve_target
+from conformance.planned import Plan
 from conformance.results import Evidence, Status
 from fp8moe.backends.torch_experts import TorchExperts
 
@@ -147,13 +148,11 @@ def test_a_class_is_asked_in_the_worker(worker: Worker) -> None:
                 there.append("asked in the parent")
             raise RuntimeError("do not ask")
 
-    block, none = worker.cells(HONEST, ("block", "none"))
-    assert (block.scheme, none.scheme, block.status, block.evidence) == ("block", "none", None, Evidence.HARDWARE)
-    assert "silu" in block.activations
-    refused = worker.cells(SubjectRef.of(Subject("Refuses", Refuses, "here:Refuses")), ("block", "none"))
-    assert [cell.status for cell in refused] == [Status.FAILED, Status.FAILED]
-    assert "RuntimeError: do not ask" in refused[0].reason
-    assert there == []
+    plan = Plan.of(worker, HONEST, None, "smoke", 0, selects=False)
+    assert (plan.settled, "silu" in plan.takes["block"]) == ((), True)
+    refused = Plan.of(worker, SubjectRef.of(Subject("Refuses", Refuses, "here:Refuses")), None, "smoke", 0)
+    assert any("RuntimeError: do not ask" in result.reason for result in refused.settled)
+    assert (refused.items, there) == ((), [])
 
 
 def test_the_parent_keeps_its_environment() -> None:
