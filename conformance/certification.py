@@ -12,16 +12,23 @@ from queue import SimpleQueue
 
 from conformance.axes import Space
 from conformance.bounds import pooled
-from conformance.cases import Case
 from conformance.checks import EQUIVALENCE
-from conformance.contain import DeviceLost, Job, Limits, SuiteError, Worker, WorkerEnded
+from conformance.contain import DeviceLost, Job, Limits, Worker, WorkerEnded
 from conformance.levels import LEVELS, Item, coverage_of
 from conformance.plan import default_workers
-from conformance.planned import Backend, BadRequest, Plan, device_name, fingerprint_of, no_plan, reference_to
+from conformance.planned import (
+    Backend,
+    BadRequest,
+    Plan,
+    device_name,
+    fingerprint_of,
+    no_plan,
+    reference_to,
+    smallest,
+)
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report
 from conformance.results import CheckResult, Status
-from conformance.shrink import shrink
 from conformance.versions import versions
 from fp8moe.platforms import Platform
 
@@ -237,21 +244,8 @@ class _Run:
         for key, failure in failures:
             if self.stop_at_first or key in self.shrunk or not failure.case:
                 continue
-            last = [failure]
-
-            def fails(case: Case, check: str = failure.check, last: list[CheckResult] = last) -> bool:
-                result = worker.run(Job(check, str(case), self.ref))
-                if result.status is Status.FAILED:
-                    last.append(result)
-                return result.status is Status.FAILED
-
-            try:
-                left = max(until - time.monotonic(), 0.0)
-                shrink(Case.parse(failure.case), fails, keep=("scheme", "activation"), seconds=left)
-            except (DeviceLost, SuiteError):
-                continue  # what was found stands, as large as it is
-            finally:
-                self.results[key] = self.shrunk[key] = last[-1]
+            left = max(until - time.monotonic(), 0.0)
+            self.results[key] = self.shrunk[key] = smallest(worker, self.ref, failure, left)
 
     def _report(self, plan: Plan, settled: Sequence[CheckResult]) -> Report:
         before = self.resume

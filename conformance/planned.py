@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from conformance.cases import Case
-from conformance.contain import DeviceLost, SubjectRef, SuiteError, Worker, WorkerEnded
+from conformance.contain import DeviceLost, Job, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.levels import Item, items_of, space_of
 from conformance.plan import DEVICES, Cell, Subject, UnknownBackend, plan, resolve_target, target_name
 from conformance.predicate import CONTRACT, predicate_results
 from conformance.probe import probe_backend
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.results import CheckResult, Status
+from conformance.shrink import shrink
 from fp8moe.detection import describe_device
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.platforms import Platform
@@ -124,6 +126,22 @@ def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
 def told_fingerprint(ref: SubjectRef, device: str) -> str:
     """In a worker: the result as JSON."""
     return probe_backend(ref.load(), resolve_target(device)).to_json()
+
+
+def smallest(worker: Worker, ref: SubjectRef, failure: CheckResult, seconds: float) -> CheckResult:
+    """A failure's result on the smallest case on which the check still fails, as far as that is found in time."""
+    last = failure
+
+    def fails(case: Case) -> bool:
+        nonlocal last
+        result = worker.run(Job(failure.check, str(case), ref))
+        if result.status is Status.FAILED:
+            last = result
+        return result.status is Status.FAILED
+
+    with suppress(DeviceLost, SuiteError):  # what was found stands, as large as it is
+        shrink(Case.parse(failure.case), fails, keep=("scheme", "activation"), seconds=seconds)
+    return last
 
 
 def no_plan(ref: SubjectRef, why: str) -> Plan:

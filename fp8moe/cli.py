@@ -283,6 +283,7 @@ def zoo_command(
         str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the cases that are not pinned.")] = 0,
+    shrink: Annotated[bool, typer.Option("--shrink", help="Make each convicting case small, too.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every verdict as JSON.")] = None,
 ) -> None:
     """List the backends and selectors that are broken on purpose, or measure how many the suite convicts.
@@ -295,7 +296,30 @@ def zoo_command(
         if not score:
             print_zoo()
             return
-        raise typer.Exit(print_score(scored(level, kind or (), part, device, seed, report)))
+        raise typer.Exit(print_score(scored(level, kind or (), part, device, seed, report, shrink)))
+
+
+@app.command("sanitize")
+def sanitize_command(
+    backend: Annotated[str, typer.Argument(metavar="NAME|MODULE:CLASS", help="The backend whose kernels to watch.")],
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOOL", help="memcheck, initcheck, racecheck, synccheck; default: the first three."),
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="CASE", help="A case's id; may be given again; default: pinned ones.")
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, help="How many pinned cases of each scheme.")] = 2,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result as JSON.")] = None,
+) -> None:
+    """Run cases under NVIDIA's compute-sanitizer; each finding is its case's result. Needs a CUDA device.
+
+    Exit status 0: nothing was found; 1: something was; 2: not everything could be run.
+    """
+    with _told():
+        from fp8moe.commands.sanitize import print_sanitized, sanitized
+
+        raise typer.Exit(print_sanitized(sanitized(backend, tool or (), case or (), cases, report)))
 
 
 @app.command("probe")

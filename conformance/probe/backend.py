@@ -90,7 +90,8 @@ def probe_backend(subject: Subject, target: Target) -> CheckResult:
     Returns:
         The check `computes.fingerprint`: failed where some reading is worse than declared; passed where each is as
         declared, better, or not declared (`reason` says so); not_applicable where the outputs are not the crafted
-        sums, and in Triton's interpreter, whose sums are numpy's, where they are not as declared.
+        sums and yet within the bound (outside, it failed), and in Triton's interpreter, whose sums are numpy's, where
+        they are not as declared.
     """
     return probed(subject, target).result
 
@@ -130,20 +131,20 @@ def _reading(cell: Cell, target: Target, tokens: int) -> Reading:
     asked = sheet(dtype)
     activation = next(name for name in ACTIVATIONS if name in cell.activations)
     layer = crafted_layer(asked, cell.scheme, tokens, activation=activation, device=target.device)
-    unreadable = ""
     with guarded("the crafted layer"):
-        try:
-            product, backend = layer.product(cell.subject.experts_cls)
-        except Unreadable as found:
-            unreadable = str(found)
-    if unreadable:
-        return Reading(cell.scheme, tokens, Fingerprint(), None, Verdict.UNREADABLE, unreadable)
-    declared = arithmetic_of(contract_of(backend), tokens)
+        output, backend = layer.output(cell.subject.experts_cls)
+    contract = contract_of(backend)
+    given = declared = arithmetic_of(contract, tokens)
     if declared is not None and layer.quant.w1.shape is not None and layer.quant.w1.shape.is_block():
         declared = at_most_every(declared, BLOCK)
     try:
-        seen = read(asked, product)
+        seen = read(asked, layer.products(output))
     except Unreadable as found:
+        judgement = layer.judged(output, contract, given)
+        if not judgement.passed:  # not another rounding of the crafted sums: wrong
+            raise Ended(
+                Status.FAILED, f"{cell.scheme}, {tokens} tokens, the crafted layer: {judgement.reason}", judgement
+            ) from None
         return Reading(cell.scheme, tokens, Fingerprint(), declared, Verdict.UNREADABLE, str(found))
     return reading(seen, declared, cell.scheme, tokens, target, dtype)
 

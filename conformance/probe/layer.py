@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conformance.bounds import Judgement, judge
 from conformance.probe.fingerprint import Unreadable
 from conformance.probe.questions import BLOCK, TERMS, Sheet
 from fp8moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
@@ -24,6 +25,8 @@ from fp8moe.experts import FusedMoEPermuteExpertsUnpermute as Experts
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Arithmetic, Contract
+from fp8moe.reference.recipe import recipe_moe
 from fp8moe.scaling import encode, fp8_format
 from fp8moe.schemes import SCHEMES
 from fp8moe.validation import scale_shape
@@ -46,11 +49,10 @@ class CraftedLayer:
     topk_ids: Tensor
     sheet: Sheet
 
-    def product(self, experts_cls: type[Experts]) -> tuple[Tensor, Experts]:
-        """The products of all profiles and questions (P, Q) as a backend computes them, and the backend.
+    def output(self, experts_cls: type[Experts]) -> tuple[Tensor, Experts]:
+        """What a backend makes of it, and the backend.
 
         Raises:
-            Unreadable: the result has another form than it must have, or rows of one profile differ.
             Exception: whatever the backend raises.
         """
         backend = experts_cls(self.config, self.quant, self.weights)
@@ -62,15 +64,40 @@ class CraftedLayer:
             apply_router_weight_on_input=False,
             output=None,
         )
-        if not isinstance(output, Tensor) or output.shape != self.hidden_states.shape:
-            raise Unreadable(f"apply returned no tensor of shape {tuple(self.hidden_states.shape)}")
+        expected = self.hidden_states
+        if not isinstance(output, Tensor) or (output.shape, output.dtype) != (expected.shape, expected.dtype):
+            raise TypeError(f"apply returned no tensor of shape {tuple(expected.shape)} and {expected.dtype}")
+        return output, backend
+
+    def products(self, output: Tensor) -> Tensor:
+        """The products of all profiles and questions (P, Q), as an output of this layer has them.
+
+        Raises:
+            Unreadable: rows of one profile differ.
+        """
         rows = output.detach().cpu()[:, : len(self.sheet.questions)]
         profiles = len(self.sheet.a)
         for first in range(profiles, len(rows), profiles):
             again = rows[first : first + profiles]
             if not torch.equal(again, rows[: len(again)]):
                 raise Unreadable("tokens that are alike have results that differ")
-        return rows[:profiles], backend
+        return rows[:profiles]
+
+    def judged(self, output: Tensor, contract: Contract, arithmetic: Arithmetic | None) -> Judgement:
+        """The output beside what the declared recipe makes of the layer, by the bound that is derived for it."""
+        trace = recipe_moe(
+            self.config,
+            self.quant,
+            contract.recipe,
+            self.weights,
+            self.hidden_states,
+            self.topk_weights,
+            self.topk_ids,
+            expert_map=None,
+            apply_router_weight_on_input=False,
+            tokens=None,
+        )
+        return judge(trace, output, arithmetic)
 
 
 def crafted_layer(

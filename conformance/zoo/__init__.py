@@ -8,6 +8,7 @@ from conformance.zoo.arithmetic import NUMERICS
 from conformance.zoo.around import AROUND
 from conformance.zoo.attackers import ATTACKERS
 from conformance.zoo.inside import INSIDE
+from conformance.zoo.memory import MEMORY
 from conformance.zoo.mutated import MUTATED, MUTATED_COMBINE
 from conformance.zoo.padding import PADDING
 from conformance.zoo.parallel import PARALLEL
@@ -37,6 +38,9 @@ TRITON = SimpleNamespace(**{fault.name: plant(fault, TritonExperts) for fault in
 
 BATCHED_TRITON = SimpleNamespace(**{fault.name: plant(fault, BatchedTritonExperts) for fault in (*AROUND, *MUTATED)})
 """Likewise in `BatchedTritonExperts`, whose combine is no kernel."""
+
+UNSEEN = SimpleNamespace(**{fault.name: plant(fault, TritonExperts) for fault in MEMORY})
+"""What no output shows: for `fp8moe sanitize`."""
 
 # Each fault with the name of the class that it is planted as.
 BACKEND_MUTANTS = tuple((fault, f"conformance.zoo:TORCH.{name}") for name, fault in FAULTS.items())

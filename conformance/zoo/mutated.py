@@ -106,7 +106,7 @@ def _kernel(
     return members
 
 
-def _fault(name: str, does: str, stage: str, kernel: str, *edits: Edit, only: str = "") -> Fault:
+def kernel_fault(name: str, does: str, stage: str, kernel: str, *edits: Edit, only: str = "") -> Fault:
     return Fault(name, "", does, True, _kernel(stage, kernel, name, edits, only))
 
 
@@ -114,7 +114,7 @@ _SCALE = Edit("tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))", "amax *
 _FLUSHED = "code = tl.where((code & 0x78) == 0, code & 0x80, code)"
 
 MUTATED = (
-    _fault(
+    kernel_fault(
         "promoted_every_64",
         "the matrix unit's sum is promoted every 64 of K instead of every 128",
         "gemm",
@@ -124,14 +124,14 @@ MUTATED = (
         Edit("a_scale_block += stride_a_scale_k", "a_scale_block += stride_a_scale_k * ((start // BLOCK_K) % 2)"),
         Edit("w_scale_block += stride_w_scale_k", "w_scale_block += stride_w_scale_k * ((start // BLOCK_K) % 2)"),
     ),
-    _fault(
+    kernel_fault(
         "never_promoted",
         "with scales by row, one sum over all of K in the matrix unit: what Triton makes of `total += tl.dot(x, y)`",
         "gemm",
         "grouped_gemm",
         Edit("total = tl.fma(tl.dot(x, y), ones, total)", "total = tl.dot(x, y, total)"),
     ),
-    _fault(
+    kernel_fault(
         "accumulator_of_14_bits",
         "the running sum over K keeps 14 bits, as Hopper's FP8 unit does when nothing is promoted",
         "gemm",
@@ -143,7 +143,7 @@ MUTATED = (
             "        a_block += a_step\n",
         ),
     ),
-    _fault(
+    kernel_fault(
         "weight_scale_first",
         "a sum meets the weight's scale before the activation's",
         "gemm",
@@ -155,28 +155,28 @@ MUTATED = (
             "total = (total * tl.load(at, mask=in_range, other=0.0)[None, :]) * x_scale[:, None]",
         ),
     ),
-    _fault(
+    kernel_fault(
         "product_rounded",
         "with block scales, a product is rounded before it is added: no fma",
         "gemm",
         "grouped_gemm",
         Edit("tl.fma(product, ones * y_scale, total)", "product * y_scale + total"),
     ),
-    _fault(
+    kernel_fault(
         "exponential_of_the_device",
         "the activation takes the device's own exponential",
         "activation",
         "activation",
         Edit("finite = p * low * high", "finite = tl.exp(x)"),
     ),
-    _fault(
+    kernel_fault(
         "exponential_one_degree_short",
         "the exponential's polynomial lacks its last term, of 2.5e-6 at most",
         "activation",
         "activation",
         Edit("tl.fma(ones * 0.0013814598787575960, r, ones * 0.008368717506527901)", "ones * 0.008368717506527901"),
     ),
-    _fault(
+    kernel_fault(
         "silu_by_reciprocal",
         "silu multiplies by the reciprocal of its divisor instead of dividing",
         "activation",
@@ -186,21 +186,21 @@ MUTATED = (
             "x * tl.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + exponential(-x))",
         ),
     ),
-    _fault(
+    kernel_fault(
         "silu_by_approximate_division",
         "silu divides with `/`, which on NVIDIA's devices may be 2 ulps off",
         "activation",
         "activation",
         Edit("tl.div_rn(x, 1.0 + exponential(-x))", "x / (1.0 + exponential(-x))"),
     ),
-    _fault(
+    kernel_fault(
         "scale_by_reciprocal",
         "a dynamic scale is the amax times fp32(1/448) instead of a division by 448",
         "quantize",
         "quantize",
         _SCALE,
     ),
-    _fault(
+    kernel_fault(
         "second_scale_by_reciprocal",
         "as scale_by_reciprocal, for the second GEMM's input alone",
         "quantize",
@@ -208,7 +208,7 @@ MUTATED = (
         _SCALE,
         only="a2",
     ),
-    _fault(
+    kernel_fault(
         "subnormal_codes_flushed",
         "FP8's subnormal numbers become 0 where the intermediate is quantised",
         "quantize",
@@ -227,7 +227,7 @@ MUTATED = (
 )
 """Faults of the stages that both formats share."""
 
-MUTATED_COMBINE = _fault(
+MUTATED_COMBINE = kernel_fault(
     "weighted_product_rounded",
     "a result times its routing weight is rounded before it is added: no fma",
     "combine",

@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
+from conformance.cases import Case
 from conformance.contain import DeviceLost, Job, Limits, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.plan import default_workers
-from conformance.planned import Plan, device_name, fingerprint_of
-from conformance.results import Status
+from conformance.planned import Plan, device_name, fingerprint_of, smallest
+from conformance.results import CheckResult, Status
+from conformance.shrink import non_default_fields
 from conformance.zoo.plant import Fault
 
+SHRINK_SECONDS = 120.0
 MUTANT_SECONDS = 20.0
 """Of one case, before it counts as hanging."""
 RAISED = re.compile(
@@ -42,7 +45,10 @@ class Verdict:
             here" (only another device shows it).
         check, case: what killed it; "" where nothing did.
         reason: of the conviction, the accident or the error.
-        seconds: wall time.
+        seconds: wall time, to the conviction.
+        smallest: the case that the convicting one shrinks to; "" where none was asked for.
+        fields: of it, those that are no default.
+        shrink_seconds: what that took.
     """
 
     mutant: str
@@ -53,6 +59,9 @@ class Verdict:
     case: str = ""
     reason: str = ""
     seconds: float = 0.0
+    smallest: str = ""
+    fields: tuple[str, ...] = ()
+    shrink_seconds: float = 0.0
 
 
 class HonestConvicted(Exception):
@@ -72,6 +81,7 @@ def score(
     workers: int | None = None,
     progress: Progress | None = None,
     controls: Sequence[str] = (),
+    shrinks: bool = False,
 ) -> list[Verdict]:
     """The verdict on each mutant, in their order.
 
@@ -80,6 +90,7 @@ def score(
         level: of `conformance.levels.LEVELS`.
         workers: mutants that run at the same time; None: as many as the device bears.
         controls: honest backends, which go through everything first: a conviction of theirs voids the score.
+        shrinks: make each convicting case small, as a run that goes on would.
 
     Raises:
         HonestConvicted: of a control.
@@ -89,7 +100,7 @@ def score(
     def one(mutant: tuple[Fault, str]) -> Verdict:
         worker = free.get()
         try:
-            found = _verdict(*mutant, kind, level, seed, worker)
+            found = _verdict(*mutant, kind, level, seed, worker, shrinks)
         finally:
             worker.restart()  # nothing of a mutant is left for the next one
             free.put(worker)
@@ -114,7 +125,7 @@ def score(
             return list(threads.map(one, mutants))
 
 
-def _verdict(fault: Fault, origin: str, kind: str, level: str, seed: int, worker: Worker) -> Verdict:
+def _verdict(fault: Fault, origin: str, kind: str, level: str, seed: int, worker: Worker, shrinks: bool) -> Verdict:
     started = time.monotonic()
 
     def told(outcome: str, check: str = "", case: str = "", reason: str = "") -> Verdict:
@@ -129,13 +140,21 @@ def _verdict(fault: Fault, origin: str, kind: str, level: str, seed: int, worker
             result = worker.run(Job(item.check, str(item.case), ref))
             if result.status is Status.FAILED:
                 accident = RAISED.match(result.reason) is not None and fault.shows != "raises"
-                return told(ACCIDENT if accident else KILLED, result.check, result.case, result.reason)
+                found = told(ACCIDENT if accident else KILLED, result.check, result.case, result.reason)
+                return _shrunk(found, result, ref, worker) if shrinks and found.outcome == KILLED else found
         probed = fingerprint_of(worker, ref)
         if probed.status is Status.FAILED:
             return told(KILLED, probed.check, "", probed.reason)
     except (SuiteError, DeviceLost, WorkerEnded) as error:
         return told(ERROR, reason=str(error).strip().splitlines()[-1])
     return told(SURVIVED, reason=f"{len(plan.items)} checks and the fingerprint passed")
+
+
+def _shrunk(verdict: Verdict, failure: CheckResult, ref: SubjectRef, worker: Worker) -> Verdict:
+    started = time.monotonic()
+    case = Case.parse(smallest(worker, ref, failure, SHRINK_SECONDS).case)
+    took = time.monotonic() - started
+    return replace(verdict, smallest=str(case), fields=tuple(non_default_fields(case)), shrink_seconds=took)
 
 
 def rotating(mutants: Sequence[tuple[Fault, str]], part: int, parts: int) -> Iterator[tuple[Fault, str]]:

@@ -15,7 +15,7 @@ from fp8moe.platforms import Platform
 FORMAT = 1
 """Version of the JSON; a key is added without a new one, and taken away or changed only with one."""
 
-WRAPPED = ("case", "catalogue", "detail", "does", "lacks here", "why")
+WRAPPED = ("case", "catalogue", "detail", "does", "lacks here", "smallest case", "why")
 """Columns whose texts may run over several lines."""
 
 

@@ -27,6 +27,8 @@ PLAIN = ("TorchExperts", "BatchedTorchExperts")
 CONTROLS = {"backend": PLAIN, "attacker": PLAIN, "kernel": ("TRITON", "BATCHED_TRITON")}
 """The honest backends that they are planted in."""
 KINDS = ("selector", *PLANTED)
+FEW_FIELDS = 3
+"""As many as a person can look at."""
 
 
 def print_zoo() -> None:
@@ -48,7 +50,13 @@ def _faults() -> dict[str, list[tuple[str, str, str]]]:
 
 
 def scored(
-    level: str, kinds: Sequence[str], part: str | None, device: str | None, seed: int, report: Path | None
+    level: str,
+    kinds: Sequence[str],
+    part: str | None,
+    device: str | None,
+    seed: int,
+    report: Path | None,
+    shrinks: bool = False,
 ) -> list[Verdict]:
     """Runs the mutants, each until its first conviction, and prints a line for each as it comes; those of our kernels
     only where they are asked for, since they need a GPU or, in Triton's interpreter, minutes each.
@@ -72,7 +80,8 @@ def scored(
     for kind in (kind for kind in PLANTED if kind in wanted):
         mutants = PLANTED[kind]
         chosen = list(rotating(mutants, which, parts)) if kind != "attacker" else list(mutants)
-        found += score(chosen, kind, level, device=device, seed=seed, progress=tell, controls=CONTROLS[kind])
+        controls = CONTROLS[kind]
+        found += score(chosen, kind, level, device=device, seed=seed, progress=tell, controls=controls, shrinks=shrinks)
     if report is not None:
         report.write_text(_json(found, level, device or "auto", seed, part), encoding="utf-8")
     return found
@@ -123,13 +132,15 @@ def _share(found: Sequence[Verdict], kind: str) -> dict[str, int]:
 def print_score(found: Sequence[Verdict]) -> int:
     """The table, and the survivors by name; 1 where one survives that is not known to, else 0."""
     out = tables.console()
-    table = tables.table("killed by", "mutant", "kind", "level", "outcome", "check", "case", "seconds")
+    shrunk = [verdict for verdict in found if verdict.smallest]
+    last = ("smallest case", "fields") if shrunk else ()
+    table = tables.table("killed by", "mutant", "kind", "level", "outcome", "check", "case", "seconds", *last)
     for verdict in found:
         style = "" if verdict.outcome in (KILLED, NOT_HERE) else "bold red"
         outcome = Text(verdict.outcome, style)
-        table.add_row(
-            verdict.mutant, verdict.kind, verdict.level, outcome, verdict.check, verdict.case, f"{verdict.seconds:.1f}"
-        )
+        small = (verdict.smallest, str(len(verdict.fields)) if verdict.smallest else "") if shrunk else ()
+        told = (verdict.check, verdict.case, f"{verdict.seconds:.1f}", *small)
+        table.add_row(verdict.mutant, verdict.kind, verdict.level, outcome, *told)
     out.print(table)
     unknown = 0
     for verdict in found:
@@ -144,4 +155,11 @@ def print_score(found: Sequence[Verdict]) -> int:
         if share["mutants"]:
             per_cent = 100 * share["killed"] / share["mutants"]
             out.print(f"{kind}: {share['killed']} of {share['mutants']} killed ({per_cent:.1f}%)")
+    if shrunk:
+        few = sum(len(verdict.fields) <= FEW_FIELDS for verdict in shrunk)
+        slowest = max(verdict.shrink_seconds for verdict in shrunk)
+        out.print(
+            f"{few} of {len(shrunk)} convictions on a case shrink to at most {FEW_FIELDS} fields that are no default "
+            f"({100 * few / len(shrunk):.1f}%), the slowest in {slowest:.0f} s"
+        )
     return 1 if unknown else 0

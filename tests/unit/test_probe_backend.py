@@ -17,6 +17,7 @@ from conformance.probe.fingerprint import NEVER
 from conformance.probe.layer import ACTIVATIONS, GATE, crafted_layer
 from conformance.probe.questions import BLOCK, sheet
 from conformance.results import CheckResult, Evidence, Status
+from conformance.zoo.ordered import Ordered
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import FP32, Arithmetic
@@ -133,12 +134,12 @@ def test_the_second_gemm_gets_the_profiles_as_they_are(scheme: str, dtype: torch
             seen.append(super().requantize(intermediate, expert))
             return seen[-1]
 
-    product, _ = crafted_layer(questions, scheme, TOKENS[0], activation=activation).product(Watched)
+    output, _ = crafted_layer(questions, scheme, TOKENS[0], activation=activation).output(Watched)
     profiles = questions.a.float() * GATE
     (got,) = seen
     rows = torch.arange(len(got)) % len(profiles)
     torch.testing.assert_close(got, profiles[rows], rtol=2.0**-22, atol=0.0)
-    assert product.dtype == torch.bfloat16
+    assert output.dtype == torch.bfloat16
 
 
 # -- honest backends --
@@ -290,9 +291,20 @@ class Doubled(TorchExperts):
 
 
 class Noisy(TorchExperts):
+    """Tokens that are alike differ by 1/64."""
+
     def combine(self, slots: Tensor, weights: Tensor, present: Tensor) -> Tensor:
-        noise = 1 + torch.arange(len(slots)) % 5 / 64
-        return super().combine(slots, weights * noise[:, None], present)
+        return super().combine(slots, weights * (1 + torch.arange(len(slots)) % 5 / 64)[:, None], present)
+
+
+class Unsteady(Ordered):
+    """Undeclared sums that differ from row to row by less than a matrix unit may cut off."""
+
+    contract = replace(TorchExperts.contract, arithmetic=None)
+
+    def product(self, a: Tensor, weight: Tensor) -> Tensor:
+        cut = torch.arange(len(a))[:, None] % 5 * 2.0**-16 * (a.abs() @ weight.abs().T)
+        return super().product(a, weight) - cut
 
 
 class Misshapen(TorchExperts):
@@ -300,13 +312,24 @@ class Misshapen(TorchExperts):
         return super().apply(*given, **options)[1:]
 
 
-@pytest.mark.parametrize(
-    ("experts_cls", "why"), [(Doubled, "came out as"), (Noisy, "alike"), (Misshapen, "no tensor of shape")]
-)
-def test_what_is_no_such_layer_is_for_other_checks(experts_cls: type[TorchExperts], why: str) -> None:
-    found = asked(experts_cls)
+def test_what_cannot_be_read_and_is_within_the_bound_is_for_other_checks() -> None:
+    found = asked(Unsteady)
     assert {reading.verdict for reading in found.readings} == {Verdict.UNREADABLE}
     assert found.result.status is Status.NOT_APPLICABLE
+    assert "alike" in found.result.reason
+
+
+@pytest.mark.parametrize(
+    ("experts_cls", "why"),
+    [
+        (Doubled, "channel_tok, 16 tokens, the crafted layer: E1"),
+        (Noisy, "channel_tok, 16 tokens, the crafted layer: E1"),
+        (Misshapen, "no tensor of shape"),
+    ],
+)
+def test_what_cannot_be_read_and_is_wrong_fails(experts_cls: type[TorchExperts], why: str) -> None:
+    found = asked(experts_cls)
+    assert found.result.status is Status.FAILED
     assert why in found.result.reason
 
 
