@@ -15,6 +15,7 @@ from torch import Tensor
 
 from conformance.bits import difference
 from conformance.build import CaseTensors
+from conformance.capture import capturing
 from conformance.draw import Draw
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.keys import GroupShape
@@ -70,8 +71,7 @@ def captured_differs(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTens
     order = _order(tensors)
     names = ("hidden_states", "topk_weights", "topk_ids")
     buffers = {name: getattr(tensors, name).clone() for name in names}
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing() as graph:
         result = replace(tensors, **buffers).call(backend)
     for name, buffer in buffers.items():
         buffer.copy_(getattr(tensors, name)[order])

@@ -34,6 +34,13 @@ if TYPE_CHECKING:
         kNvfp4Dynamic,
         kNvfp4Static,
     )
+    from fp8moe.measured import (
+        InvalidMeasuredTable,
+        MeasuredTable,
+        explain_measured,
+        policy_regret,
+        select_measured,
+    )
     from fp8moe.platforms import PLATFORMS, Platform
     from fp8moe.quant import FusedMoEQuantConfig
     from fp8moe.recipe import Arithmetic, Recipe
@@ -72,8 +79,10 @@ _MODULE_OF = {
     "FusedMoEPermuteExpertsUnpermute": "experts",
     "FusedMoEQuantConfig": "quant",
     "GroupShape": "keys",
+    "InvalidMeasuredTable": "measured",
     "InvalidMoEInput": "validation",
     "MalformedVariable": "envs",
+    "MeasuredTable": "measured",
     "MoEWeights": "experts",
     "NoBackendFits": "refusals",
     "PLATFORMS": "platforms",
@@ -89,9 +98,12 @@ _MODULE_OF = {
     "Verdict": "selector",
     "dequantize": "scaling",
     "explain_fp8_moe_backend": "selector",
+    "explain_measured": "measured",
+    "policy_regret": "measured",
     "quantize": "scaling",
     "register_backend": "registry",
     "select_fp8_moe_backend": "selector",
+    "select_measured": "measured",
     "unregister_backend": "registry",
     **dict.fromkeys(
         (
@@ -125,8 +137,10 @@ __all__ = [
     "FusedMoEPermuteExpertsUnpermute",
     "FusedMoEQuantConfig",
     "GroupShape",
+    "InvalidMeasuredTable",
     "InvalidMoEInput",
     "MalformedVariable",
+    "MeasuredTable",
     "MoEWeights",
     "NoBackendFits",
     "Platform",
@@ -142,6 +156,7 @@ __all__ = [
     "__version__",
     "dequantize",
     "explain_fp8_moe_backend",
+    "explain_measured",
     "kFp8Dynamic64Sym",
     "kFp8Dynamic128Sym",
     "kFp8DynamicTensorSym",
@@ -152,9 +167,11 @@ __all__ = [
     "kFp8StaticTokenSym",
     "kNvfp4Dynamic",
     "kNvfp4Static",
+    "policy_regret",
     "quantize",
     "register_backend",
     "select_fp8_moe_backend",
+    "select_measured",
     "unregister_backend",
 ]
 

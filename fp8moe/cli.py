@@ -118,12 +118,16 @@ def explain_command(
     ] = False,
     lora: Annotated[bool, typer.Option("--lora", help="The engine has LoRA on.")] = False,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set a VLLM_* variable; may be given again.")
+        list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Set a VLLM_* variable; may be given again.")
     ] = None,
     clean_env: Annotated[bool, typer.Option("--clean-env", help="Leave out the variables of this process.")] = False,
     libraries: Annotated[
         str | None, typer.Option(metavar="A,B", help="Kernel libraries that are there, or `none`.")
     ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A table of times: the fastest certified backend is chosen.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the call, with --measured.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Why this backend: every candidate's verdict, in the order in which they are considered.
@@ -143,6 +147,11 @@ def explain_command(
 
         if all_platforms and platform is not None:
             raise BadInput(f"--all-platforms has {platform} among its rows; leave one of the two options out")
+        if (measured is None) != (tokens is None):
+            given, lacking = ("--tokens", "--measured FILE") if measured is None else ("--measured", "--tokens N")
+            raise BadInput(f"{given} goes with {lacking}; add it")
+        if all_platforms and measured is not None:
+            raise BadInput("--measured is the table of one device; leave --all-platforms out")
         layer = layer_named(
             model,
             experts=experts,
@@ -161,15 +170,20 @@ def explain_command(
         if all_platforms:
             _explain_everywhere(question, libraries, as_json)
         else:
-            _explain_one(question, platform or HERE, libraries, as_json)
+            _explain_one(question, platform or HERE, libraries, as_json, measured, tokens)
 
 
-def _explain_one(question: Question, name: str, libraries: str | None, as_json: bool) -> None:
-    from fp8moe.commands.explain import print_selection, selection_json
-    from fp8moe.commands.question import one_platform
+def _explain_one(
+    question: Question, name: str, libraries: str | None, as_json: bool, measured: Path | None, tokens: int | None
+) -> None:
+    from fp8moe.commands.explain import measured_answer, print_selection, selection_json
+    from fp8moe.commands.question import HERE, one_platform
 
     key, device = one_platform(name, libraries)
-    selection = question.on(device)
+    if measured is None or tokens is None:
+        selection = question.on(device)
+    else:
+        selection = measured_answer(question, device, measured, tokens, here=key == HERE, asked=libraries is not None)
     if as_json:
         _print_json(selection_json(selection, question, key, device))
     else:
@@ -253,6 +267,14 @@ def check_command(
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Go on with the report of a run that its budget ended.")
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="Of one case, before it counts as hanging; default: 60. More where a kernel library compiles first.",
+        ),
+    ] = None,
 ) -> None:
     """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
 
@@ -263,7 +285,7 @@ def check_command(
         from fp8moe.commands.check import checked, print_report, status_of, told_error
 
         try:
-            found = checked(backend, level, device, seed, budget, report, resume)
+            found = checked(backend, level, device, seed, budget, report, resume, seconds)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
         print_report(found)
@@ -304,10 +326,13 @@ def sanitize_command(
     backend: Annotated[str, typer.Argument(metavar="NAME|MODULE:CLASS", help="The backend whose kernels to watch.")],
     tool: Annotated[
         list[str] | None,
-        typer.Option(metavar="TOOL", help="memcheck, initcheck, racecheck, synccheck; default: the first three."),
+        typer.Option(
+            "--tool", metavar="TOOL", help="memcheck, initcheck, racecheck, synccheck; default: the first three."
+        ),
     ] = None,
     case: Annotated[
-        list[str] | None, typer.Option(metavar="CASE", help="A case's id; may be given again; default: pinned ones.")
+        list[str] | None,
+        typer.Option("--case", metavar="CASE", help="A case's id; may be given again; default: pinned ones."),
     ] = None,
     cases: Annotated[int, typer.Option(min=1, help="How many pinned cases of each scheme.")] = 2,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result as JSON.")] = None,
@@ -359,6 +384,56 @@ def probe_command(
         else:
             probe.print_found(found)
         raise typer.Exit(probe.exit_status(found))
+
+
+@app.command("table")
+def table_command(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A decision table; default: the one kept in conformance.")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="What the code decides otherwise; a minute's work.")] = False,
+    lines: Annotated[int, typer.Option(metavar="N", min=1, help="With --diff: at most so many lines.")] = 20,
+    write: Annotated[bool, typer.Option("--write", help="Accept what the code decides: rewrite the file.")] = False,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --write: why; it goes into the file's log.")
+    ] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="Every rule of the table, in words.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What the selector decides over the whole declared grid: the kept table, by device; or what differs from it.
+
+    Exit status 0: as asked, and with --diff the code decides as the table says; 1: it does not.
+    """
+    with _told():
+        from fp8moe.commands import table
+        from fp8moe.commands.question import BadInput
+
+        if diff + write + rules > 1:
+            raise BadInput("--diff, --write and --rules ask for different things; give one of them")
+        if write != (reason is not None):
+            missing = "--write needs --reason TEXT, why the decisions change" if write else "--reason goes with --write"
+            raise BadInput(missing)
+        if reason is not None:
+            entry = table.accepted(file, reason)
+            if as_json:
+                _print_json(table.entry_json(entry))
+            else:
+                table.print_entry(entry, file)
+        elif diff:
+            found = table.compared(file, lines)
+            if as_json:
+                _print_json(table.review_json(found))
+            else:
+                typer.echo(str(found))
+            raise typer.Exit(1 if found else 0)
+        else:
+            kept = table.kept_table(file)
+            if as_json:
+                _print_json(table.summary_json(kept, file))
+            elif rules:
+                table.print_rules(kept)
+            else:
+                table.print_summary(kept, file)
 
 
 def main() -> None:

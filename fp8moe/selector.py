@@ -1,6 +1,7 @@
 """The selector: `select_fp8_moe_backend`, and `explain_fp8_moe_backend` which tells every candidate's verdict.
 
-The rules stand in `_decide`, R1 to R9, in the order of the specification's section 1.1; both functions walk it.
+The rules stand in `decide`, R1 to R9, in the order of the specification's section 1.1; both functions walk it, and so
+does the measured policy (`fp8moe.measured`), which chooses among what R8's scan accepts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from fp8moe.registry import AnyBackend, BackendSpec, Fp8MoeBackend, Reason, defa
 
 FLASHINFER_BACKENDS = ("FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS")
 """In the order in which rule R3c tries them."""
+MEASURED = "measured"
+"""The rule of a decision that `fp8moe.measured` took in R8's place."""
 
 ExpertsClass = type[FusedMoEPermuteExpertsUnpermute]
 
@@ -60,7 +63,7 @@ class Selection:
     verdicts: tuple[Verdict, ...] = field(repr=False)
 
 
-class _Query(NamedTuple):
+class Query(NamedTuple):
     """The arguments of one call, each read once."""
 
     config: FusedMoEConfig
@@ -87,7 +90,7 @@ class _Query(NamedTuple):
         return bool(self.supported() >> position & 1)
 
 
-class _Decision(NamedTuple):
+class Decision(NamedTuple):
     """What the rules came to; masks as in `Candidates`."""
 
     rule: str
@@ -99,7 +102,7 @@ class _Decision(NamedTuple):
     not_allowed: int = 0  # taken out by allow_vllm_cutlass=False
 
 
-def _decide(query: _Query) -> _Decision:
+def decide(query: Query) -> Decision:
     """The rules, in order; the first that returns wins.
 
     Raises:
@@ -110,7 +113,7 @@ def _decide(query: _Query) -> _Decision:
 
     # R1: with LoRA, Triton; no check of any kind.
     if facets.is_lora_enabled:
-        return _Decision("R1")
+        return Decision("R1")
 
     # R2: a fresh list, and the layout that the dispatch calls for.
     listed = candidates.all
@@ -125,7 +128,7 @@ def _decide(query: _Query) -> _Decision:
         elif env.flashinfer_backend is not None:  # R3b: on, and one of them by name
             name = flashinfer_backend_named(env.flashinfer_backend, query.platform)
             if name is None:
-                return _Decision("R3b", error=_no_masked_gemm(), listed=listed)
+                return Decision("R3b", error=_no_masked_gemm(), listed=listed)
             return _must_use(query, "R3b", name, listed, disabled)
         else:  # R3c: on, whichever of the two
             return _try_flashinfer(query, listed)
@@ -160,13 +163,13 @@ def _decide(query: _Query) -> _Decision:
     chosen = _first_supported(query, listed)
     if chosen >= 0:
         consulted = (2 << chosen) - 1
-        return _Decision("R8", chosen, None, listed, consulted, disabled, not_allowed)
+        return Decision("R8", chosen, None, listed, consulted, disabled, not_allowed)
 
     # R9: nothing fits.
     error = None
     if query.platform.is_cuda or query.platform.is_rocm:
         error = _nothing_fits(query, disabled, not_allowed)
-    return _Decision("R9", -1, error, listed, candidates.all, disabled, not_allowed)
+    return Decision("R9", -1, error, listed, candidates.all, disabled, not_allowed)
 
 
 def flashinfer_backend_named(choice: str, platform: Platform) -> str | None:
@@ -176,7 +179,7 @@ def flashinfer_backend_named(choice: str, platform: Platform) -> str | None:
     return "FLASHINFER_TRTLLM" if choice == "latency" and platform.in_family(100) else "FLASHINFER_CUTLASS"
 
 
-def _first_supported(query: _Query, listed: int) -> int:
+def _first_supported(query: Query, listed: int) -> int:
     opaque = query.candidates.opaque
     remaining = listed & (query.supported() | opaque)
     while remaining:
@@ -188,22 +191,22 @@ def _first_supported(query: _Query, listed: int) -> int:
     return -1
 
 
-def _must_use(query: _Query, rule: str, name: str, listed: int, disabled: int) -> _Decision:
+def _must_use(query: Query, rule: str, name: str, listed: int, disabled: int) -> Decision:
     """The named backend, or an error: never the scan."""
     position = query.candidates.index.get(name, -1)
     if position < 0:
-        return _Decision(
+        return Decision(
             rule, -1, BackendNotSupported(Fp8MoeBackend[name], Reason.NOT_ALLOWED, _NOT_GIVEN), listed, 0, disabled
         )
     bit = 1 << position
     if query.takes(position):
-        return _Decision(rule, position, None, listed, bit, disabled)
+        return Decision(rule, position, None, listed, bit, disabled)
     reason, detail = query.refusal(position)
     assert reason is not None, f"{name} refuses without a reason"
-    return _Decision(rule, -1, BackendNotSupported(Fp8MoeBackend[name], reason, detail), listed, bit, disabled)
+    return Decision(rule, -1, BackendNotSupported(Fp8MoeBackend[name], reason, detail), listed, bit, disabled)
 
 
-def _try_flashinfer(query: _Query, listed: int) -> _Decision:
+def _try_flashinfer(query: Query, listed: int) -> Decision:
     candidates = query.candidates
     consulted = 0
     for name in FLASHINFER_BACKENDS:
@@ -212,7 +215,7 @@ def _try_flashinfer(query: _Query, listed: int) -> _Decision:
             continue
         consulted |= 1 << position
         if query.takes(position):
-            return _Decision("R3c", position, None, listed, consulted)
+            return Decision("R3c", position, None, listed, consulted)
 
     def text() -> str:
         lines = [f"{FLASHINFER_FP8}=1 asks for FlashInfer, and no FlashInfer FP8 MoE backend fits:"]
@@ -222,10 +225,10 @@ def _try_flashinfer(query: _Query, listed: int) -> _Decision:
             lines.append(absent if position < 0 else _refusal_line(query, position))
         return "\n  ".join(lines)
 
-    return _Decision("R3c", -1, NoBackendFits("R3c", text), listed, consulted)
+    return Decision("R3c", -1, NoBackendFits("R3c", text), listed, consulted)
 
 
-def _refusal_line(query: _Query, position: int) -> str:
+def _refusal_line(query: Query, position: int) -> str:
     reason, detail = query.refusal(position)
     assert reason is not None
     return f"{query.candidates.specs[position].name}: {reason.value}: {detail}"
@@ -238,7 +241,7 @@ def _no_masked_gemm() -> ValueError:
     )
 
 
-def _nothing_fits(query: _Query, disabled: int, not_allowed: int) -> NoBackendFits:
+def _nothing_fits(query: Query, disabled: int, not_allowed: int) -> NoBackendFits:
     def text() -> str:
         lines = [f"no FP8 MoE backend takes this configuration on {query.platform}:"]
         for position, spec in enumerate(query.candidates.specs):
@@ -255,8 +258,6 @@ def _nothing_fits(query: _Query, disabled: int, not_allowed: int) -> NoBackendFi
 
 _NOT_GIVEN = "it is not among the backends given"
 _NOT_ALLOWED_DETAIL = "the caller does not allow vLLM's CUTLASS (allow_vllm_cutlass=False)"
-
-
 _VARIABLES_OF = {"FLASHINFER": (FLASHINFER_FP8,), "AITER": (AITER, AITER_MOE), "": (DEEP_GEMM, MOE_DEEP_GEMM)}
 
 
@@ -265,7 +266,7 @@ def _disabled_detail(env: Env, name: str) -> str:
     return "taken out by " + ", ".join(f"{key}={env[key]!r}" for key in _VARIABLES_OF[family] if key in env)
 
 
-def _query(
+def query_of(
     config: FusedMoEConfig,
     weight_key: QuantKey | None,
     activation_key: QuantKey | None,
@@ -273,8 +274,8 @@ def _query(
     platform: Platform | None,
     env: Mapping[str, str] | None,
     backends: Sequence[BackendSpec] | None,
-) -> _Query:
-    return _Query(
+) -> Query:
+    return Query(
         config,
         weight_key,
         activation_key,
@@ -313,9 +314,13 @@ def select_fp8_moe_backend(
             FlashInfer is asked for.
     """
     if config.is_lora_enabled:  # R1 reads neither platform nor environment
-        return _triton()
-    query = _query(config, weight_key, activation_key, allow_vllm_cutlass, platform, env, backends)
-    decision = _decide(query)
+        return lora_outcome()
+    query = query_of(config, weight_key, activation_key, allow_vllm_cutlass, platform, env, backends)
+    return outcome_of(query, decide(query))
+
+
+def outcome_of(query: Query, decision: Decision) -> tuple[AnyBackend, ExpertsClass | None]:
+    """What `select_fp8_moe_backend` returns, logs or raises for a decision."""
     if LOGGER.isEnabledFor(logging.INFO):
         _log(query, decision)
     if decision.error is not None:
@@ -339,27 +344,28 @@ def explain_fp8_moe_backend(
 
     Never raises where nothing fits or a variable is malformed: the exception is in `Selection.error`.
     """
-    query = _query(config, weight_key, activation_key, allow_vllm_cutlass, platform, env, backends)
+    query = query_of(config, weight_key, activation_key, allow_vllm_cutlass, platform, env, backends)
     try:
-        decision = _decide(query)
+        decision = decide(query)
     except MalformedVariable as error:
         rule = {FLASHINFER_FP8: "R3", FLASHINFER_BACKEND: "R3b"}.get(error.variable, "R4")
         disabled = query.candidates.flashinfer if rule == "R4" and query.env.flashinfer is not None else 0
-        decision = _Decision(rule, error=error, listed=query.candidates.all & ~disabled, disabled=disabled)
+        decision = Decision(rule, error=error, listed=query.candidates.all & ~disabled, disabled=disabled)
     verdicts = tuple(_verdict(query, decision, position) for position in range(len(query.candidates.specs)))
     if decision.rule == "R1":
-        return Selection(*_triton(), None, "R1", verdicts)
+        return Selection(*lora_outcome(), None, "R1", verdicts)
     if decision.chosen >= 0:
         return Selection(*query.candidates.results[decision.chosen], None, decision.rule, verdicts)
     nothing = Fp8MoeBackend.NONE if decision.error is None else None
     return Selection(nothing, None, decision.error, decision.rule, verdicts)
 
 
-def _triton() -> tuple[AnyBackend, ExpertsClass | None]:
+def lora_outcome() -> tuple[AnyBackend, ExpertsClass | None]:
+    """R1's answer."""
     return next((spec.backend, spec.experts_cls) for spec in seed_backends() if spec.name == "TRITON")
 
 
-def _verdict(query: _Query, decision: _Decision, position: int) -> Verdict:
+def _verdict(query: Query, decision: Decision, position: int) -> Verdict:
     spec = query.candidates.specs[position]
     if decision.rule == "R1" and spec.name == "TRITON":
         return Verdict(spec.backend, True, None, "LoRA is on: TRITON by rule R1, unchecked", False)
@@ -375,7 +381,7 @@ def _verdict(query: _Query, decision: _Decision, position: int) -> Verdict:
     return Verdict(spec.backend, reason is None, reason, detail, consulted)
 
 
-def _log(query: _Query, decision: _Decision) -> None:
+def _log(query: Query, decision: Decision) -> None:
     """One INFO for a choice, with the candidates left; one DEBUG for each refusal of a scan."""
     if LOGGER.isEnabledFor(logging.DEBUG) and decision.rule in ("R3c", "R8", "R9"):
         asked = decision.consulted & decision.listed
@@ -385,4 +391,5 @@ def _log(query: _Query, decision: _Decision) -> None:
     if decision.chosen >= 0:
         spec = query.candidates.specs[decision.chosen]
         left = ", ".join(query.candidates.names(decision.listed))
-        log_once(logging.INFO, f"FP8 MoE backend {spec.name} out of [{left}]")
+        how = ", by measurement," if decision.rule == MEASURED else ""
+        log_once(logging.INFO, f"FP8 MoE backend {spec.name}{how} out of [{left}]")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conformance.build import CaseTensors
+from conformance.capture import capturing
 from conformance.relations.changed import every_expert, rows, shuffled
 from conformance.relations.grounds import deterministic, fewer_tokens, not_applicable, token_by_token
 from conformance.trial import Check, Exactness, Trial, guarded
@@ -104,8 +105,7 @@ def graph_replay(trial: Trial) -> None:
     buffers = {name: getattr(tensors, name).clone() for name in ("hidden_states", "topk_weights", "topk_ids")}
     captured = replace(tensors, **buffers)
     trial.call(captured)  # compiles, and allocates what is kept
-    graph = torch.cuda.CUDAGraph()
-    with guarded("a captured call"), torch.cuda.graph(graph):
+    with guarded("a captured call"), capturing() as graph:
         result = captured.call(trial.backend)
     for replay in range(REPLAYS):
         given = rows(tensors, everyone.roll(replay))

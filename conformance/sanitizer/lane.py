@@ -16,10 +16,11 @@ from conformance.cases import Case
 from conformance.pinned import pinned_cases
 from conformance.plan import Subject, Target, plan
 from conformance.results import CheckResult, Evidence, Status
-from conformance.sanitizer import one
-from conformance.sanitizer.tool import ERRORS, command_for, read_log
+from conformance.sanitizer.tool import ERRORS, RAISED, REFUSED, command_for, read_log
 
 CHECK = "computes.sanitizer"
+ONE = "conformance.sanitizer.one"
+"""Not imported here: it is what a process of its own runs."""
 SECONDS = 300.0
 """Of one case under one tool."""
 AT_ONCE = 4
@@ -84,7 +85,7 @@ def sanitize(
 def _one(subject: Subject, target: Target, program: str, tool: str, case: Case) -> CheckResult:
     with tempfile.TemporaryDirectory(prefix="fp8moe-sanitizer-") as folder:
         log = Path(folder, "log.txt")
-        ours = [sys.executable, "-m", one.__name__, str(case), subject.origin, target.name]
+        ours = [sys.executable, "-m", ONE, str(case), subject.origin, target.name]
         status, output = _to_its_end(command_for(program, tool, log, ours))
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     verdict, reason = _verdict(tool, status, output, text)
@@ -136,9 +137,9 @@ def _verdict(tool: str, status: int | None, output: str, log: str) -> tuple[Stat
     words = " | ".join(list(_last_lines(output))[-3:])[-LAST_WORDS:]
     if status is None:
         return Status.NOT_RUN, f"{tool} did not end within {SECONDS:g} s"
-    if status == one.REFUSED:
+    if status == REFUSED:
         return Status.NOT_APPLICABLE, words
-    if status == one.RAISED:
+    if status == RAISED:
         return Status.FAILED, f"under {tool}: {words}"
     if found.errors is None:
         return Status.NOT_RUN, f"{tool} did not run here (status {status}): {words or log.strip()[-LAST_WORDS:]}"

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 from conformance.cases import Case
 from conformance.plan import load_subject, resolve_target
 from conformance.results import Status
+from conformance.sanitizer.tool import RAISED, REFUSED
 from conformance.trial import Ended, Trial
 
-REFUSED, RAISED = 3, 4
 CALLS = 2
 """The second meets what the first has left: workspaces, caches."""
 
@@ -29,7 +27,6 @@ def main(case: str, origin: str, device: str) -> int:
     except Ended as ended:
         print(ended)
         return RAISED if ended.status is Status.FAILED else REFUSED
-    torch.cuda.synchronize()
     return 0
 
 

@@ -23,10 +23,20 @@ ERRORS = 87
 MOST_ERRORS = 20
 """Findings of one case that are told; the rest are counted."""
 
+# How `conformance.sanitizer.one` ends, beside 0.
+REFUSED, RAISED = 3, 4
+
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
 _LINE = re.compile(r"^=+ ?(?P<text>.*)$")
 _KERNEL = re.compile(r"\bat (?P<kernel>[^\s(]+?)(?:\(.*\))?(?:\+0x[0-9a-f]+)?(?: in (?P<where>\S+))?$")
-_NOISE = ("COMPUTE-SANITIZER", "ERROR SUMMARY", "RACECHECK SUMMARY", "LEAK SUMMARY", "Saved host backtrace")
+_NOISE = (
+    "Program hit",
+    "COMPUTE-SANITIZER",
+    "ERROR SUMMARY",
+    "RACECHECK SUMMARY",
+    "LEAK SUMMARY",
+    "Saved host backtrace",
+)
 
 
 class SanitizerMissing(RuntimeError):

@@ -191,22 +191,29 @@ EXPERTS, TOP_K, TOKENS = (4, 1, 2, 3, 5, 8), (2, 1, 3, 4), (8, 1, 2, 3, 5, 16, 1
 SIZES = (128, 256, 144, 72, 200, 272, 136, 384, 1024, 2048)
 PLACES = (*(None,) * 7, "2:1", "4:2", "3:0")
 MOST_BYTES = 1 << 20
+LONG_SIZES = (128, 256, 4096, 7168, 16384)
+MOST_BYTES_LONG = 1 << 24
 
 
-def drawn_cases(count: int, seed: int) -> Iterator[Case]:
-    """Small cases, each field independent of the others; what does not fit together is drawn again."""
+def drawn_cases(count: int, seed: int, *, long: bool = False) -> Iterator[Case]:
+    """Small cases, each field independent of the others; what does not fit together is drawn again.
+
+    Args:
+        long: with a sum over 4,096 products or more, up to 16,384.
+    """
     from conformance.vocabulary import DTYPES, LAWS, LAYOUTS, SCHEME_NAMES, VALUES
     from fp8moe.config import ACTIVATIONS
 
     source = random.Random(seed)
+    sizes, most_bytes = (LONG_SIZES, MOST_BYTES_LONG) if long else (SIZES, MOST_BYTES)
     while count:
         scheme, top_k = source.choice(SCHEME_NAMES), source.choice(TOP_K)
         try:
             case = Case(
                 experts=source.choice(EXPERTS),
                 top_k=top_k,
-                hidden=source.choice(SIZES),
-                inter=source.choice(SIZES),
+                hidden=source.choice(sizes),
+                inter=source.choice(sizes),
                 tokens=source.choice(TOKENS),
                 scheme=scheme,
                 dtype=source.choice(DTYPES),
@@ -222,7 +229,7 @@ def drawn_cases(count: int, seed: int) -> Iterator[Case]:
             )
         except InvalidCase:
             continue
-        if case.weight_bytes <= MOST_BYTES:
+        if case.weight_bytes <= most_bytes and (not long or max(case.hidden, case.inter) >= LONG_SIZES[2]):
             yield case
             count -= 1
 
@@ -236,7 +243,9 @@ class Tally:
     convicted: list[str] = field(default_factory=list)
 
 
-def measure(names: Sequence[str], cases: int, seed: int, seconds: float = math.inf) -> dict[str, Tally]:
+def measure(
+    names: Sequence[str], cases: int, seed: int, seconds: float = math.inf, *, long: bool = False
+) -> dict[str, Tally]:
     """Judges each backend on the same drawn cases; begins no case after so many seconds."""
     from conformance.checks import check_case
     from conformance.plan import Subject, Target
@@ -246,7 +255,7 @@ def measure(names: Sequence[str], cases: int, seed: int, seconds: float = math.i
     here = Target("cpu", PLATFORMS["cpu"], "cpu")
     found = {name: Tally() for name in names}
     end = time.monotonic() + seconds
-    for case in drawn_cases(cases, seed):
+    for case in drawn_cases(cases, seed, long=long):
         if time.monotonic() > end:
             break
         for name, tally in found.items():
@@ -268,10 +277,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--long", action="store_true", help="sums over 4,096 to 16,384 products")
     parser.add_argument("--only", nargs="*", choices=HONEST, default=list(HONEST), metavar="NAME")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = measure(given.only, given.cases, given.seed, given.seconds)
+    found = measure(given.only, given.cases, given.seed, given.seconds, long=given.long)
     statistics = sorted({name for tally in found.values() for name in tally.largest})
     shown = ", ".join(("largest", "p99", "median", *(f"largest {statistic}" for statistic in statistics)))
     print(f"{'backend':24}{'cases':>6}{'convicted':>10}  error/bound: {shown}")

@@ -14,7 +14,7 @@ from rich.text import Text
 from conformance.axes import AXES
 from conformance.certification import check_backend
 from conformance.checks import CHECKS
-from conformance.contain import SuiteError
+from conformance.contain import Limits, SuiteError
 from conformance.levels import LEVELS
 from conformance.matrix import BY_BITS
 from conformance.planned import BadRequest
@@ -38,6 +38,7 @@ def checked(
     budget: float | None,
     report: Path | None,
     resume: Path | None,
+    seconds: float | None = None,
 ) -> Report:
     """Runs the checks, with a bar on standard error where it is a terminal, and writes the report where asked for.
 
@@ -65,6 +66,7 @@ def checked(
                 seed=seed,
                 budget_s=budget,
                 resume=before,
+                limits=Limits() if seconds is None else Limits(seconds=seconds),
                 progress=on_result,
             )
         except BadRequest as error:

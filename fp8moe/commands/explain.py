@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from fp8moe.commands.question import Question
+from fp8moe.commands.question import BadInput, Question
 from fp8moe.commands.tables import FORMAT, console, platform_json, table
+from fp8moe.measured import InvalidMeasuredTable, MeasuredSelection, MeasuredTable, explain_measured
+from fp8moe.measured.here import device_name_here
 from fp8moe.platforms import Platform
 from fp8moe.schemes import SCHEMES
 from fp8moe.selector import Selection, Verdict
@@ -24,7 +27,37 @@ RULES = {
     "R6b": "VLLM_ROCM_USE_AITER and VLLM_ROCM_USE_AITER_MOE are on: AITER, and no other",
     "R8": "the first in the order that takes the configuration",
     "R9": "none in the order takes the configuration",
+    "measured": "the fastest by the table of times, among the certified that take the configuration",
 }
+
+
+def measured_answer(
+    question: Question, platform: Platform, path: Path, tokens: int, *, here: bool, asked: bool
+) -> MeasuredSelection:
+    """The measured policy's answer.
+
+    Args:
+        path: the table's file.
+        here: the platform is that of this machine, so that its name has to be the table's.
+        asked: its libraries were named, so that the versions that are installed say nothing.
+
+    Raises:
+        BadInput: the file is no table that can be used.
+    """
+    try:
+        times = MeasuredTable.load(path)
+    except InvalidMeasuredTable as error:
+        raise BadInput(f"--measured {error}") from None
+    return explain_measured(
+        question.config,
+        *SCHEMES[question.layer.scheme],
+        tokens=tokens,
+        table=times,
+        allow_vllm_cutlass=question.allow_vllm_cutlass,
+        platform=None if here and not asked else platform,
+        env=question.env,
+        device=device_name_here() if here else None,
+    )
 
 
 def selection_json(selection: Selection, question: Question, name: str, platform: Platform) -> dict[str, Any]:
@@ -47,6 +80,28 @@ def selection_json(selection: Selection, question: Question, name: str, platform
                 "consulted": verdict.consulted,
             }
             for verdict in selection.verdicts
+        ],
+        **({"measured": measured_json(selection)} if isinstance(selection, MeasuredSelection) else {}),
+    }
+
+
+def measured_json(selection: MeasuredSelection) -> dict[str, Any]:
+    return {
+        "tokens": selection.tokens,
+        "device": asdict(selection.measured_on),
+        "fallback": None if selection.fallback is None else selection.fallback.value,
+        "why": selection.why,
+        "seed": None if selection.seed is None else selection.seed.value,
+        "times": [
+            {
+                "backend": time.backend.value,
+                "us": time.us,
+                "accepted": time.accepted,
+                "certified": time.certified,
+                "rows": list(time.rows),
+                "detail": time.detail,
+            }
+            for time in selection.times
         ],
     }
 
@@ -90,11 +145,27 @@ def print_selection(selection: Selection, question: Question, name: str, platfor
         reason = "" if verdict.reason is None else verdict.reason.value
         verdicts.add_row(str(number), verdict.backend.value, Text(word, style=style), reason, Text(verdict.detail))
     out.print(verdicts)
+    if isinstance(selection, MeasuredSelection):
+        _print_times(selection)
     choice = "an error" if selection.backend is None else selection.backend.value
     out.print(Text(f"choice: {choice}, by rule {selection.rule}: {RULES[selection.rule]}", style="bold"))
     path = _class_path(selection.experts_cls)
     if selection.error is None:
         out.print(Text(f"class: {path or 'none, as upstream has it'}"))
+
+
+def _print_times(selection: MeasuredSelection) -> None:
+    out = console()
+    if selection.times:
+        rows = table(
+            f"times of {selection.measured_on} at {selection.tokens} tokens", "backend", "us", "certified", "detail"
+        )
+        for time in selection.times:
+            us = "" if time.us is None else f"{time.us:.4g}"
+            rows.add_row(time.backend.value, us, "yes" if time.certified else "no", Text(time.detail))
+        out.print(rows)
+    decided = "measured" if selection.fallback is None else f"not measured ({selection.fallback.value})"
+    out.print(Text(f"{decided}: {selection.why}"))
 
 
 def _verdict_word(selection: Selection, verdict: Verdict) -> tuple[str, str]:

@@ -68,7 +68,7 @@ class FakeGraph:
 
 
 @contextmanager
-def fake_capture(graph: FakeGraph) -> Iterator[None]:
+def fake_capture(graph: FakeGraph, pool: object = None) -> Iterator[None]:
     Capturable.capturing = graph.work
     try:
         yield
