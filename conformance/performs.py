@@ -18,6 +18,7 @@ from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target
 from conformance.rates import Rates, rates_of
 from conformance.results import CheckResult, Evidence, Status
+from conformance.timing.graphs import CaptureFailed, captured
 from fp8moe.dispatch import local_ids
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.registry import BackendUnavailable
@@ -119,10 +120,8 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def floor_of(work: Work, rates: Rates | None, scheme: str) -> Floor | None:
-    """The larger of bytes/bandwidth and flops/rate; None where the device's rates are not known."""
-    if rates is None:
-        return None
+def floor_of(work: Work, rates: Rates, scheme: str) -> Floor:
+    """The larger of bytes/bandwidth and flops/rate."""
     times = {"bytes": work.bytes / rates.bandwidth, "flops": work.flops / rates.flops_for(scheme)}
     by = max(times, key=lambda name: times[name])
     return Floor(times[by] * 1e6, by)
@@ -157,7 +156,10 @@ class Stopwatch:
         self.method = "eager calls"
         if backend.contract.graph_capturable:
             expected = self.output.clone()
-            self.graph = _captured(call)
+            try:
+                self.graph = captured(call)
+            except CaptureFailed as error:
+                raise Broken(f"declared graph-capturable, and capture raised {error}") from error
             self.launch, self.method = self.graph.replay, "graph replays"
             self._check_replay(expected, exactly=backend.contract.deterministic is True)
 
@@ -196,19 +198,6 @@ class Stopwatch:
             yield start.elapsed_time(end) * 1e3
 
 
-def _captured(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except torch.OutOfMemoryError:
-        raise
-    except (Exception, SystemExit) as error:
-        cause = error.__context__ or error  # leaving a capture that went wrong raises once more
-        raise Broken(f"declared graph-capturable, and capture raised {_told(cause)}") from error
-    return graph
-
-
 def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no text'])[0]}"
 
@@ -241,7 +230,8 @@ def time_case(selected: Selected, target: Target) -> Measured:
     except Broken as error:
         return Measured(_result(selected, Status.FAILED, str(error)))
     work = work_of(tensors)
-    floor = floor_of(work, rates_of(torch.cuda.get_device_name(0)), case.scheme)
+    rates = rates_of(torch.cuda.get_device_name(0))
+    floor = None if rates is None else floor_of(work, rates, case.scheme)
     figures = {"median_us": timing.median_us, "warm_us": timing.warm_us, "bytes": work.bytes, "flops": work.flops}
     status, reason = verdict_of(timing, floor)
     if floor is not None:

@@ -67,6 +67,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("subset", "all", "none"),
         help="compile TRITON's kernels for a few targets, for all that the selector knows, or for none",
     )
+    group.addoption(
+        "--fp8moe-gate",
+        default=None,
+        metavar="FILE",
+        help="compare decisions, numbers and speed with a baseline: of `fp8moe gate --write`, or of pytest-benchmark",
+    )
+    group.addoption(
+        "--fp8moe-gate-write",
+        action="store_true",
+        help="gather a baseline into pytest-benchmark's storage; with --benchmark-save or --benchmark-autosave",
+    )
     group.addoption("--fp8moe-report", default=None, metavar="FILE", help="write every result as JSON")
 
 
@@ -75,6 +86,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "computes: checks of what a backend computes")
     config.addinivalue_line("markers", "compiles: our kernels compiled for devices that need not be here")
     config.addinivalue_line("markers", "performs: the time of the selected backend, on a GPU")
+    config.addinivalue_line("markers", "gate: decisions, numbers and speed beside a baseline")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The gate's tests are there only where one of its options is."""
+    asked = config.getoption("--fp8moe-gate") or config.getoption("--fp8moe-gate-write")
+    return True if collection_path == HERE / "test_gate.py" and not asked else None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -134,4 +134,6 @@ def finite(value: Any) -> Any:
     """Infinities and NaN as text: JSON has no numbers for them."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,6 +31,7 @@ from conformance.matrix import (
 from conformance.plan import Cell, Subject, Target, default_subjects, load_subject, plan, resolve_target
 from conformance.results import CheckResult, Ledger, Status, finite
 from conformance.selected import selected_rows
+from conformance.timing.regrets import regret_lines
 from fp8moe import __version__
 from fp8moe.detection import describe_device, probe_libraries
 
@@ -197,10 +198,13 @@ class Session:
 
     def _write_performs(self, terminal: Any, width: int, colour: bool) -> None:
         """How long the selected backend took, and what was not timed."""
-        results = self.ledger.of(verdict=performs.VERDICT)
+        everything = self.ledger.of(verdict=performs.VERDICT)
+        results = [result for result in everything if result.check == performs.CHECK]
         if any(result.measured for result in results):
             terminal.write_line("")
             terminal.write_line(render(performs_table(results), width, colour))
+        for line in regret_lines(everything):
+            terminal.write_line(line)
         for line in performs.not_timed(results):
             terminal.write_line(f"not run: {line}")
 

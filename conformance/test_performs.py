@@ -13,6 +13,7 @@ from conformance.plugin import COMPILING_KEY, RESULTS_KEY, session_of
 from conformance.rates import rates_of
 from conformance.results import CheckResult, Status
 from conformance.session import Session
+from conformance.timing.regrets import regret_result
 
 pytestmark = pytest.mark.performs
 
@@ -56,7 +57,10 @@ def test_time(selected: Selected | str, fp8moe_session: Session, request: pytest
     if compiling is not None:
         wait([compiling])  # nothing else is to work while time is measured
     measured = time_case(selected, fp8moe_session.target)
-    _keep(request, measured.result)
+    results = [measured.result]
+    if measured.result.status is Status.PASSED:
+        results.append(regret_result(selected.case, selected.backend, fp8moe_session.target))
+    _keep(request, *results)
     if measured.result.status is Status.NOT_RUN:
         pytest.skip(measured.result.reason)
     if measured.stopwatch is not None and request.config.pluginmanager.has_plugin("benchmark"):
@@ -80,5 +84,5 @@ def test_time(selected: Selected | str, fp8moe_session: Session, request: pytest
         pytest.fail(f"{measured.result.backend} {measured.result.case}: {measured.result.reason}", pytrace=False)
 
 
-def _keep(request: pytest.FixtureRequest, result: CheckResult) -> None:
-    request.node.stash[RESULTS_KEY] = [result.to_json()]
+def _keep(request: pytest.FixtureRequest, *results: CheckResult) -> None:
+    request.node.stash[RESULTS_KEY] = [result.to_json() for result in results]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
+from conformance.decisions.decided import DecisionsError
+from conformance.decisions.review import review
 from conformance.plugin import JUDGING_KEY, RESULTS_KEY
 from conformance.results import CheckResult, Status
 from conformance.selection.agreement import explain_disagrees, select_disagrees
@@ -40,6 +42,21 @@ def test_invariant(invariant: str, report: GridReport, request: pytest.FixtureRe
     request.node.stash[RESULTS_KEY] = [result.to_json()]
     if violation is not None:
         pytest.fail(str(violation), pytrace=False)
+
+
+def test_decisions_are_as_kept(report: GridReport, request: pytest.FixtureRequest) -> None:
+    """What the selector decides in every cell, and by which rule, is what was last reviewed and accepted."""
+    assert report.decided is not None
+    try:
+        found = review(report.decided)
+        told, scope = str(found) if found else "", f"{found.kept.cells:,} cells"
+    except DecisionsError as error:
+        told, scope = str(error), "no cell"
+    status = Status.FAILED if told else Status.PASSED
+    result = CheckResult("selects", "selects.decisions_as_kept", status, reason=told, scope=scope)
+    request.node.stash[RESULTS_KEY] = [result.to_json()]
+    if told:
+        pytest.fail(told, pytrace=False)
 
 
 def test_grid_has_as_many_cells_as_declared(report: GridReport) -> None:

@@ -31,6 +31,7 @@ _LINE = re.compile(r"^=+ ?(?P<text>.*)$")
 _KERNEL = re.compile(r"\bat (?P<kernel>[^\s(]+?)(?:\(.*\))?(?:\+0x[0-9a-f]+)?(?: in (?P<where>\S+))?$")
 _NOISE = (
     "Program hit",
+    "Target application",
     "COMPUTE-SANITIZER",
     "ERROR SUMMARY",
     "RACECHECK SUMMARY",

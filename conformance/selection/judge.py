@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 
 import numpy as np
 
+from conformance.decisions.decided import Decided
 from conformance.selection import removal, single
 from conformance.selection.explanations import Explain, ExplainedSample
 from conformance.selection.facts import Array
@@ -48,6 +49,8 @@ class GridReport:
     """Cells at which the checks of single calls were asked."""
     seconds: dict[str, float]
     """Wall time of each step."""
+    decided: Decided | None = field(default=None, repr=False, compare=False)
+    """Of this version's own selector, what it decided in every cell; of another, None."""
 
     @property
     def passed(self) -> bool:
@@ -86,14 +89,17 @@ def judge(
     """
     # Always the eleven: what somebody has registered on this machine is not the specification's affair.
     backends = seed_backends() if specs is None else specs
+    ruled = select is select_fp8_moe_backend
     select, explain = partial(select, backends=backends), partial(explain, backends=backends)
     classifier = Classifier(backends)
     task = Task(select, classifier, products, removal.subsets(backends))
     clock = _Clock(progress)
     violations: dict[str, Violation | None] = {}
     with workers(task, default_processes() if processes is None else processes) as run:
-        grid = whole_grid(products)
-        outcomes = by_product(grid, run(grid, clock.counting("cells selected")), products)
+        grid = whole_grid(products, ruled=ruled)
+        found = run(grid, clock.counting("cells selected"))
+        outcomes = by_product(grid, [codes[0] for codes in found] if ruled else found, products)
+        decided = Decided.of(outcomes, by_product(grid, [codes[1] for codes in found], products)) if ruled else None
         clock.lap("grid")
         removals = removal.jobs(products, outcomes, REMOVALS)
         removed = run(removals, clock.counting("cells selected with backends removed"))
@@ -122,6 +128,7 @@ def judge(
         explained=sample.count,
         telling=len(cells),
         seconds=clock.laps,
+        decided=decided,
     )
 
 

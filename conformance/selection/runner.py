@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from conformance.decisions.watch import WITHOUT_DECISION, RuleWatch
 from conformance.selection.facts import Array
 from conformance.selection.grid import Product
 from conformance.selection.outcomes import Classifier
@@ -25,11 +26,15 @@ CHUNK = 40_000
 
 
 class Job(NamedTuple):
-    """Some cells of one product; ``subsets`` gives for each the index of the candidates to pass as ``backends``."""
+    """Some cells of one product.
+
+    ``subsets`` gives for each the index of the candidates to pass as ``backends``; ``ruled`` asks for the rule as well.
+    """
 
     product: int
     numbers: Array
     subsets: Array | None = None
+    ruled: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Task:
     subsets: Sequence[Subset] = ()
 
     def outcomes(self, job: Job) -> Array:
-        """Codes of the selector's answers, in the order of the job's cells."""
+        """Codes of the selector's answers, in the order of the job's cells; of a ruled job as ``ruled`` gives them."""
+        if job.ruled:
+            return self.ruled(job)
         select, result, error_code = self.select, self.classifier.result, self.classifier.error
         columns = self.products[job.product].columns(job.numbers)
         codes = bytearray()
@@ -69,6 +76,25 @@ class Task:
                 else:
                     append(result(answer))
         return np.frombuffer(codes, dtype=np.uint8)
+
+    def ruled(self, job: Job) -> Array:
+        """(2, cells): codes of the selector's answers, and below them those of the rules that it came to them by."""
+        select, result, error_code = self.select, self.classifier.result, self.classifier.error
+        codes, rules = bytearray(), bytearray()
+        append, append_rule = codes.append, rules.append
+        with RuleWatch() as watch:
+            for platform, (weight_key, activation_key), config, allow, env in self.products[job.product].columns(
+                job.numbers
+            ):
+                watch.rule = WITHOUT_DECISION
+                try:
+                    answer = select(config, weight_key, activation_key, allow, platform=platform, env=env)
+                except Exception as error:
+                    append(error_code(error))
+                else:
+                    append(result(answer))
+                append_rule(watch.rule)
+        return np.stack([np.frombuffer(codes, dtype=np.uint8), np.frombuffer(rules, dtype=np.uint8)])
 
 
 _task: Task | None = None
@@ -105,9 +131,9 @@ def workers(task: Task, processes: int) -> Iterator[Callable[[Sequence[Job], Pro
 
     def run(jobs: Sequence[Job], progress: Progress | None = None) -> list[Array]:
         total, done, found = sum(len(job.numbers) for job in jobs), 0, []
-        for outcomes in pool.imap(_work, jobs) if pool else map(task.outcomes, jobs):
+        for job, outcomes in zip(jobs, pool.imap(_work, jobs) if pool else map(task.outcomes, jobs), strict=True):
             found.append(outcomes)
-            done += len(outcomes)
+            done += len(job.numbers)
             if progress is not None:
                 progress(done, total)
         return found
@@ -120,10 +146,10 @@ def workers(task: Task, processes: int) -> Iterator[Callable[[Sequence[Job], Pro
             pool.join()
 
 
-def whole_grid(products: Sequence[Product]) -> list[Job]:
+def whole_grid(products: Sequence[Product], ruled: bool = False) -> list[Job]:
     """Jobs that cover every cell of every product."""
     return [
-        Job(index, np.arange(start, min(start + CHUNK, product.size)))
+        Job(index, np.arange(start, min(start + CHUNK, product.size)), ruled=ruled)
         for index, product in enumerate(products)
         for start in range(0, product.size, CHUNK)
     ]

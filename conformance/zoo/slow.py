@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,13 @@ from fp8moe.backends.triton_experts import TritonExperts
 
 
 def slowed(base: ExpertsClass, every: int) -> ExpertsClass:
-    """Each call whose number is a multiple of `every` is made twice: in a graph of so many calls, slower by 1/every."""
+    """Each call whose number is a multiple of `every`, over all instances, is made twice: in a graph of a multiple of
+    so many calls, slower by 1/every."""
+    numbers = count(1)
 
     def apply(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        self.calls = getattr(self, "calls", 0) + 1
         result: Tensor = base.apply(self, *args, **kwargs)
-        return base.apply(self, *args, **kwargs) if self.calls % every == 0 else result
+        return base.apply(self, *args, **kwargs) if next(numbers) % every == 0 else result
 
     members = {"__doc__": f"Slower by one call in {every}.", "__module__": base.__module__, "apply": apply}
     return type(f"{base.__name__}_slower_by_1_in_{every}", (base,), members)

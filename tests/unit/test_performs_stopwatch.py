@@ -56,7 +56,7 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a played device")
     monkeypatch.setattr(performs, "FLUSHED_BYTES", 16)
     monkeypatch.setattr(performs, "REPLAYS", 3)
-    monkeypatch.setattr(performs, "_captured", Graph)
+    monkeypatch.setattr(performs, "captured", Graph)
 
 
 class Captured(TorchExperts):

@@ -1,0 +1,81 @@
+"""What a backend's outputs come to on the pinned cases, taken in a worker process: the numerics of a baseline."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from conformance.bounds import judge
+from conformance.cases import Case
+from conformance.checks import EQUIVALENCE
+from conformance.contain import SubjectRef, Worker, WorkerEnded
+from conformance.gate.numerics import CaseFigures
+from conformance.oracles import trace_of
+from conformance.plan import resolve_target
+from conformance.planned import Plan
+from conformance.trial import Ended, Trial
+
+DIGITS = 16
+SKIPPED, FAILED = "skipped", "failed"
+Progress = Callable[[str, str], None]
+
+
+class NotGathered(RuntimeError):
+    """A backend failed where a baseline needs its output; the text says on which case and why."""
+
+
+def gather(
+    worker: Worker, backends: Sequence[SubjectRef], seed: int = 0, progress: Progress | None = None
+) -> dict[str, dict[str, CaseFigures]]:
+    """By cell ("BACKEND SCHEME") and case; what a backend does not take is left out.
+
+    Args:
+        progress: called with the cell and the case before each.
+
+    Raises:
+        NotGathered: a backend raised, or its output has another form than it must have.
+    """
+    found: dict[str, dict[str, CaseFigures]] = {}
+    for ref in backends:
+        plan = Plan.of(worker, ref, None, "smoke", seed, selects=False)
+        for item in plan.items:
+            if item.check != EQUIVALENCE:
+                continue
+            cell = f"{ref.name} {item.case.scheme}"
+            if progress is not None:
+                progress(cell, str(item.case))
+            try:
+                told: dict[str, Any] = worker.call(told_figures, ref, worker.target_name, str(item.case))
+            except WorkerEnded as ended:
+                told = {FAILED: str(ended)}
+            if FAILED in told:
+                raise NotGathered(f"{ref.name} on {item.case}: {told[FAILED]}; run `fp8moe check {ref.name}` first")
+            if SKIPPED not in told:
+                found.setdefault(cell, {})[str(item.case)] = CaseFigures(**told)
+    return found
+
+
+def told_figures(ref: SubjectRef, device: str, text: str) -> dict[str, Any]:
+    """In a worker: one case's figures as plain data, or why there are none."""
+    trial = Trial(Case.parse(text), ref.load(), resolve_target(device))
+    try:
+        trial.start()
+        output = trial.call()
+    except Ended as ended:
+        return {FAILED if ended.status.value == "failed" else SKIPPED: str(ended)}
+    trace = trace_of(trial.tensors, trial.contract.recipe)
+    judgement = judge(trace, output.to(trace.R.device), trial.arithmetic)
+    exact = trace.smooth.double()
+    finite = torch.isfinite(exact)
+    distance = torch.where(finite, output.to(exact.device).double() - exact, 0.0)
+    norm = float(torch.where(finite, exact, 0.0).norm())
+    error = float(distance.norm())
+    digest = hashlib.sha256(output.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return {
+        "digest": digest[:DIGITS],
+        "error": error / norm if norm else error,
+        "error_over_bound": judgement.error_over_bound,
+    }

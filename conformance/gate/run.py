@@ -1,0 +1,205 @@
+"""One run of the gate: what is gathered, what is compared with what, and what could not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from conformance.contain import Worker
+from conformance.decisions.decided import DecisionsError, decide_grid
+from conformance.decisions.kept import FILE, read
+from conformance.decisions.review import review
+from conformance.gate.baseline import BadBaseline, Baseline
+from conformance.gate.gather import gather
+from conformance.gate.numerics import CaseFigures, compare_numerics
+from conformance.gate.paired import judge_paired
+from conformance.gate.record import Record, measure
+from conformance.gate.result import Decisions, GateResult, Status
+from conformance.gate.stored import judge_stored
+from conformance.pinned import is_checkpoints, model_cases
+from conformance.plan import Target, load_subject, plan, resolve_target
+from conformance.planned import reference_to
+from conformance.timing.cells import TimedCell, prepared_pair
+from conformance.timing.samplers import DevicePairs, DeviceRounds, Make
+from conformance.timing.state import Watch
+from conformance.timing.two_processes import TwoProcessPairs, Version
+from conformance.timing.yardsticks import yardsticks
+from conformance.versions import versions
+from fp8moe.detection import describe_device
+
+Tell = Callable[[str], None]
+LARGEST_BYTES = 1 << 28
+"""Of the weights of a timed layer: all cells of a stored run are on the device at the same time."""
+EVERY = 3
+"""Of the published layers, each at several numbers of tokens: 31 cells a backend, all sizes among them."""
+NO_DEVICE = "no CUDA device: nothing is timed"
+PARTS = ("decisions", "numerics", "speed")
+
+
+def timed_cells(backends: Sequence[str], target: Target, most: int | None = None) -> list[TimedCell]:
+    """What is timed of each backend: published layers in the schemes of their checkpoints that it runs here.
+
+    Args:
+        most: so many of each backend, spread over all; None: every one.
+    """
+    cases = [case for case in model_cases(target) if is_checkpoints(case) and case.weight_bytes <= LARGEST_BYTES]
+    found = []
+    for name in backends:
+        runs = {cell.scheme: cell.activations for cell in plan([load_subject(name)], target) if cell.status is None}
+        fitting = [case for case in cases[::EVERY] if case.activation in runs.get(case.scheme, ())]
+        step = 1 if most is None else -(-len(fitting) // most)
+        found += [TimedCell(name, str(case)) for case in fitting[::step]]
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is to look at.
+
+    Args:
+        backends: names or module:Class.
+        parts: of `PARTS`.
+        cells: of each backend to time at the most; None: all.
+    """
+
+    backends: Sequence[str]
+    parts: Sequence[str] = PARTS
+    cells: int | None = None
+
+
+def baseline_of(asked: Asked, device: str, seed: int, runs: int, command: str, tell: Tell) -> Baseline:
+    """Gathers a run that later ones are compared with.
+
+    Args:
+        device: a name of `conformance.plan.DEVICES`, less "auto".
+        runs: how often everything is timed, each a record of its own.
+
+    Raises:
+        conformance.gate.gather.NotGathered: a backend failed.
+    """
+    numerics = _numerics(asked, device, seed, tell) if "numerics" in asked.parts else {}
+    speed = []
+    if "speed" in asked.parts and device == "cuda":
+        cells = timed_cells(asked.backends, resolve_target("cuda"), asked.cells)
+        speed = [_timed(cells, tell)[0] for _ in range(runs)]
+    decisions = read(FILE).grid if "decisions" in asked.parts else ""
+    name = describe_device().name
+    return Baseline(now(), device, name, versions(), seed, command, decisions, numerics, speed)
+
+
+def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> GateResult:
+    """This code, on this device, beside a baseline.
+
+    Raises:
+        BadBaseline: it is of another device, version or seed, or lacks cases.
+        conformance.gate.gather.NotGathered: a backend failed.
+    """
+    name = describe_device().name
+    here = Baseline(now(), baseline.target, name, versions(), baseline.seed, "", "", {})
+    baseline.check_comparable(here)
+    result = GateResult(f"this code with {path.name} of {baseline.date}", name, here.date, here.versions)
+    left: dict[str, str] = {part: "not asked for" for part in PARTS if part not in asked.parts}
+    if "decisions" in asked.parts:
+        result = replace(result, decisions=decisions(tell))
+    if "numerics" in asked.parts:
+        numerics = _numerics(asked, baseline.target, baseline.seed, tell)
+        baseline.check_comparable(replace(here, numerics=numerics))
+        result = replace(result, numerics=compare_numerics(baseline.numerics, numerics))
+    if "speed" in asked.parts:
+        if baseline.target != "cuda":
+            left["speed"] = NO_DEVICE
+        elif not baseline.speed:
+            left["speed"] = "the baseline has no times: it was written without them"
+        else:
+            stored = dict.fromkeys(cell for record in baseline.speed for cell in record.cells)
+            chosen = [cell for cell in map(TimedCell.parse, stored) if cell.backend in asked.backends]
+            record, told = _timed(chosen, tell)
+            try:
+                result = replace(result, speed=judge_stored(record, baseline.speed), told=told)
+            except ValueError as error:
+                raise BadBaseline(f"{path}: {error}") from None
+    return replace(result, left=left)
+
+
+def paired_checkouts(checkout: Path, here: Path, asked: Asked, tell: Tell) -> GateResult:
+    """Speed of this checkout (B) beside another (A), in two processes that take turns.
+
+    Raises:
+        conformance.timing.two_processes.WorkerFailed: one of them cannot be timed.
+        ValueError: no CUDA device, or nothing to time.
+    """
+    target = resolve_target("cuda")
+    cells = [cell.name for cell in timed_cells(asked.backends, target, asked.cells)]
+    _check_some(cells, asked.backends)
+    a, b = Version("A", checkout), Version("B", here)
+    with Watch(ours=3) as watch, TwoProcessPairs({cell: (cell, cell) for cell in cells}, (a, b), watch) as sampler:
+        verdict = judge_paired(_told(cells, tell), sampler)
+    compared = f"{here.name} (B) with {checkout} (A), in turn"
+    left = {"decisions": "of one checkout: run `fp8moe table --diff`", "numerics": "needs a baseline"}
+    return GateResult(compared, describe_device().name, now(), versions(), speed=verdict, left=left, told=watch.told())
+
+
+def paired_backends(first: str, second: str, most: int | None, tell: Tell) -> GateResult:
+    """Speed of one backend (B) beside another (A), in one process and on the same weights.
+
+    Raises:
+        ValueError: no CUDA device, or nothing that both run.
+    """
+    target = resolve_target("cuda")
+    ours = {cell.case for cell in timed_cells([first], target, most)}
+    cases = [cell.case for cell in timed_cells([second], target, most) if cell.case in ours]
+    _check_some(cases, (first, second))
+    cells: Mapping[str, Make] = {
+        case: partial(prepared_pair, TimedCell(first, case), TimedCell(second, case)) for case in cases
+    }
+    with Watch() as watch:
+        verdict = judge_paired(_told(cases, tell), DevicePairs(cells, watch))
+    compared = f"{second} (B) with {first} (A), in turn, on the same weights"
+    left = {"decisions": "two backends are compared", "numerics": "two backends are compared"}
+    return GateResult(compared, describe_device().name, now(), versions(), speed=verdict, left=left, told=watch.told())
+
+
+def decisions(tell: Tell) -> Decisions:
+    """Whether the selector decides every cell of the grid as the kept table says."""
+    tell("decisions: every cell of the declared grid")
+    try:
+        found = review(decide_grid())
+    except DecisionsError as error:
+        return Decisions(Status.FAILED, (str(error),))
+    return Decisions(Status.FAILED, found.difference.texts) if found else Decisions(Status.PASSED)
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _numerics(asked: Asked, device: str, seed: int, tell: Tell) -> dict[str, dict[str, CaseFigures]]:
+    with Worker(device) as worker:
+        return gather(worker, [reference_to(name) for name in asked.backends], seed, lambda *told: tell(" ".join(told)))
+
+
+def _timed(cells: Sequence[TimedCell], tell: Tell) -> tuple[Record, Mapping[str, str]]:
+    _check_some(cells, [cell.backend for cell in cells])
+    setting = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    with Watch() as watch:
+        tell(f"speed: preparing {len(cells)} cells and the yardsticks")
+        sampler = DeviceRounds({cell.name: cell.prepared for cell in cells}, yardsticks(), setting, watch)
+        record = measure(_told([cell.name for cell in cells], tell), sampler)
+    return record, watch.told()
+
+
+def _told(cells: Sequence[str], tell: Tell) -> Sequence[str]:
+    tell(f"speed: {len(cells)} cells")
+    return cells
+
+
+def _check_some(cells: Sequence[object], backends: Sequence[str]) -> None:
+    if not cells:
+        raise ValueError(
+            f"{' and '.join(backends) or 'no backend'}: no published layer that runs here, so nothing to time"
+        )

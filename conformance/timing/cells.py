@@ -1,0 +1,203 @@
+"""A cell of a timed run, one case on one backend, as a graph of calls on a model's worth of layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conformance.build import CaseTensors
+from conformance.cases import Case
+from conformance.oracles import forget, tensors_of
+from conformance.performs import Floor, floor_of, work_of
+from conformance.plan import load_subject
+from conformance.rates import Rates, rates_of
+from conformance.timing.graphs import Unrolled
+from conformance.timing.yardsticks import COMPUTE, LAUNCH, MEMORY
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
+from fp8moe.registry import BackendUnavailable
+
+GRAPH_US = 1000.0
+"""What a graph takes at the least. A single replay of an 11 us kernel repeats to within -28 and +54%, 20 of them in one
+graph to 0.5% (measured on one H100, 2026-11-24); a call of a millisecond needs none beside it."""
+LAUNCHED_US = 10.0
+"""A call of several kernels takes that long on any device."""
+MOST_CALLS = 100
+SHORT_US = 20.0
+"""With a floor below it, a call is mostly launches and the tails of kernels."""
+MODEST = Rates(1e12, 5e14, 2.5e14, "none: a device that is not listed, for the number of calls alone")
+CACHES = 4
+"""All layers together have so many times the weights that the last-level cache holds."""
+LEAST_LAYERS, MOST_LAYERS = 2, 32
+
+
+@dataclass(frozen=True)
+class TimedCell:
+    """One case on one backend.
+
+    Args:
+        backend: a registered name or module:Class.
+        case: its id.
+    """
+
+    backend: str
+    case: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.case}"
+
+    @classmethod
+    def parse(cls, name: str) -> TimedCell:
+        """The inverse of `name`.
+
+        Raises:
+            ValueError: not "BACKEND CASE".
+        """
+        backend, _, case = name.partition(" ")
+        if not backend or not case:
+            raise ValueError(f"cell={name!r}: expected BACKEND CASE, such as 'TRITON {Case()}'")
+        return cls(backend, str(Case.parse(case)))
+
+    def prepared(self, count: int | None = None, device: str = "cuda") -> Prepared:
+        """Its calls, ready to be replayed.
+
+        Args:
+            count: of the calls in the graph; None: by the case's floor on this device, so that it is the same in every
+                run that may be compared with this one.
+
+        Raises:
+            conformance.timing.graphs.CaptureFailed: the backend declares that it can be captured, and cannot.
+        """
+        return _prepared(self, Layers.of(Case.parse(self.case), device), count, None)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell that can be timed, and the yardstick whose kind of work it is."""
+
+    graph: Unrolled
+    kind: str
+
+
+def prepared_pair(
+    first: TimedCell, second: TimedCell, count: int | None = None, more: int = 0, device: str = "cuda"
+) -> tuple[Unrolled, Unrolled]:
+    """Two backends, or one twice, on one case: they read the same weights and inputs, write to the same output, and
+    have their intermediate results in the same memory.
+
+    Where each has its own, two instances of one backend differ steadily by up to 1.5%, by where their weights lie in
+    memory and in the cache (measured on one H200, 2026-11-28, with weights of 36 to 120 MiB).
+
+    Args:
+        count: of the calls in each graph; None: by the case's floor.
+        more: calls of the second that its count does not tell: to slow it on purpose.
+
+    Raises:
+        ValueError: two cases.
+        conformance.timing.graphs.CaptureFailed: as `TimedCell.prepared`.
+    """
+    if first.case != second.case:
+        raise ValueError(f"cells: one case on two backends, not {first.case} and {second.case}")
+    layers = Layers.of(Case.parse(first.case), device)
+    a = _prepared(first, layers, count, None).graph
+    b = _prepared(second, layers, a.count + more, a).graph
+    b.count = a.count
+    return a, b
+
+
+def prepared_beside(
+    cells: Mapping[str, TimedCell], device: str = "cuda"
+) -> Iterator[tuple[str, Unrolled | BackendUnavailable]]:
+    """Several backends on one case, as `prepared_pair`; in place of one whose library is missing, what it raised.
+
+    Raises:
+        ValueError: several cases.
+        conformance.timing.graphs.CaptureFailed: as `TimedCell.prepared`.
+    """
+    cases = {cell.case for cell in cells.values()}
+    if len(cases) != 1:
+        raise ValueError(f"cells: one case on several backends, not {len(cases)} cases")
+    layers = Layers.of(Case.parse(cases.pop()), device)
+    before: Unrolled | None = None
+    for name, cell in cells.items():
+        try:
+            before = _prepared(cell, layers, None, before).graph
+        except BackendUnavailable as error:
+            yield name, error
+        else:
+            yield name, before
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A case's call on as many layers as a cache cannot hold, as a model has them: each call reads its weights from
+    memory, whatever ran before.
+
+    Args:
+        calls: the case's tensors; copies of the weights, and the tokens in another order, in the further ones.
+        floor: of one call.
+    """
+
+    calls: Sequence[CaseTensors]
+    floor: Floor
+
+    @classmethod
+    def of(cls, case: Case, device: str) -> Layers:
+        tensors = tensors_of(case, device)
+        forget()  # a large case's weights are kept here alone
+        floor = floor_of(work_of(tensors), rates_of(torch.cuda.get_device_name(0)) or MODEST, case.scheme)
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        count = math.ceil(CACHES * cache / max(case.weight_bytes, 1))
+        return cls([_further(tensors, number) for number in range(min(max(count, LEAST_LAYERS), MOST_LAYERS))], floor)
+
+
+def _further(tensors: CaseTensors, number: int) -> CaseTensors:
+    if not number:
+        return tensors
+    weights: dict[str, Any] = {
+        name: None if one is None else one.clone() for name, one in vars(tensors.weights).items()
+    }
+    return replace(
+        tensors,
+        weights=MoEWeights(**weights),
+        hidden_states=tensors.hidden_states.roll(number, 0),
+        topk_weights=tensors.topk_weights.roll(number, 0),
+        topk_ids=tensors.topk_ids.roll(number, 0),
+    )
+
+
+def _prepared(cell: TimedCell, layers: Layers, count: int | None, beside: Unrolled | None) -> Prepared:
+    cls = load_subject(cell.backend).experts_cls
+    backends = [cls(tensors.config, tensors.quant, tensors.weights) for tensors in layers.calls]
+    if beside is not None and beside.output is not None:
+        output = beside.output
+    else:
+        output = torch.empty_like(layers.calls[0].hidden_states, memory_format=torch.contiguous_format)
+    calls = [partial(_call, backend, tensors, output) for backend, tensors in zip(backends, layers.calls, strict=True)]
+    captures = all(backend.contract.graph_capturable for backend in backends)
+    rounded = -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
+    graph = Unrolled(calls, count or rounded, capture=captures, beside=beside)
+    graph.output = output
+    return Prepared(graph, kind_of(layers.floor))
+
+
+def _call(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor) -> None:
+    tensors.call(backend, output)
+
+
+def calls_for(floor_us: float) -> int:
+    """How many calls a graph should hold, by the least time that one of them can take."""
+    return min(max(math.ceil(GRAPH_US / max(floor_us, LAUNCHED_US)), 1), MOST_CALLS)
+
+
+def kind_of(floor: Floor) -> str:
+    """The yardstick for a floor."""
+    if floor.us < SHORT_US:
+        return LAUNCH
+    return COMPUTE if floor.by == "flops" else MEMORY

@@ -1,0 +1,135 @@
+"""All backends that could have been selected, timed side by side on one case; and what the selected one costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conformance.build import config_of
+from conformance.cases import Case
+from conformance.gate.interval import estimate, interquartile_mean, timer_floor
+from conformance.gate.policy import DEFAULT
+from conformance.plan import Target
+from conformance.timing.cells import TimedCell, prepared_beside
+from conformance.timing.graphs import Unrolled, replays
+from fp8moe.registry import BackendUnavailable
+from fp8moe.schemes import SCHEMES
+from fp8moe.selector import explain_fp8_moe_backend
+
+ROUNDS = 16
+"""Of all backends, forwards and backwards in turn: as many as the gate's interval needs at the least."""
+LEVEL = 0.025
+"""With which either limit of a regret is wrong."""
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """Who can be timed on a case.
+
+    Args:
+        selected: by the seed's order; "" where nothing is.
+        eligible: those that the selector's rules take here, in their order.
+        absent: that they would take with every library of this device installed, and why each is not here.
+    """
+
+    selected: str
+    eligible: tuple[str, ...]
+    absent: Mapping[str, str]
+
+
+def contenders(case: Case, target: Target) -> Contenders:
+    """By the selector's own rules, no variable set, CUTLASS allowed as a per-channel checkpoint's caller does."""
+    platform = target.platform
+    libraries = {"deep_gemm", "flashinfer", "aiter", "vllm", "vllm_xpu_kernels"}
+    question = (config_of(case, target.device), *SCHEMES[case.scheme], case.scheme == "channel_tok")
+    here = explain_fp8_moe_backend(*question, platform=platform, env={})
+    full = explain_fp8_moe_backend(*question, platform=platform.with_libraries(*libraries), env={})
+    eligible = tuple(verdict.backend.name for verdict in here.verdicts if verdict.supported)
+    absent = {
+        verdict.backend.name: "its library is not installed"
+        for verdict in full.verdicts
+        if verdict.supported and verdict.backend.name not in eligible
+    }
+    selected = "" if here.backend is None or here.experts_cls is None else here.backend.name
+    return Contenders(selected, eligible, absent)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Times of one case.
+
+    Args:
+        us: (rounds,) microseconds of a call, by backend.
+        absent: backends without a time, and why.
+    """
+
+    us: Mapping[str, NDArray[np.float64]]
+    absent: Mapping[str, str]
+
+    def median_us(self, name: str) -> float:
+        """The interquartile mean of a backend's rounds."""
+        return float(np.exp(interquartile_mean(np.log(self.us[name]))))
+
+    @property
+    def best(self) -> str:
+        """The fastest."""
+        return min(self.us, key=self.median_us)
+
+
+@dataclass(frozen=True)
+class Regret:
+    """What selecting `selected` costs over `best`: 0.1 is 10%; with the limits of its interval."""
+
+    selected: str
+    best: str
+    value: float
+    low: float
+    high: float
+
+
+def side_by_side(case: Case, names: Sequence[str], absent: Mapping[str, str], rounds: int = ROUNDS) -> SideBySide:
+    """Times them in turn, on the same weights and inputs.
+
+    Args:
+        names: backends, registered or module:Class.
+        absent: what is known to be missing; those whose library is missing after all join it.
+    """
+    cells = {name: TimedCell(name, str(case)) for name in names}
+    missing = dict(absent)
+    graphs: dict[str, Unrolled] = {}
+    for name, made in prepared_beside(cells):
+        if isinstance(made, BackendUnavailable):
+            missing[name] = str(made)
+        else:
+            graphs[name] = made
+    if not graphs:
+        return SideBySide({}, missing)
+    forwards = list(graphs)
+    order = [name for number in range(rounds) for name in (forwards if number % 2 == 0 else forwards[::-1])]
+    taken = replays([graphs[name] for name in order])
+    us = {
+        name: np.array([one.us / graphs[name].count for one, of in zip(taken, order, strict=True) if of == name])
+        for name in graphs
+    }
+    return SideBySide(us, missing)
+
+
+def regret(times: SideBySide, selected: str) -> Regret:
+    """Of one backend over the fastest, by the rounds' own ratios.
+
+    Raises:
+        KeyError: `selected` has no time.
+    """
+    best = times.best
+    ratios = np.log(times.us[selected] / times.us[best])
+    if selected == best:
+        return Regret(selected, best, 0.0, 0.0, 0.0)
+    floor = timer_floor(times.us[selected], times.us[best])
+    found = estimate(ratios, floor, DEFAULT.resamples, DEFAULT.seed)
+    limits = (found.log_ratio, max(found.low(LEVEL), 0.0), found.high(LEVEL))
+    value, low, high = (math.expm1(limit) for limit in limits)
+    return Regret(selected, best, value, low, high)

@@ -1,0 +1,139 @@
+"""The paired gate's sampler for two checkouts: each in a process of its own, which take turns on the device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from conformance.gate.samples import Samples
+from conformance.timing import worker
+from conformance.timing.state import Watch
+
+WARM = 2
+
+
+class WorkerFailed(RuntimeError):
+    """A version's process ended, or answered with an error; the text says which version and what."""
+
+
+class Version:
+    """One checkout's process.
+
+    Args:
+        name: in messages, such as "A".
+        checkout: a folder with `fp8moe/` and `conformance/`.
+
+    Raises:
+        WorkerFailed: it is no checkout that can be timed, or its protocol is another.
+    """
+
+    def __init__(self, name: str, checkout: Path) -> None:
+        self.name, self.checkout = name, checkout.resolve()
+        if not (self.checkout / "conformance" / "timing" / "worker.py").is_file():
+            raise WorkerFailed(f"{checkout}: no conformance/timing/worker.py: expected a checkout of this project")
+        elsewhere = [entry for entry in sys.path if entry and not (Path(entry) / "conformance").is_dir()]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.checkout), *elsewhere])}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", worker.__name__],
+            cwd=self.checkout,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.told = self.ask("hello")
+        if self.told["protocol"] != worker.PROTOCOL:
+            raise WorkerFailed(f"{name}: {checkout} times by protocol {self.told['protocol']}, not {worker.PROTOCOL}")
+
+    def ask(self, verb: str, **given: Any) -> dict[str, Any]:
+        """One answer.
+
+        Raises:
+            WorkerFailed: an error, or none.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"verb": verb, **given}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise WorkerFailed(f"{self.name}: its process ended with status {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerFailed(f"{self.name}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        with suppress(BrokenPipeError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class TwoProcessPairs:
+    """`conformance.gate.samples.PairSampler` for two checkouts.
+
+    Args:
+        cells: by name, the cell's name in each version: they differ where two backends are compared.
+        versions: A and B; closed with this.
+        watch: entered by the caller, with two processes of ours.
+    """
+
+    processes = 2
+
+    def __init__(self, cells: Mapping[str, tuple[str, str]], versions: tuple[Version, Version], watch: Watch) -> None:
+        self.cells, self.versions, self.watch = cells, versions, watch
+        self._made = ""
+
+    def __enter__(self) -> TwoProcessPairs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for version in self.versions:
+            version.close()
+
+    def pairs(self, cell: str, count: int) -> Samples:
+        names = self.cells[cell]
+        if self._made != cell:
+            a, b = self.versions
+            made = a.ask("make", cell=names[0], count=None)["count"]
+            b.ask("make", cell=names[1], count=made)
+            self._made = cell
+        spent = 0.0
+        for _ in range(WARM):
+            spent += sum(self._replay(side, names[side])[0] for side in (0, 1))
+        times: tuple[list[float], list[float]] = ([], [])
+        flags = []
+        for number in range(count):
+            flag = 0
+            for side in (0, 1) if number % 2 == 0 else (1, 0):
+                us, seen = self._replay(side, names[side])
+                times[side].append(us)
+                flag |= seen
+            flags.append(flag)
+        # Each replay is launched once more before it, untimed.
+        overhead = 2 * spent + sum(times[0]) + sum(times[1])
+        return Samples(np.array(times[0]), np.array(times[1]), np.array(flags, dtype=np.uint8), overhead)
+
+    def _replay(self, side: int, name: str) -> tuple[float, int]:
+        answer = self.versions[side].ask("replay", cell=name, times=1)
+        (us,), ((begin, end),) = answer["us"], answer["at"]
+        return us, self.watch.flags(begin, end)

@@ -1,0 +1,60 @@
+"""`python -m conformance.timing.worker`: times the cells of one checkout, as it is told on standard input.
+
+A line of JSON comes in, one goes out. The protocol has a number, since the other end may be another version of us.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import torch
+
+from conformance.timing.cells import TimedCell
+from conformance.timing.graphs import Unrolled, replays
+from conformance.versions import versions
+
+PROTOCOL = 1
+MOST_KEPT = 4
+
+
+class Server:
+    """What the worker holds between two lines."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Unrolled] = {}
+
+    def hello(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        return {"protocol": PROTOCOL, "versions": versions(), "device": torch.cuda.get_device_name(0)}
+
+    def make(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        name = asked["cell"]
+        while len(self.kept) >= MOST_KEPT:
+            del self.kept[next(iter(self.kept))]
+        self.kept[name] = TimedCell.parse(name).prepared(asked["count"]).graph
+        return {"count": self.kept[name].count}
+
+    def replay(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        taken = replays([self.kept[asked["cell"]]] * asked["times"])
+        return {"us": [replay.us for replay in taken], "at": [(replay.begin, replay.end) for replay in taken]}
+
+
+def serve(source: TextIO, sink: TextIO) -> None:
+    """Answers until the input ends; what goes wrong is the answer."""
+    server = Server()
+    verbs = {"hello": server.hello, "make": server.make, "replay": server.replay}
+    for line in source:
+        asked = json.loads(line)
+        try:
+            answer = verbs[asked["verb"]](asked)
+        except (Exception, SystemExit) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        sink.write(json.dumps(answer) + "\n")
+        sink.flush()
+
+
+if __name__ == "__main__":
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a backend prints is no answer
+    serve(sys.stdin, answers)

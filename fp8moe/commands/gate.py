@@ -1,0 +1,166 @@
+"""`fp8moe gate`: decisions, numbers and speed beside a baseline, or the speed of two versions in turn."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from rich.text import Text
+
+from conformance.gate.baseline import BadBaseline, Baseline
+from conformance.gate.gather import NotGathered
+from conformance.gate.result import EXIT, GateResult, Status
+from conformance.gate.run import PARTS, Asked, baseline_of, compared_with, paired_backends, paired_checkouts
+from conformance.gate.shown.history import dated
+from conformance.gate.shown.junit import junit
+from conformance.gate.shown.markdown import markdown
+from conformance.gate.shown.page import PageUnavailable, page
+from conformance.planned import BadRequest, device_name
+from conformance.timing.two_processes import WorkerFailed
+from fp8moe.commands import tables
+from fp8moe.commands.question import BadInput, pick
+from fp8moe.registry import BackendContractError
+
+Found = TypeVar("Found")
+
+DEFAULT_BACKENDS = {"cpu": ("TorchExperts",), "interpreter": ("TRITON",)}
+ON_A_GPU = ("TRITON",)
+HERE = Path(__file__).parents[2]
+STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.INCONCLUSIVE: "yellow", Status.NOT_RUN: "yellow"}
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def written(path: Path, asked: Asked, device: str | None, seed: int, runs: int) -> Baseline:
+    """Gathers a baseline and writes it.
+
+    Raises:
+        BadInput: a backend, device or part that is not there, a folder that is not.
+    """
+    _check_folders({"--write": path})
+    target = _device(device)
+    command = shlex.join(["fp8moe", *sys.argv[1:]])
+    wanted = replace(_checked(asked), backends=tuple(asked.backends) or DEFAULT_BACKENDS.get(target, ON_A_GPU))
+    found = _asked(lambda: baseline_of(wanted, target, seed, runs, command, tell))
+    path.write_text(found.to_json(), encoding="utf-8")
+    return found
+
+
+def compared(path: Path, asked: Asked) -> tuple[GateResult, Baseline]:
+    """This code beside a baseline; of its backends, unless some are named.
+
+    Raises:
+        BadInput: the baseline cannot be compared with; a backend that fails.
+    """
+    wanted = _checked(asked)
+
+    def both() -> tuple[GateResult, Baseline]:
+        baseline = Baseline.load(path)
+        backends = tuple(asked.backends) or baseline.backends
+        return compared_with(baseline, path, replace(wanted, backends=backends), tell), baseline
+
+    return _asked(both)
+
+
+def paired(against: Path | None, against_backend: str | None, asked: Asked) -> GateResult:
+    """Speed of this checkout beside another, or of one backend beside another.
+
+    Raises:
+        BadInput: what is to be compared is not there, or no CUDA device is.
+    """
+    if against is not None:
+        wanted = replace(asked, backends=tuple(asked.backends) or ON_A_GPU)
+        return _asked(lambda: paired_checkouts(against, HERE, wanted, tell))
+    assert against_backend is not None
+    if len(asked.backends) != 1:
+        raise BadInput(f"--against-backend compares one backend with {against_backend}: give --backend once")
+    return _asked(lambda: paired_backends(against_backend, asked.backends[0], asked.cells, tell))
+
+
+def shown(result: GateResult, files: Mapping[str, Path | None], baseline: Baseline | None) -> None:
+    """Writes the files that were asked for: "--json", "--junit", "--markdown", "--html".
+
+    Raises:
+        BadInput: jinja2 is missing.
+    """
+    made: dict[str, Callable[[], str]] = {
+        "--json": result.to_json,
+        "--junit": lambda: junit(result),
+        "--markdown": lambda: markdown(result),
+        "--html": lambda: page(result, dated([] if baseline is None else [baseline])),
+    }
+    for option, path in files.items():
+        if path is not None:
+            try:
+                path.write_text(made[option](), encoding="utf-8")
+            except PageUnavailable as error:
+                raise BadInput(f"--html: {error}") from None
+
+
+def check_outputs(files: Mapping[str, Path | None]) -> None:
+    """Before any work.
+
+    Raises:
+        BadInput: a folder that is not there.
+    """
+    _check_folders({option: path for option, path in files.items() if path is not None})
+
+
+def print_baseline(path: Path, baseline: Baseline) -> None:
+    out = tables.console()
+    cases = sum(len(of) for of in baseline.numerics.values())
+    timed = sum(len(record.cells) for record in baseline.speed)
+    out.print(
+        f"{path}: {len(baseline.numerics)} cells of {cases} cases, {timed} timed cells in {len(baseline.speed)} runs, "
+        f"{baseline.device}",
+        soft_wrap=True,
+    )
+
+
+def print_result(result: GateResult) -> int:
+    """The three verdicts, whatever is not the same, what was not run; the exit status."""
+    out = tables.console()
+    out.print(f"{result.compared}; on {result.device}", soft_wrap=True)
+    for cell in result.numerics or ():
+        out.print(Text(str(cell)), soft_wrap=True)
+    for line in () if result.decisions is None else result.decisions.lines:
+        out.print(Text(f"decided otherwise: {line}"), soft_wrap=True)
+    for line in () if result.speed is None else result.speed.lines():
+        out.print(Text(line), soft_wrap=True)
+    for name, text in result.told.items():
+        out.print(f"{name}: {text}", soft_wrap=True)
+    for part, reason in result.left.items():
+        out.print(Text(f"not run: {part}: {reason}"), soft_wrap=True)
+    parts = ", ".join(f"{name} {status.value}" for name, status in result.parts.items())
+    out.print(Text(f"{result.status.value}: {parts}", STYLES[result.status]))
+    return EXIT[result.status]
+
+
+def _asked(work: Callable[[], Found]) -> Found:
+    try:
+        return work()
+    except (BadBaseline, BadRequest, NotGathered, WorkerFailed, BackendContractError, ValueError) as error:
+        raise BadInput(str(error)) from None
+
+
+def _checked(asked: Asked) -> Asked:
+    return replace(asked, parts=tuple(pick("--part", part, PARTS) for part in asked.parts) or PARTS)
+
+
+def _device(device: str | None) -> str:
+    try:
+        return device_name(device)
+    except BadRequest as error:
+        raise BadInput(str(error)) from None
+
+
+def _check_folders(paths: Mapping[str, Path]) -> None:
+    for option, path in paths.items():
+        if not path.absolute().parent.is_dir():
+            raise BadInput(f"{option} {path}: the folder does not exist; make it first")

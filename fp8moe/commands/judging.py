@@ -1,0 +1,252 @@
+"""Commands that judge: check, repro, emulate, probe, sanitize, zoo, gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fp8moe.commands.app import JsonOption, app, print_json, told
+
+
+@app.command("check")
+def check_command(
+    backend: Annotated[str, typer.Argument(metavar="NAME|MODULE:CLASS", help="The backend to judge.")],
+    level: Annotated[str, typer.Option(help="smoke, quick or certify.")] = "smoke",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the cases that are not pinned.")] = 0,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result as JSON.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on with the report of a run that its budget ended.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="Of one case, before it counts as hanging; default: 60. More where a kernel library compiles first.",
+        ),
+    ] = None,
+) -> None:
+    """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
+
+    Exit status 0: it passed; 1: it failed; 2: not everything was run; 70: an error of the suite itself.
+    """
+    with told():
+        from conformance.contain import SuiteError
+        from fp8moe.commands.check import checked, print_report, status_of, told_error
+
+        try:
+            found = checked(backend, level, device, seed, budget, report, resume, seconds)
+        except SuiteError as error:
+            raise typer.Exit(told_error(error)) from None
+        print_report(found)
+        raise typer.Exit(status_of(found))
+
+
+@app.command("repro")
+def repro_command(
+    case: Annotated[str, typer.Argument(help="A case's id, as a report prints it.")],
+    backend: Annotated[str, typer.Option(metavar="NAME|MODULE:CLASS", help="The backend to run it on.")] = "TRITON",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+    check: Annotated[
+        str | None, typer.Option(metavar="ID", help="The check, as a report names it; default: equivalence.")
+    ] = None,
+) -> None:
+    """Run one case of a report again, and show what differs.
+
+    Exit status 0: it passed; 1: it failed; 2: it could not be run.
+    """
+    with told():
+        from conformance.repro import run_case
+
+        raise typer.Exit(run_case(case, backend, device, check))
+
+
+@app.command("emulate")
+def emulate_command(
+    case: Annotated[str | None, typer.Argument(help="A case's id; default: a small one with block scales.")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this device, such as sm_100 or b200; may be given again."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What our Triton recipe gives in the arithmetic of GPUs that are not here, and how far apart they are.
+
+    Exit status 0: each output lies within the bound of its device's arithmetic; 1: one does not, or the
+    bounds contradict one another.
+    """
+    with told():
+        from fp8moe.commands.emulate import DEFAULT_CASE, emulation_json, emulation_of, failures, print_emulation
+
+        emulation, results = emulation_of(case or DEFAULT_CASE, device or ())
+        if as_json:
+            print_json(emulation_json(emulation, results))
+        else:
+            print_emulation(emulation, results)
+        raise typer.Exit(1 if failures(emulation, results) else 0)
+
+
+@app.command("probe")
+def probe_command(
+    backend: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME|MODULE:CLASS]", help="A backend; default: the device's own product, and TRITON."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+    units: Annotated[bool, typer.Option("--units", help="What the probe says of every unit that we emulate.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Which arithmetic an FP8 product has, by crafted dot products, and whether it is the declared one.
+
+    Exit status 0: as declared, better, or not declared; 1: worse than declared (with --units: the probe misreads a
+    unit); 2: nothing could be probed.
+    """
+    with told():
+        from fp8moe.commands import probe
+        from fp8moe.commands.question import BadInput
+
+        if units:
+            if backend is not None or device is not None:
+                raise BadInput("--units asks about emulated units, so it goes with neither a backend nor a device")
+            rows = probe.units()
+            if as_json:
+                print_json(probe.units_json(rows))
+            else:
+                probe.print_units(rows)
+            raise typer.Exit(0 if all(row.right for row in rows) else 1)
+        found = probe.probe_here(device) if backend is None else [probe.probe_named(backend, device)]
+        if as_json:
+            readings = [probe.found_json(one) for one in found]
+            print_json(readings if backend is None else readings[0])
+        else:
+            probe.print_found(found)
+        raise typer.Exit(probe.exit_status(found))
+
+
+@app.command("sanitize")
+def sanitize_command(
+    backend: Annotated[str, typer.Argument(metavar="NAME|MODULE:CLASS", help="The backend whose kernels to watch.")],
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tool", metavar="TOOL", help="memcheck, initcheck, racecheck, synccheck; default: the first three."
+        ),
+    ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", metavar="CASE", help="A case's id; may be given again; default: pinned ones."),
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, help="How many pinned cases of each scheme.")] = 2,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result as JSON.")] = None,
+) -> None:
+    """Run cases under NVIDIA's compute-sanitizer; each finding is its case's result. Needs a CUDA device.
+
+    Exit status 0: nothing was found; 1: something was; 2: not everything could be run.
+    """
+    with told():
+        from fp8moe.commands.sanitize import print_sanitized, sanitized
+
+        raise typer.Exit(print_sanitized(sanitized(backend, tool or (), case or (), cases, report)))
+
+
+@app.command("zoo")
+def zoo_command(
+    score: Annotated[bool, typer.Option("--score", help="Run the mutants, and say what convicts each.")] = False,
+    level: Annotated[str, typer.Option(help="smoke, quick or certify.")] = "smoke",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", metavar="KIND", help="Only selector, backend, attacker or kernel; may be given again."),
+    ] = None,
+    part: Annotated[str | None, typer.Option(metavar="I/N", help="Every N-th backend mutant, from number I.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the cases that are not pinned.")] = 0,
+    shrink: Annotated[bool, typer.Option("--shrink", help="Make each convicting case small, too.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every verdict as JSON.")] = None,
+) -> None:
+    """List the backends and selectors that are broken on purpose, or measure how many the suite convicts.
+
+    Exit status 0: all convicted, but for survivors that are known and listed; 1: another one survives.
+    """
+    with told():
+        from fp8moe.commands.zoo import print_score, print_zoo, scored
+
+        if not score:
+            print_zoo()
+            return
+        raise typer.Exit(print_score(scored(level, kind or (), part, device, seed, report, shrink)))
+
+
+@app.command("gate")
+def gate_command(
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="Gather a baseline, and write it.")] = None,
+    baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="Compare this code with a baseline.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="CHECKOUT", help="Time another checkout and this one, in turn.")
+    ] = None,
+    against_backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Time another backend and the one of --backend, in turn.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME|MODULE:CLASS", help="A backend; may be given again."),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", metavar="PART", help="Only decisions, numerics or speed; may be given again."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of a baseline to write: cpu, interpreter, cuda; default: what is here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of a baseline's cases.")] = 0,
+    runs: Annotated[int, typer.Option(min=1, help="Of a baseline: how often everything is timed.")] = 1,
+    cells: Annotated[int | None, typer.Option(min=1, help="Time no more cells of each backend; default: all.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a pull request's comment.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as JUnit XML.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a page with plots.")] = None,
+) -> None:
+    """Whether decisions, numbers or speed changed: beside a baseline, or two versions in turn on one GPU.
+
+    Exit status 0: nothing is worse; 1: something is; 2: inconclusive, or nothing was run; 64: bad input.
+    """
+    with told():
+        from conformance.gate.run import Asked
+        from fp8moe.commands import gate
+        from fp8moe.commands.question import BadInput
+
+        chosen = {
+            "--write": write,
+            "--baseline": baseline,
+            "--against": against,
+            "--against-backend": against_backend,
+        }
+        given = [name for name, value in chosen.items() if value is not None]
+        if len(given) != 1:
+            raise BadInput(f"give one of {', '.join(chosen)}, not {' and '.join(given) or 'none'}")
+        asked = Asked(backend or (), part or (), cells)
+        files = {"--json": json_file, "--junit": junit, "--markdown": markdown, "--html": html}
+        gate.check_outputs(files)
+        if write is not None:
+            gate.print_baseline(write, gate.written(write, asked, device, seed, runs))
+            return
+        before = None
+        if baseline is not None:
+            result, before = gate.compared(baseline, asked)
+        else:
+            result = gate.paired(against, against_backend, asked)
+        gate.shown(result, files, before)
+        raise typer.Exit(gate.print_result(result))

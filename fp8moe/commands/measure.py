@@ -1,0 +1,159 @@
+"""`fp8moe measure`: times every backend that could be selected here, side by side; the regret, and a table of times."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from rich.text import Text
+
+from conformance.build import config_of
+from conformance.cases import Case
+from conformance.models import model_and_split
+from conformance.pinned import is_checkpoints, model_cases
+from conformance.plan import Target, resolve_target
+from conformance.timing.graphs import CaptureFailed
+from conformance.timing.side_by_side import Contenders, Regret, SideBySide, contenders, regret, side_by_side
+from fp8moe.commands import tables
+from fp8moe.commands.question import BadInput
+from fp8moe.measured import InvalidMeasuredTable, MeasuredTable
+from fp8moe.measured.here import installed_versions
+from fp8moe.measured.rows import Certificate, LayerShape, MeasuredDevice, MeasuredRow
+
+LARGEST_BYTES = 1 << 30
+VERSIONS = ("fp8moe", "torch", "triton")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case: who could be selected, and what each took."""
+
+    case: Case
+    contenders: Contenders
+    times: SideBySide
+    regret: Regret | None
+
+
+def measured(also: Sequence[str], budget: float | None) -> tuple[list[Measured], int]:
+    """Every published layer in the schemes of its checkpoints; and how many were left when the budget was spent.
+
+    Args:
+        also: backends that are in no order, timed beside the others.
+
+    Raises:
+        BadInput: no CUDA device; a backend that declares that it can be captured, and cannot.
+    """
+    try:
+        target = resolve_target("cuda")
+    except ValueError:
+        raise BadInput(f"fp8moe measure needs a CUDA device, and torch {torch.__version__} sees none here") from None
+    cases = [case for case in model_cases(target) if is_checkpoints(case) and case.weight_bytes <= LARGEST_BYTES]
+    found: list[Measured] = []
+    started = time.monotonic()
+    for number, case in enumerate(cases):
+        if budget is not None and time.monotonic() - started > budget:
+            return found, len(cases) - number
+        print(f"{number + 1}/{len(cases)} {case}", file=sys.stderr, flush=True)
+        found.append(_one(case, target, also))
+    return found, 0
+
+
+def _one(case: Case, target: Target, also: Sequence[str]) -> Measured:
+    who = contenders(case, target)
+    try:
+        times = side_by_side(case, [*who.eligible, *also], who.absent)
+    except CaptureFailed as error:
+        raise BadInput(f"{case}: declared graph-capturable, and capture raised {error}") from None
+    return Measured(case, who, times, regret(times, who.selected) if who.selected in times.us else None)
+
+
+def print_measured(found: Sequence[Measured], left: int) -> None:
+    """A row for each case: each backend's time, the fastest, what the selected one costs over it."""
+    out = tables.console()
+    names = list(dict.fromkeys(name for one in found for name in one.times.us))
+    table = tables.table("side by side, microseconds a call", "case", *names, "selected", "best", "regret", "in")
+    for one in found:
+        cells = [f"{one.times.median_us(name):.1f}" if name in one.times.us else "-" for name in names]
+        of = one.regret
+        told = ("-", "-", "-") if of is None else (of.best, f"{of.value:.1%}", f"{of.low:.1%} to {of.high:.1%}")
+        table.add_row(str(one.case), *cells, one.contenders.selected or "-", *told)
+    out.print(table)
+    for line in summary(found):
+        out.print(Text(line), soft_wrap=True)
+    if left:
+        out.print(Text(f"not run: {left} cases, since the budget was spent", style="yellow"))
+
+
+def summary(found: Sequence[Measured]) -> Iterator[str]:
+    """The regret of the seed's order over the cases where there was a choice, and who was not there."""
+    judged = [one.regret.value for one in found if one.regret is not None and len(one.times.us) > 1]
+    if judged:
+        ordered = sorted(judged)
+        p95 = ordered[min(round(0.95 * len(ordered)), len(ordered) - 1)]
+        middle = ordered[len(ordered) // 2]
+        yield (
+            f"regret of the seed's order over {len(judged)} cases: median {middle:.1%}, p95 {p95:.1%}, "
+            f"worst {ordered[-1]:.1%}"
+        )
+    alone = sum(len(one.times.us) == 1 for one in found)
+    if alone:
+        yield f"no regret in {alone} cases: one backend alone can run there"
+    absent: dict[tuple[str, str], int] = {}
+    for one in found:
+        for name, why in one.times.absent.items():
+            absent[name, why] = absent.get((name, why), 0) + 1
+    for (name, why), count in absent.items():
+        yield f"absent: {name}, in {count} cases: {why}"
+
+
+def table_of(found: Sequence[Measured], reports: Sequence[Path]) -> MeasuredTable:
+    """The times as `fp8moe explain --measured` takes them.
+
+    Args:
+        reports: of `fp8moe check --level certify --report`: their backends may be picked by measurement.
+
+    Raises:
+        BadInput: a report that is none, did not pass, or is of another device.
+    """
+    target = resolve_target("cuda")
+    device = MeasuredDevice(torch.cuda.get_device_name(0), target.platform.kind, target.platform.architecture)
+    day = datetime.now(timezone.utc).date().isoformat()
+    certificates = {}
+    for path in reports:
+        try:
+            name, certificate = Certificate.of_report(path.read_bytes(), device, day)
+        except (OSError, InvalidMeasuredTable) as error:
+            raise BadInput(f"--certificate {path}: {error}") from None
+        certificates[name] = certificate
+    rows: dict[tuple[LayerShape, int, str], MeasuredRow] = {}
+    for one in found:
+        shape = _shape(one.case)
+        tokens = max(one.case.tokens // _ranks(one.case), 1)
+        for name in one.times.us:
+            if ":" not in name:
+                us = round(one.times.median_us(name), 2)
+                rows.setdefault((shape, tokens, name), MeasuredRow(shape, tokens, name, us))
+    source = "fp8moe measure: interquartile means of rounds of graph replays, on as many layers as no cache holds"
+    return MeasuredTable(device, installed_versions(*VERSIONS), tuple(rows.values()), certificates, source)
+
+
+def _ranks(case: Case) -> int:
+    """Over how many ranks the experts are divided: a rank has so many times fewer pairs than tokens times top-k."""
+    return case.ep_size if case.model is None else model_and_split(case.model)[1].ep_size
+
+
+def _shape(case: Case) -> LayerShape:
+    config = config_of(case)
+    return LayerShape(
+        config.num_local_experts,
+        config.experts_per_token,
+        config.hidden_dim,
+        config.intermediate_size_per_partition,
+        case.scheme,
+        case.activation,
+    )

@@ -1,0 +1,87 @@
+"""`fp8moe measure` without a device: from times to a table that the measured policy reads, and to a summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from conformance.cases import Case
+from conformance.plan import Target
+from conformance.timing.side_by_side import Contenders, Regret, SideBySide
+from fp8moe.cli import app
+from fp8moe.commands import measure
+from fp8moe.commands.measure import Measured, summary, table_of
+from fp8moe.commands.question import BadInput
+from fp8moe.measured import MeasuredTable
+from fp8moe.platforms import PLATFORMS
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def one(tokens: int, us: dict[str, float], model: str = "qwen3-30b-a3b:tp1") -> Measured:
+    case = Case(model=model, tokens=tokens, law="router")
+    times = SideBySide({name: np.full(16, value) for name, value in us.items()}, {"MARLIN": "not installed"})
+    best = min(us, key=us.__getitem__)
+    return Measured(
+        case, Contenders("TRITON", tuple(us), {}), times, Regret("TRITON", best, us["TRITON"] / us[best] - 1, 0, 1)
+    )
+
+
+@pytest.fixture(autouse=True)
+def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: H100)
+    monkeypatch.setattr(measure, "resolve_target", lambda name: Target("cuda", PLATFORMS["h100"], "cuda"))
+
+
+def report(folder: Path, **fields: str) -> Path:
+    told = {"backend": "TRITON", "level": "certify", "verdict": "passed", "target": "cuda", "device": H100}
+    path = folder / "report.json"
+    path.write_text(json.dumps(told | fields))
+    return path
+
+
+def test_a_table_has_every_time_and_certificate(tmp_path: Path) -> None:
+    found = [one(1, {"TRITON": 40.0, "DEEPGEMM": 30.0}), one(64, {"TRITON": 50.0, "x.y:Z": 1.0})]
+    made = table_of(found, [report(tmp_path)])
+    path = tmp_path / "times.json"
+    made.save(path)
+    read = MeasuredTable.load(path)
+    assert [(row.tokens, row.backend, row.us) for row in read.rows] == [
+        (1, "DEEPGEMM", 30.0),
+        (1, "TRITON", 40.0),
+        (64, "TRITON", 50.0),
+    ]
+    assert read.certified("TRITON")
+    assert not read.certified("DEEPGEMM")
+    assert read.device.name == H100
+
+
+def test_tokens_of_a_rank_count_as_if_all_experts_were_there() -> None:
+    (row,) = table_of([one(64, {"TRITON": 50.0}, "qwen3-30b-a3b:ep16")], []).rows
+    assert (row.tokens, row.shape.experts) == (4, 8)
+
+
+def test_a_report_that_did_not_pass_gives_no_certificate(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"--certificate .*report.verdict='failed': expected 'passed'"):
+        table_of([], [report(tmp_path, verdict="failed")])
+
+
+def test_the_summary_tells_the_regret_and_who_was_not_there() -> None:
+    found = [one(n, {"TRITON": 100.0 + n, "DEEPGEMM": 100.0}) for n in (1, 10, 50)] + [one(2, {"TRITON": 1.0})]
+    assert list(summary(found)) == [
+        "regret of the seed's order over 3 cases: median 10.0%, p95 50.0%, worst 50.0%",
+        "no regret in 1 cases: one backend alone can run there",
+        "absent: MARLIN, in 4 cases: not installed",
+    ]
+
+
+def test_without_a_device_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    result = CliRunner().invoke(app, ["measure"])
+    assert result.exit_code == 64
+    assert "needs a CUDA device" in result.stderr
