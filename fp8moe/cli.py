@@ -6,10 +6,10 @@ import sys
 
 import typer
 
-from fp8moe.commands import judging, selecting  # each registers its commands
+from fp8moe.commands import judging, asking  # each registers its commands
 from fp8moe.commands.app import EXIT_BAD_INPUT, app
 
-__all__ = ["app", "judging", "main", "selecting"]
+__all__ = ["app", "judging", "main", "asking"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands about what is selected, and how fast it is: platform, explain, table, measure."""
+"""Commands that ask what is selected, why, and how fast it is: platform, explain, table, measure."""
 
 from __future__ import annotations
 
