@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import datetime, timezone
 from queue import SimpleQueue
 
 from conformance.axes import Space
@@ -270,6 +271,7 @@ class _Run:
             seconds=time.monotonic() - self.started + (0.0 if before is None else before.seconds),
             planned=len(plan.items),
             unshrunk={f"{r.check} {r.case}": key[1] for key, r in self.shrunk.items() if r.case != key[1]},
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
     def _not_run(self, plan: Plan) -> Iterator[CheckResult]:

@@ -35,6 +35,7 @@ class Report:
         excluded: pairs of values that no case has together, with the reason.
         seconds: wall time of the run, of earlier pieces too.
         planned: how many (check, case) the level has.
+        date: when it ended, ISO 8601; of a resumed run, its last piece.
     """
 
     backend: str
@@ -51,6 +52,7 @@ class Report:
     planned: int = 0
     unshrunk: Mapping[str, str] = field(default_factory=dict)
     """The case that a failure was found as, by "check case" of what it shrank to."""
+    date: str = ""
 
     @property
     def verdict(self) -> str:
@@ -140,7 +142,8 @@ class Report:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
         try:
-            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__}
+            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name != "date"}
+            known["date"] = data.get("date", "")  # older reports have none
             known |= {name: tuple(data[name]) for name in ("coverage", "excluded")}
             return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
         except (KeyError, TypeError) as error:

@@ -21,8 +21,10 @@ from conformance.oracles import tensors_of, trace_of
 from conformance.plan import SIMULATED_PLATFORM, Subject, Target, is_triton
 from conformance.results import Evidence, Mismatch, Status
 from conformance.untouched import Watch
+from fp8moe.config import FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.keys import QuantKey
 from fp8moe.platforms import Platform
 from fp8moe.recipe import Arithmetic, Contract
 from fp8moe.reference.closed import OracleClosed, oracles_closed
@@ -89,13 +91,13 @@ class Trial:
             Ended: it cannot be made, declares nonsense, or the case is beyond its declared limits.
         """
         declared = self.subject.experts_cls.contract
-        beyond = _beyond(declared, self.case) if isinstance(declared, Contract) else ""
+        beyond = beyond_limits(declared, self.case) if isinstance(declared, Contract) else ""
         if beyond:  # a constructor may enforce what its class declares
             raise Ended(Status.NOT_APPLICABLE, beyond)
         self.backend = self.made(self.tensors)
         self.contract = contract = contract_of(self.backend)
         self.arithmetic = arithmetic_of(contract, int(self.tensors.topk_ids.numel()))
-        beyond = _beyond(contract, self.case)
+        beyond = beyond_limits(contract, self.case)
         if beyond:
             raise Ended(Status.NOT_APPLICABLE, beyond)
         why = why_not_bits(self.tensors, contract)
@@ -279,12 +281,19 @@ def arithmetic_of(contract: Contract, pairs: int) -> Arithmetic | None:
 
 def refusal(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors, platform: Platform) -> str:
     """Why a backend's predicate does not take this very layer; "" where it does."""
-    keys = (tensors.quant.weight_key, tensors.quant.activation_key)
+    return refused(cls, tensors.config, (tensors.quant.weight_key, tensors.quant.activation_key), platform)
+
+
+def refused(
+    cls: type[FusedMoEPermuteExpertsUnpermute],
+    config: FusedMoEConfig,
+    keys: tuple[QuantKey | None, QuantKey | None],
+    platform: Platform,
+) -> str:
+    """As `refusal`, before there are tensors."""
     layout = cls.activation_format()
     with guarded("its predicate"):
-        supported, reason = cls.is_supported_config(
-            cls, tensors.config, *keys, layout, platform=platform, env=Env.of({})
-        )
+        supported, reason = cls.is_supported_config(cls, config, *keys, layout, platform=platform, env=Env.of({}))
     return "" if supported else f"its predicate refuses this layer: {getattr(reason, 'value', reason)}"
 
 
@@ -298,7 +307,7 @@ def told_judgement(judgement: Judgement, tokens: Tensor) -> str:
     return f"{judgement.reason}: {told}"
 
 
-def _beyond(contract: Contract, case: Case) -> str:
+def beyond_limits(contract: Contract, case: Case) -> str:
     """Which declared limit of the backend the case passes; "" where none."""
     limits = {"top_k": (case.top_k, contract.max_top_k), "experts": (case.experts, contract.max_experts)}
     for name, (value, limit) in limits.items():

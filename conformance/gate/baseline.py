@@ -32,7 +32,7 @@ class Baseline:
         versions: of fp8moe, Python, torch and triton.
         seed: of the cases.
         command: that made it.
-        decisions: digest of the decision table; "" where it was not taken.
+        decisions: digest of the kept decision table's rules; "" where it was not taken.
         numerics: by cell and case.
         speed: records of processes; none where nothing was timed.
     """
@@ -59,7 +59,7 @@ class Baseline:
     def to_json(self) -> str:
         content = {"kind": KIND, "format": FORMAT, **asdict(self)}
         content["speed"] = [json.loads(record.to_json()) for record in self.speed]
-        return json.dumps({**content, DIGEST: _digest(content)}, indent=1) + "\n"
+        return json.dumps({**content, DIGEST: _digest(content)}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Baseline:
@@ -83,13 +83,13 @@ class Baseline:
             raise BadBaseline(f"{path}: its digest is not that of its content: it was edited; write it anew")
         try:
             numerics = {
-                cell: {case: CaseFigures(**figures) for case, figures in cases.items()}
+                cell: {case: _figures(figures) for case, figures in cases.items()}
                 for cell, cases in content["numerics"].items()
             }
             speed = [Record.from_json(json.dumps(record)) for record in content["speed"]]
             rest = {name: content[name] for name in ("date", "target", "device", "versions", "seed", "command")}
             return cls(**rest, decisions=content["decisions"], numerics=numerics, speed=speed)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadBaseline(f"{path}: not the fields of a baseline: {error!r}; write it anew") from None
 
     def check_comparable(self, other: Baseline) -> None:
@@ -116,11 +116,19 @@ class Baseline:
             raise BadBaseline("; ".join(differing) + ": such runs are not compared; write a baseline of this kind")
 
 
+def _figures(given: Mapping[str, Any]) -> CaseFigures:
+    digest, error, over = given["digest"], given["error"], given["error_over_bound"]
+    if not isinstance(digest, str) or not all(isinstance(one, (int, float)) for one in (error, over)):
+        raise TypeError(f"figures of a case: a digest and two numbers, not {given}")
+    return CaseFigures(digest, error, over)
+
+
 def _within(content: Any) -> Any:
     """The baseline in what pytest-benchmark stored; anything else as it is."""
     benchmarks = content.get("benchmarks") if isinstance(content, dict) else None
     for benchmark in benchmarks if isinstance(benchmarks, list) else ():
-        found = benchmark.get("extra_info", {}).get(KIND) if isinstance(benchmark, dict) else None
+        extra = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
+        found = extra.get(KIND) if isinstance(extra, dict) else None
         if found is not None:
             return found
     return content

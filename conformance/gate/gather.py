@@ -16,6 +16,7 @@ from conformance.gate.numerics import CaseFigures
 from conformance.oracles import trace_of
 from conformance.plan import resolve_target
 from conformance.planned import Plan
+from conformance.results import Status
 from conformance.trial import Ended, Trial
 
 DIGITS = 16
@@ -30,21 +31,28 @@ class NotGathered(RuntimeError):
 def gather(
     worker: Worker, backends: Sequence[SubjectRef], seed: int = 0, progress: Progress | None = None
 ) -> dict[str, dict[str, CaseFigures]]:
-    """By cell ("BACKEND SCHEME") and case; what a backend does not take is left out.
+    """By cell ("BACKEND SCHEME", the backend as it was asked for) and case; what a backend does not take is left out.
 
     Args:
         progress: called with the cell and the case before each.
 
     Raises:
-        NotGathered: a backend raised, or its output has another form than it must have.
+        NotGathered: a backend is not there, runs nothing here, raised, or its output is wrong.
     """
     found: dict[str, dict[str, CaseFigures]] = {}
     for ref in backends:
-        plan = Plan.of(worker, ref, None, "smoke", seed, selects=False)
+        try:
+            plan = Plan.of(worker, ref, None, "smoke", seed, selects=False)
+        except WorkerEnded as ended:
+            raise NotGathered(f"{ref.origin}: {ended}") from None
+        failed = [result.reason for result in plan.settled if result.status is Status.FAILED]
+        if failed or not plan.items:
+            why = failed or [result.reason for result in plan.settled] or ["it runs no scheme here"]
+            raise NotGathered(f"{ref.origin} gives no output here: {'; '.join(dict.fromkeys(why))}")
         for item in plan.items:
             if item.check != EQUIVALENCE:
                 continue
-            cell = f"{ref.name} {item.case.scheme}"
+            cell = f"{ref.origin} {item.case.scheme}"
             if progress is not None:
                 progress(cell, str(item.case))
             try:
@@ -52,7 +60,7 @@ def gather(
             except WorkerEnded as ended:
                 told = {FAILED: str(ended)}
             if FAILED in told:
-                raise NotGathered(f"{ref.name} on {item.case}: {told[FAILED]}; run `fp8moe check {ref.name}` first")
+                raise NotGathered(f"{ref.origin} on {item.case}: {told[FAILED]}; run `fp8moe check {ref.origin}` first")
             if SKIPPED not in told:
                 found.setdefault(cell, {})[str(item.case)] = CaseFigures(**told)
     return found
@@ -65,9 +73,11 @@ def told_figures(ref: SubjectRef, device: str, text: str) -> dict[str, Any]:
         trial.start()
         output = trial.call()
     except Ended as ended:
-        return {FAILED if ended.status.value == "failed" else SKIPPED: str(ended)}
+        return {FAILED if ended.status is Status.FAILED else SKIPPED: str(ended)}
     trace = trace_of(trial.tensors, trial.contract.recipe)
     judgement = judge(trace, output.to(trace.R.device), trial.arithmetic)
+    if not judgement.passed:
+        return {FAILED: judgement.reason}
     exact = trace.smooth.double()
     finite = torch.isfinite(exact)
     distance = torch.where(finite, output.to(exact.device).double() - exact, 0.0)

@@ -25,7 +25,9 @@ class Change(str, Enum):
     """Other bits, and errors that grew in more cases than chance makes them."""
     BETTER = "better"
     CHANGED = "other bits"
-    """Other bits, and errors that are now larger, now smaller."""
+    """Other bits, and errors that are now larger, now smaller, or in too few cases to tell."""
+    GONE = "gone"
+    """Cases of the baseline that the backend does not run any more."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class CellChange:
 
     Args:
         cell: "BACKEND SCHEME".
-        cases: in both runs.
+        cases: in both runs; where they are gone, in the baseline alone.
         differing: with other bits.
         larger, smaller: with a larger or smaller error.
         chance: of at least so many larger (for better: smaller) ones, were both alike.
@@ -70,6 +72,8 @@ class CellChange:
     worst: tuple[str, float]
 
     def __str__(self) -> str:
+        if self.change is Change.GONE:
+            return f"{self.cell}: {self.cases} cases of the baseline are not run any more, such as {self.worst[0]}"
         if self.change is Change.SAME_BITS:
             return f"{self.cell}: {self.change.value} in {self.cases} cases"
         return (
@@ -85,8 +89,10 @@ Cells = Mapping[str, Mapping[str, CaseFigures]]
 
 
 def compare_numerics(before: Cells, after: Cells, alpha: float = ALPHA) -> list[CellChange]:
-    """The verdict on each cell of `after`, by an exact sign test of the cases whose error changed, Holm's over cells.
+    """The verdict on each cell, by an exact sign test of the cases whose error changed, Holm's over cells.
 
+    How much errors grow plays no part: an output outside its bound is no matter for a comparison, and gives no figures.
+    In a cell of fewer than eight cases chance alone could have made all of them larger: it is never called worse.
     Under the null hypothesis that only chance moves an error (a backend that is not deterministic), it is as often
     larger as smaller, so the number of larger ones among n that changed is binomial with 1/2.
 
@@ -94,9 +100,20 @@ def compare_numerics(before: Cells, after: Cells, alpha: float = ALPHA) -> list[
         ValueError: a cell or a case of `after` that is not in `before`.
     """
     found = [_change(cell, before, cases) for cell, cases in after.items()]
+    gone = [
+        _gone(cell, cases, after.get(cell, {}))
+        for cell, cases in before.items()
+        if set(cases) - set(after.get(cell, {}))
+    ]
     worse = _rejected({one.cell: _tail(one.larger, one.larger + one.smaller) for one in found}, alpha)
     better = _rejected({one.cell: _tail(one.smaller, one.larger + one.smaller) for one in found}, alpha)
-    return [_concluded(one, one.cell in worse, one.cell in better) for one in found]
+    return [*gone, *(_concluded(one, one.cell in worse, one.cell in better) for one in found)]
+
+
+def _gone(cell: str, before: Mapping[str, CaseFigures], after: Mapping[str, CaseFigures]) -> CellChange:
+    missing = [case for case in before if case not in after]
+    figures = _medians([before[case] for case in missing])
+    return CellChange(cell, Change.GONE, len(missing), 0, 0, 0, 1.0, figures, figures, (missing[0], 1.0))
 
 
 def _change(cell: str, before: Cells, after: Mapping[str, CaseFigures]) -> CellChange:

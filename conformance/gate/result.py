@@ -72,10 +72,10 @@ class GateResult:
         found = {"decisions": Status.NOT_RUN, "numerics": Status.NOT_RUN, "speed": Status.NOT_RUN}
         if self.decisions is not None:
             found["decisions"] = self.decisions.status
-        if self.numerics is not None:
-            worse = any(cell.change is Change.WORSE for cell in self.numerics)
+        if self.numerics:
+            worse = any(cell.change in (Change.WORSE, Change.GONE) for cell in self.numerics)
             found["numerics"] = Status.FAILED if worse else Status.PASSED
-        if self.speed is not None:
+        if self.speed is not None and self.speed.cells:
             unsure = self.speed.of(Outcome.INCONCLUSIVE)
             found["speed"] = Status.FAILED if self.speed.slower else Status.INCONCLUSIVE if unsure else Status.PASSED
         return found

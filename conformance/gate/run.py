@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import torch
 
-from conformance.contain import Worker
+from conformance.build import config_of
+from conformance.cases import Case
+from conformance.contain import Worker, WorkerEnded
 from conformance.decisions.decided import DecisionsError, decide_grid
-from conformance.decisions.kept import FILE, read
+from conformance.decisions.kept import FILE
 from conformance.decisions.review import review
 from conformance.gate.baseline import BadBaseline, Baseline
-from conformance.gate.gather import gather
+from conformance.gate.gather import NotGathered, gather
 from conformance.gate.numerics import CaseFigures, compare_numerics
 from conformance.gate.paired import judge_paired
 from conformance.gate.record import Record, measure
@@ -23,16 +26,36 @@ from conformance.gate.result import Decisions, GateResult, Status
 from conformance.gate.stored import judge_stored
 from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target, load_subject, plan, resolve_target
-from conformance.planned import reference_to
+from conformance.planned import BadRequest, reference_to
 from conformance.timing.cells import TimedCell, prepared_pair
+from conformance.timing.graphs import CaptureFailed
 from conformance.timing.samplers import DevicePairs, DeviceRounds, Make
 from conformance.timing.state import Watch
-from conformance.timing.two_processes import TwoProcessPairs, Version
+from conformance.timing.two_processes import TwoProcessPairs, Version, WorkerFailed
 from conformance.timing.yardsticks import yardsticks
+from conformance.trial import beyond_limits, refused
 from conformance.versions import versions
 from fp8moe.detection import describe_device
+from fp8moe.recipe import Contract
+from fp8moe.registry import BackendContractError, BackendUnavailable
+from fp8moe.schemes import SCHEMES
 
 Tell = Callable[[str], None]
+GATE_ERRORS = (
+    BadBaseline,
+    NotGathered,
+    BadRequest,
+    WorkerFailed,
+    WorkerEnded,
+    CaptureFailed,
+    BackendContractError,
+    BackendUnavailable,
+    ValueError,
+    OSError,
+)
+"""What keeps a run from a verdict, each with a text for whoever asked; anything else is an error of the suite."""
+DEFAULT_BACKENDS: Mapping[str, Sequence[str]] = {"cpu": ("TorchExperts",)}
+OURS = ("TRITON",)
 LARGEST_BYTES = 1 << 28
 """Of the weights of a timed layer: all cells of a stored run are on the device at the same time."""
 EVERY = 3
@@ -47,14 +70,25 @@ def timed_cells(backends: Sequence[str], target: Target, most: int | None = None
     Args:
         most: so many of each backend, spread over all; None: every one.
     """
+    return [TimedCell(name, str(case)) for name in backends for case in _spread(_fitting(name, target), most)]
+
+
+def _fitting(name: str, target: Target) -> list[Case]:
+    """Of the timed layers those that a backend's predicate and declared limits take here."""
     cases = [case for case in model_cases(target) if is_checkpoints(case) and case.weight_bytes <= LARGEST_BYTES]
-    found = []
-    for name in backends:
-        runs = {cell.scheme: cell.activations for cell in plan([load_subject(name)], target) if cell.status is None}
-        fitting = [case for case in cases[::EVERY] if case.activation in runs.get(case.scheme, ())]
-        step = 1 if most is None else -(-len(fitting) // most)
-        found += [TimedCell(name, str(case)) for case in fitting[::step]]
-    return found
+    cls = load_subject(name).experts_cls
+    runs = {cell.scheme: cell.activations for cell in plan([load_subject(name)], target) if cell.status is None}
+    return [
+        case
+        for case in cases[::EVERY]
+        if case.activation in runs.get(case.scheme, ())
+        and not (isinstance(cls.contract, Contract) and beyond_limits(cls.contract, case))
+        and not refused(cls, config_of(case, target.device), SCHEMES[case.scheme], target.platform)
+    ]
+
+
+def _spread(cases: Sequence[Case], most: int | None) -> Sequence[Case]:
+    return cases if most is None or len(cases) <= most else cases[:: -(-len(cases) // most)]
 
 
 @dataclass(frozen=True)
@@ -72,6 +106,11 @@ class Asked:
     cells: int | None = None
 
 
+def default_backends(target: str) -> Sequence[str]:
+    """Whose figures a baseline holds where none is named."""
+    return DEFAULT_BACKENDS.get(target, OURS)
+
+
 def baseline_of(asked: Asked, device: str, seed: int, runs: int, command: str, tell: Tell) -> Baseline:
     """Gathers a run that later ones are compared with.
 
@@ -87,9 +126,12 @@ def baseline_of(asked: Asked, device: str, seed: int, runs: int, command: str, t
     if "speed" in asked.parts and device == "cuda":
         cells = timed_cells(asked.backends, resolve_target("cuda"), asked.cells)
         speed = [_timed(cells, tell)[0] for _ in range(runs)]
-    decisions = read(FILE).grid if "decisions" in asked.parts else ""
-    name = describe_device().name
-    return Baseline(now(), device, name, versions(), seed, command, decisions, numerics, speed)
+    kept = _kept_digest() if "decisions" in asked.parts else ""
+    if not (numerics or speed or kept):
+        raise BadBaseline(
+            f"nothing to write: of {', '.join(asked.parts)}, speed is timed on a CUDA device, not on {device}"
+        )
+    return Baseline(now(), device, describe_device().name, versions(), seed, command, kept, numerics, speed)
 
 
 def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> GateResult:
@@ -104,26 +146,63 @@ def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> G
     baseline.check_comparable(here)
     result = GateResult(f"this code with {path.name} of {baseline.date}", name, here.date, here.versions)
     left: dict[str, str] = {part: "not asked for" for part in PARTS if part not in asked.parts}
+    told: dict[str, str] = {}
     if "decisions" in asked.parts:
         result = replace(result, decisions=decisions(tell))
-    if "numerics" in asked.parts:
+        if baseline.decisions not in ("", _kept_digest()):
+            told["decisions"] = "the kept table is another than the baseline's: its log says what was accepted since"
+    before = {cell: cases for cell, cases in baseline.numerics.items() if cell.partition(" ")[0] in asked.backends}
+    stored = dict.fromkeys(cell for record in baseline.speed for cell in record.cells)
+    timed = [cell for cell in map(TimedCell.parse, stored) if cell.backend in asked.backends]
+    if "numerics" in asked.parts and not before:
+        left["numerics"] = "the baseline has none of these backends: write it with them"
+    elif "numerics" in asked.parts:
         numerics = _numerics(asked, baseline.target, baseline.seed, tell)
         baseline.check_comparable(replace(here, numerics=numerics))
-        result = replace(result, numerics=compare_numerics(baseline.numerics, numerics))
-    if "speed" in asked.parts:
-        if baseline.target != "cuda":
-            left["speed"] = NO_DEVICE
-        elif not baseline.speed:
-            left["speed"] = "the baseline has no times: it was written without them"
-        else:
-            stored = dict.fromkeys(cell for record in baseline.speed for cell in record.cells)
-            chosen = [cell for cell in map(TimedCell.parse, stored) if cell.backend in asked.backends]
-            record, told = _timed(chosen, tell)
-            try:
-                result = replace(result, speed=judge_stored(record, baseline.speed), told=told)
-            except ValueError as error:
-                raise BadBaseline(f"{path}: {error}") from None
-    return replace(result, left=left)
+        result = replace(result, numerics=compare_numerics(before, numerics))
+    if "speed" in asked.parts and baseline.target != "cuda":
+        left["speed"] = NO_DEVICE
+    elif "speed" in asked.parts and not timed:
+        left["speed"] = "the baseline has no times of these backends: write it with them"
+    elif "speed" in asked.parts:
+        for record in baseline.speed:
+            _check_setting(record.setting, setting(), path)
+        record, state = _timed(timed, tell)
+        told |= state
+        try:
+            result = replace(result, speed=judge_stored(record, baseline.speed))
+        except ValueError as error:
+            raise BadBaseline(f"{path}: {error}") from None
+    return replace(result, left=left, told=told)
+
+
+def _check_setting(before: Mapping[str, str], here: Mapping[str, str], path: Path) -> None:
+    """Before anything is timed."""
+    differing = [
+        f"{name}: {before.get(name)!r} in the baseline, {here.get(name)!r} here"
+        for name in {**before, **here}
+        if before.get(name) != here.get(name)
+    ]
+    if differing:
+        raise BadBaseline(f"{path}: {'; '.join(differing)}: such times are not compared; write a baseline of this kind")
+
+
+def setting() -> dict[str, str]:
+    """What must be the same for times of two days to be compared."""
+    device = describe_device()
+    return {
+        "device": device.name,
+        "driver": str(device.driver),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+    }
+
+
+def _kept_digest() -> str:
+    try:
+        return hashlib.sha256(FILE.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def paired_checkouts(checkout: Path, here: Path, asked: Asked, tell: Tell) -> GateResult:
@@ -136,8 +215,14 @@ def paired_checkouts(checkout: Path, here: Path, asked: Asked, tell: Tell) -> Ga
     target = resolve_target("cuda")
     cells = [cell.name for cell in timed_cells(asked.backends, target, asked.cells)]
     _check_some(cells, asked.backends)
-    a, b = Version("A", checkout), Version("B", here)
-    with Watch(ours=3) as watch, TwoProcessPairs({cell: (cell, cell) for cell in cells}, (a, b), watch) as sampler:
+    a = Version("A", checkout)
+    try:
+        b = Version("B", here)
+    except BaseException:
+        a.close()
+        raise
+    # This process never opens the device: the two that do are all of ours.
+    with Watch(ours=2) as watch, TwoProcessPairs({cell: (cell, cell) for cell in cells}, (a, b), watch) as sampler:
         verdict = judge_paired(_told(cells, tell), sampler)
     compared = f"{here.name} (B) with {checkout} (A), in turn"
     left = {"decisions": "of one checkout: run `fp8moe table --diff`", "numerics": "needs a baseline"}
@@ -151,8 +236,8 @@ def paired_backends(first: str, second: str, most: int | None, tell: Tell) -> Ga
         ValueError: no CUDA device, or nothing that both run.
     """
     target = resolve_target("cuda")
-    ours = {cell.case for cell in timed_cells([first], target, most)}
-    cases = [cell.case for cell in timed_cells([second], target, most) if cell.case in ours]
+    ours = set(_fitting(first, target))
+    cases = [str(case) for case in _spread([case for case in _fitting(second, target) if case in ours], most)]
     _check_some(cases, (first, second))
     cells: Mapping[str, Make] = {
         case: partial(prepared_pair, TimedCell(first, case), TimedCell(second, case)) for case in cases
@@ -185,10 +270,9 @@ def _numerics(asked: Asked, device: str, seed: int, tell: Tell) -> dict[str, dic
 
 def _timed(cells: Sequence[TimedCell], tell: Tell) -> tuple[Record, Mapping[str, str]]:
     _check_some(cells, [cell.backend for cell in cells])
-    setting = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "cuda": str(torch.version.cuda)}
     with Watch() as watch:
         tell(f"speed: preparing {len(cells)} cells and the yardsticks")
-        sampler = DeviceRounds({cell.name: cell.prepared for cell in cells}, yardsticks(), setting, watch)
+        sampler = DeviceRounds({cell.name: cell.prepared for cell in cells}, yardsticks(), setting(), watch)
         record = measure(_told([cell.name for cell in cells], tell), sampler)
     return record, watch.told()
 

@@ -19,6 +19,7 @@ from conformance.plan import load_subject
 from conformance.rates import Rates, rates_of
 from conformance.timing.graphs import Unrolled
 from conformance.timing.yardsticks import COMPUTE, LAUNCH, MEMORY
+from conformance.trial import told
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.registry import BackendUnavailable
 
@@ -111,15 +112,14 @@ def prepared_pair(
     return a, b
 
 
-def prepared_beside(
-    cells: Mapping[str, TimedCell], device: str = "cuda"
-) -> Iterator[tuple[str, Unrolled | BackendUnavailable]]:
-    """Several backends on one case, as `prepared_pair`; in place of one whose library is missing, what it raised.
+def prepared_beside(cells: Mapping[str, TimedCell], device: str = "cuda") -> Iterator[tuple[str, Unrolled | str]]:
+    """Several backends on one case, as `prepared_pair`; in place of one that cannot be timed, why.
 
     Raises:
         ValueError: several cases.
-        conformance.timing.graphs.CaptureFailed: as `TimedCell.prepared`.
     """
+    if not cells:
+        return
     cases = {cell.case for cell in cells.values()}
     if len(cases) != 1:
         raise ValueError(f"cells: one case on several backends, not {len(cases)} cases")
@@ -127,11 +127,14 @@ def prepared_beside(
     before: Unrolled | None = None
     for name, cell in cells.items():
         try:
-            before = _prepared(cell, layers, None, before).graph
+            made = _prepared(cell, layers, None, before).graph
         except BackendUnavailable as error:
-            yield name, error
+            yield name, str(error)
+        except (Exception, SystemExit) as error:
+            yield name, f"it raised {told(error)}"
         else:
-            yield name, before
+            before = before if made.graph is None else made  # the last one that has memory to share
+            yield name, made
 
 
 @dataclass(frozen=True)

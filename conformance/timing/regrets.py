@@ -27,7 +27,7 @@ def regret_result(case: Case, selected: str, target: Target) -> CheckResult:
             found = regret(times, selected)
             status, reason = Status.PASSED, f"beside {', '.join(times.us)}; best: {found.best}{missing}"
             measured = {VALUE: found.value, LOW: found.low, HIGH: found.high}
-            measured |= {f"{name}_us": times.median_us(name) for name in times.us}
+            measured |= {f"{name}_us": times.typical_us(name) for name in times.us}
         else:
             reason = f"{ALONE}{missing}"
     return CheckResult(

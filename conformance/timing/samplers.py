@@ -53,8 +53,11 @@ class DevicePairs:
             while len(self._kept) >= MOST_KEPT:
                 del self._kept[next(iter(self._kept))]  # the one that was asked for least lately
             found = self.cells[cell]()
-            if found[0].count != found[1].count:
-                raise ValueError(f"{cell}: graphs of {found[0].count} and {found[1].count} calls have no ratio")
+            a, b = found
+            if a.count != b.count:
+                raise ValueError(f"{cell}: graphs of {a.count} and {b.count} calls have no ratio")
+            if (a.graph is None) != (b.graph is None):
+                raise ValueError(f"{cell}: A makes {a.method}, B {b.method}: such times are not compared")
         self._kept[cell] = found
         return found
 

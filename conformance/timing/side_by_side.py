@@ -16,14 +16,13 @@ from conformance.gate.policy import DEFAULT
 from conformance.plan import Target
 from conformance.timing.cells import TimedCell, prepared_beside
 from conformance.timing.graphs import Unrolled, replays
-from fp8moe.registry import BackendUnavailable
 from fp8moe.schemes import SCHEMES
 from fp8moe.selector import explain_fp8_moe_backend
 
 ROUNDS = 16
 """Of all backends, forwards and backwards in turn: as many as the gate's interval needs at the least."""
 LEVEL = 0.025
-"""With which either limit of a regret is wrong."""
+"""With which either limit of a regret is wrong, over all contenders: the best is found by the same rounds."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,14 @@ class SideBySide:
     us: Mapping[str, NDArray[np.float64]]
     absent: Mapping[str, str]
 
-    def median_us(self, name: str) -> float:
+    def typical_us(self, name: str) -> float:
         """The interquartile mean of a backend's rounds."""
         return float(np.exp(interquartile_mean(np.log(self.us[name]))))
 
     @property
     def best(self) -> str:
         """The fastest."""
-        return min(self.us, key=self.median_us)
+        return min(self.us, key=self.typical_us)
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,14 @@ def side_by_side(case: Case, names: Sequence[str], absent: Mapping[str, str], ro
 
     Args:
         names: backends, registered or module:Class.
-        absent: what is known to be missing; those whose library is missing after all join it.
+        absent: what is known to be missing; those that cannot be timed after all join it, with the reason.
     """
     cells = {name: TimedCell(name, str(case)) for name in names}
     missing = dict(absent)
     graphs: dict[str, Unrolled] = {}
     for name, made in prepared_beside(cells):
-        if isinstance(made, BackendUnavailable):
-            missing[name] = str(made)
+        if isinstance(made, str):
+            missing[name] = made
         else:
             graphs[name] = made
     if not graphs:
@@ -130,6 +129,7 @@ def regret(times: SideBySide, selected: str) -> Regret:
         return Regret(selected, best, 0.0, 0.0, 0.0)
     floor = timer_floor(times.us[selected], times.us[best])
     found = estimate(ratios, floor, DEFAULT.resamples, DEFAULT.seed)
-    limits = (found.log_ratio, max(found.low(LEVEL), 0.0), found.high(LEVEL))
+    level = LEVEL / (len(times.us) - 1)
+    limits = (found.log_ratio, max(found.low(level), 0.0), found.high(level))
     value, low, high = (math.expm1(limit) for limit in limits)
     return Regret(selected, best, value, low, high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from conformance.timing import worker
 from conformance.timing.state import Watch
 
 WARM = 2
+SECONDS = 300.0
+"""For one answer: kernels may have to be compiled."""
 
 
 class WorkerFailed(RuntimeError):
@@ -50,9 +53,14 @@ class Version:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.told = self.ask("hello")
-        if self.told["protocol"] != worker.PROTOCOL:
-            raise WorkerFailed(f"{name}: {checkout} times by protocol {self.told['protocol']}, not {worker.PROTOCOL}")
+        try:
+            self.told = self.ask("hello")
+            if self.told["protocol"] != worker.PROTOCOL:
+                other = self.told["protocol"]
+                raise WorkerFailed(f"{name}: {checkout} times by protocol {other}, not {worker.PROTOCOL}")
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, verb: str, **given: Any) -> dict[str, Any]:
         """One answer.
@@ -65,12 +73,18 @@ class Version:
         try:
             self._process.stdin.write(json.dumps({"verb": verb, **given}) + "\n")
             self._process.stdin.flush()
+            if not select.select([self._process.stdout], [], [], SECONDS)[0]:
+                self._process.kill()
+                raise WorkerFailed(f"{self.name}: no answer to {verb!r} within {SECONDS:g} s: {given.get('cell', '')}")
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
         if not line:
             raise WorkerFailed(f"{self.name}: its process ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise WorkerFailed(f"{self.name}: its answer to {verb!r} is no JSON: {line.strip()[:200]!r}") from None
         if "error" in answer:
             raise WorkerFailed(f"{self.name}: {answer['error']}")
         return answer
@@ -114,8 +128,12 @@ class TwoProcessPairs:
         names = self.cells[cell]
         if self._made != cell:
             a, b = self.versions
-            made = a.ask("make", cell=names[0], count=None)["count"]
-            b.ask("make", cell=names[1], count=made)
+            made = a.ask("make", cell=names[0], count=None)
+            other = b.ask("make", cell=names[1], count=made["count"])
+            if made["method"] != other["method"]:
+                raise WorkerFailed(
+                    f"{cell}: A makes {made['method']}, B {other['method']}: such times are not compared"
+                )
             self._made = cell
         spent = 0.0
         for _ in range(WARM):

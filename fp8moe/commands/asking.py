@@ -224,10 +224,12 @@ def measure_command(
     Exit status 0: everything was timed; 2: the budget ended it.
     """
     with told():
-        from fp8moe.commands.measure import measured, print_measured, table_of
+        from fp8moe.commands.measure import certificates_of, check_output, measured, print_measured, table_of
 
+        check_output(out, certificate or ())
+        certificates = certificates_of(certificate or ())
         found, left = measured(backend or (), budget)
         print_measured(found, left)
         if out is not None:
-            table_of(found, certificate or ()).save(out)
+            table_of(found, certificates).save(out)
         raise typer.Exit(2 if left else 0)

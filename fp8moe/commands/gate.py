@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from rich.text import Text
 
-from conformance.gate.baseline import BadBaseline, Baseline
-from conformance.gate.gather import NotGathered
+from conformance.gate.baseline import Baseline
 from conformance.gate.result import EXIT, GateResult, Status
-from conformance.gate.run import PARTS, Asked, baseline_of, compared_with, paired_backends, paired_checkouts
+from conformance.gate.run import (
+    GATE_ERRORS,
+    OURS,
+    PARTS,
+    Asked,
+    baseline_of,
+    compared_with,
+    default_backends,
+    paired_backends,
+    paired_checkouts,
+)
 from conformance.gate.shown.history import dated
 from conformance.gate.shown.junit import junit
 from conformance.gate.shown.markdown import markdown
 from conformance.gate.shown.page import PageUnavailable, page
 from conformance.planned import BadRequest, device_name
-from conformance.timing.two_processes import WorkerFailed
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
-from fp8moe.registry import BackendContractError
 
 Found = TypeVar("Found")
+OUTPUTS = ("--json", "--junit", "--markdown", "--html")
+GOES_WITH = {
+    "--write": ("--part", "--device", "--seed", "--runs", "--cells"),
+    "--baseline": ("--part", *OUTPUTS),
+    "--against": ("--cells", *OUTPUTS),
+    "--against-backend": ("--cells", *OUTPUTS),
+}
+"""The options that each mode looks at, beside --backend."""
 
-DEFAULT_BACKENDS = {"cpu": ("TorchExperts",), "interpreter": ("TRITON",)}
-ON_A_GPU = ("TRITON",)
 HERE = Path(__file__).parents[2]
 STYLES = {Status.PASSED: "green", Status.FAILED: "bold red", Status.INCONCLUSIVE: "yellow", Status.NOT_RUN: "yellow"}
 
@@ -46,9 +61,9 @@ def written(path: Path, asked: Asked, device: str | None, seed: int, runs: int) 
     _check_folders({"--write": path})
     target = _device(device)
     command = shlex.join(["fp8moe", *sys.argv[1:]])
-    wanted = replace(_checked(asked), backends=tuple(asked.backends) or DEFAULT_BACKENDS.get(target, ON_A_GPU))
+    wanted = replace(_checked(asked), backends=tuple(asked.backends) or tuple(default_backends(target)))
     found = _asked(lambda: baseline_of(wanted, target, seed, runs, command, tell))
-    path.write_text(found.to_json(), encoding="utf-8")
+    _write(path, found.to_json())
     return found
 
 
@@ -75,7 +90,7 @@ def paired(against: Path | None, against_backend: str | None, asked: Asked) -> G
         BadInput: what is to be compared is not there, or no CUDA device is.
     """
     if against is not None:
-        wanted = replace(asked, backends=tuple(asked.backends) or ON_A_GPU)
+        wanted = replace(asked, backends=tuple(asked.backends) or OURS)
         return _asked(lambda: paired_checkouts(against, HERE, wanted, tell))
     assert against_backend is not None
     if len(asked.backends) != 1:
@@ -98,9 +113,21 @@ def shown(result: GateResult, files: Mapping[str, Path | None], baseline: Baseli
     for option, path in files.items():
         if path is not None:
             try:
-                path.write_text(made[option](), encoding="utf-8")
+                _write(path, made[option]())
             except PageUnavailable as error:
                 raise BadInput(f"--html: {error}") from None
+
+
+def check_options(mode: str, given: Sequence[str]) -> None:
+    """Whether each option has a meaning beside the mode.
+
+    Raises:
+        BadInput: one has none, and would be passed over.
+    """
+    for option in given:
+        if option not in GOES_WITH[mode]:
+            fitting = " and ".join(name for name, options in GOES_WITH.items() if option in options)
+            raise BadInput(f"{option} has no meaning with {mode}: it goes with {fitting}; leave it out")
 
 
 def check_outputs(files: Mapping[str, Path | None]) -> None:
@@ -116,17 +143,14 @@ def print_baseline(path: Path, baseline: Baseline) -> None:
     out = tables.console()
     cases = sum(len(of) for of in baseline.numerics.values())
     timed = sum(len(record.cells) for record in baseline.speed)
-    out.print(
-        f"{path}: {len(baseline.numerics)} cells of {cases} cases, {timed} timed cells in {len(baseline.speed)} runs, "
-        f"{baseline.device}",
-        soft_wrap=True,
-    )
+    told = f"{path}: {len(baseline.numerics)} cells of {cases} cases, {timed} timed cells in {len(baseline.speed)} runs"
+    out.print(Text(f"{told}, {baseline.device}"), soft_wrap=True)
 
 
 def print_result(result: GateResult) -> int:
     """The three verdicts, whatever is not the same, what was not run; the exit status."""
     out = tables.console()
-    out.print(f"{result.compared}; on {result.device}", soft_wrap=True)
+    out.print(Text(f"{result.compared}; on {result.device}"), soft_wrap=True)
     for cell in result.numerics or ():
         out.print(Text(str(cell)), soft_wrap=True)
     for line in () if result.decisions is None else result.decisions.lines:
@@ -134,7 +158,7 @@ def print_result(result: GateResult) -> int:
     for line in () if result.speed is None else result.speed.lines():
         out.print(Text(line), soft_wrap=True)
     for name, text in result.told.items():
-        out.print(f"{name}: {text}", soft_wrap=True)
+        out.print(Text(f"{name}: {text}"), soft_wrap=True)
     for part, reason in result.left.items():
         out.print(Text(f"not run: {part}: {reason}"), soft_wrap=True)
     parts = ", ".join(f"{name} {status.value}" for name, status in result.parts.items())
@@ -145,8 +169,10 @@ def print_result(result: GateResult) -> int:
 def _asked(work: Callable[[], Found]) -> Found:
     try:
         return work()
-    except (BadBaseline, BadRequest, NotGathered, WorkerFailed, BackendContractError, ValueError) as error:
+    except GATE_ERRORS as error:
         raise BadInput(str(error)) from None
+    except torch.OutOfMemoryError as error:
+        raise BadInput(f"out of memory: {str(error).splitlines()[0]}; --cells N times fewer layers") from None
 
 
 def _checked(asked: Asked) -> Asked:
@@ -164,3 +190,17 @@ def _check_folders(paths: Mapping[str, Path]) -> None:
     for option, path in paths.items():
         if not path.absolute().parent.is_dir():
             raise BadInput(f"{option} {path}: the folder does not exist; make it first")
+        if path.is_dir():
+            raise BadInput(f"{option} {path}: it is a folder; name a file")
+        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise BadInput(f"{option} {path}: it cannot be written; name a file that can")
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it, or nothing: a reader never meets half a file."""
+    made = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        made.write_text(text, encoding="utf-8")
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)

@@ -239,6 +239,14 @@ def gate_command(
             raise BadInput(f"give one of {', '.join(chosen)}, not {' and '.join(given) or 'none'}")
         asked = Asked(backend or (), part or (), cells)
         files = {"--json": json_file, "--junit": junit, "--markdown": markdown, "--html": html}
+        options: dict[str, object] = {
+            "--part": part,
+            "--device": device,
+            "--seed": seed or None,
+            "--runs": runs > 1 or None,
+        }
+        options |= {"--cells": cells, **files}
+        gate.check_options(given[0], [name for name, value in options.items() if value is not None])
         gate.check_outputs(files)
         if write is not None:
             gate.print_baseline(write, gate.written(write, asked, device, seed, runs))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from conformance.cases import Case
 from conformance.models import model_and_split
 from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target, resolve_target
-from conformance.timing.graphs import CaptureFailed
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
@@ -46,7 +44,7 @@ def measured(also: Sequence[str], budget: float | None) -> tuple[list[Measured],
         also: backends that are in no order, timed beside the others.
 
     Raises:
-        BadInput: no CUDA device; a backend that declares that it can be captured, and cannot.
+        BadInput: no CUDA device.
     """
     try:
         target = resolve_target("cuda")
@@ -65,10 +63,7 @@ def measured(also: Sequence[str], budget: float | None) -> tuple[list[Measured],
 
 def _one(case: Case, target: Target, also: Sequence[str]) -> Measured:
     who = contenders(case, target)
-    try:
-        times = side_by_side(case, [*who.eligible, *also], who.absent)
-    except CaptureFailed as error:
-        raise BadInput(f"{case}: declared graph-capturable, and capture raised {error}") from None
+    times = side_by_side(case, list(dict.fromkeys([*who.eligible, *also])), who.absent)
     return Measured(case, who, times, regret(times, who.selected) if who.selected in times.us else None)
 
 
@@ -78,7 +73,7 @@ def print_measured(found: Sequence[Measured], left: int) -> None:
     names = list(dict.fromkeys(name for one in found for name in one.times.us))
     table = tables.table("side by side, microseconds a call", "case", *names, "selected", "best", "regret", "in")
     for one in found:
-        cells = [f"{one.times.median_us(name):.1f}" if name in one.times.us else "-" for name in names]
+        cells = [f"{one.times.typical_us(name):.1f}" if name in one.times.us else "-" for name in names]
         of = one.regret
         told = ("-", "-", "-") if of is None else (of.best, f"{of.value:.1%}", f"{of.low:.1%} to {of.high:.1%}")
         table.add_row(str(one.case), *cells, one.contenders.selected or "-", *told)
@@ -111,35 +106,54 @@ def summary(found: Sequence[Measured]) -> Iterator[str]:
         yield f"absent: {name}, in {count} cases: {why}"
 
 
-def table_of(found: Sequence[Measured], reports: Sequence[Path]) -> MeasuredTable:
-    """The times as `fp8moe explain --measured` takes them.
-
-    Args:
-        reports: of `fp8moe check --level certify --report`: their backends may be picked by measurement.
+def check_output(out: Path | None, reports: Sequence[Path]) -> None:
+    """Before anything is timed.
 
     Raises:
-        BadInput: a report that is none, did not pass, or is of another device.
+        BadInput: a certificate without a table to go into; a folder that is not there.
     """
-    target = resolve_target("cuda")
-    device = MeasuredDevice(torch.cuda.get_device_name(0), target.platform.kind, target.platform.architecture)
-    day = datetime.now(timezone.utc).date().isoformat()
-    certificates = {}
+    if reports and out is None:
+        raise BadInput("--certificate goes into the table of --out: give that too")
+    if out is not None and (not out.absolute().parent.is_dir() or out.is_dir()):
+        raise BadInput(f"--out {out}: expected a file in a folder that exists")
+
+
+def certificates_of(reports: Sequence[Path]) -> dict[str, Certificate]:
+    """Of reports of `fp8moe check --level certify --report`: their backends may be picked by measurement.
+
+    Raises:
+        BadInput: a report that is none, did not pass, or is of another device or other versions.
+    """
+    found = {}
     for path in reports:
         try:
-            name, certificate = Certificate.of_report(path.read_bytes(), device, day)
+            name, certificate = Certificate.of_report(path.read_bytes(), _device(), installed_versions(*VERSIONS))
         except (OSError, InvalidMeasuredTable) as error:
             raise BadInput(f"--certificate {path}: {error}") from None
-        certificates[name] = certificate
+        found[name] = certificate
+    return found
+
+
+def _device() -> MeasuredDevice:
+    try:
+        platform = resolve_target("cuda").platform
+    except ValueError:
+        raise BadInput(f"fp8moe measure needs a CUDA device, and torch {torch.__version__} sees none here") from None
+    return MeasuredDevice(torch.cuda.get_device_name(0), platform.kind, platform.architecture)
+
+
+def table_of(found: Sequence[Measured], certificates: Mapping[str, Certificate]) -> MeasuredTable:
+    """The times as `fp8moe explain --measured` takes them."""
     rows: dict[tuple[LayerShape, int, str], MeasuredRow] = {}
     for one in found:
         shape = _shape(one.case)
         tokens = max(one.case.tokens // _ranks(one.case), 1)
         for name in one.times.us:
             if ":" not in name:
-                us = round(one.times.median_us(name), 2)
+                us = round(one.times.typical_us(name), 2)
                 rows.setdefault((shape, tokens, name), MeasuredRow(shape, tokens, name, us))
     source = "fp8moe measure: interquartile means of rounds of graph replays, on as many layers as no cache holds"
-    return MeasuredTable(device, installed_versions(*VERSIONS), tuple(rows.values()), certificates, source)
+    return MeasuredTable(_device(), installed_versions(*VERSIONS), tuple(rows.values()), certificates, source)
 
 
 def _ranks(case: Case) -> int:

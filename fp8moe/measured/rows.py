@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -226,11 +227,12 @@ class Certificate:
         return self.level == CERTIFIED_AT
 
     @classmethod
-    def of_report(cls, report: bytes, device: MeasuredDevice, day: str) -> tuple[str, Certificate]:
+    def of_report(cls, report: bytes, device: MeasuredDevice, versions: Mapping[str, str]) -> tuple[str, Certificate]:
         """The backend and its certificate, from the bytes of a report that `fp8moe check --report` wrote.
 
         Raises:
-            InvalidMeasuredTable: (a ValueError) no such report, one that did not pass, or one of another device.
+            InvalidMeasuredTable: (a ValueError) no such report, one that did not pass, or one of another device or of
+                other versions than `versions`, those of the table.
         """
         try:
             told: Any = json.loads(report)
@@ -238,15 +240,24 @@ class Certificate:
             raise InvalidMeasuredTable(
                 "report", f": no JSON ({error}); give the file of fp8moe check --report"
             ) from None
-        if not isinstance(told, dict) or not {"backend", "level", "verdict", "target", "device"} <= told.keys():
+        if not isinstance(told, dict) or not told.keys() >= _REPORTED:
             raise InvalidMeasuredTable("report", ": no report of one backend; give the file of fp8moe check --report")
         if told["verdict"] != "passed":
             raise refuse("report.verdict", told["verdict"], "'passed'; run fp8moe check until it is")
         for field, expected in (("target", device.kind), ("device", device.name)):
             if told[field] != expected:
                 raise refuse(f"report.{field}", told[field], f"{expected!r}, as the table's device; certify it there")
+        reported = told["versions"] if isinstance(told["versions"], dict) else {}
+        for name, version in versions.items():
+            if reported.get(name) != version:
+                raise refuse(f"report.versions[{name!r}]", reported.get(name), f"{version!r}, as here; certify it anew")
         check_name("report.backend", told["backend"], "TRITON")
+        day = str(told["date"])[: len("2026-11-24")]
         return told["backend"], cls(told["level"], day, hashlib.sha256(report).hexdigest())
+
+
+_REPORTED = {"backend", "level", "verdict", "target", "device", "versions", "date"}
+"""Fields of a report that a certificate rests on."""
 
 
 def _is_date(text: str) -> bool:

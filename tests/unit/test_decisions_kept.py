@@ -16,22 +16,30 @@ from tests.unit.decision_grids import SMALL, activations, specified
 REASON = "TRITON loses silu"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def before() -> Decided:
     return specified(SMALL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def after() -> Decided:
     with activations("TRITON", drop="silu")():
         return specified(SMALL)
 
 
-@pytest.fixture
-def path(tmp_path: Path, before: Decided) -> Path:
+@pytest.fixture(scope="module")
+def first(before: Decided, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A table of the small grid."""
-    made = tmp_path / "decisions.json"
+    made = tmp_path_factory.mktemp("first") / "decisions.json"
     accept(before, "the first", made, SMALL, date="2026-01-31")
+    return made.read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path: Path, first: bytes) -> Path:
+    """A file with that table."""
+    made = tmp_path / "decisions.json"
+    made.write_bytes(first)
     return made
 
 
@@ -55,7 +63,8 @@ def test_the_kept_file_is_what_is_rendered() -> None:
     assert read().render().encode() == FILE.read_bytes()
 
 
-def test_no_file_is_left_beside_it(path: Path) -> None:
+def test_no_file_is_left_beside_it(path: Path, after: Decided) -> None:
+    accept(after, REASON, path, SMALL)
     assert [found.name for found in path.parent.iterdir()] == ["decisions.json"]
 
 

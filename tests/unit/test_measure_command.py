@@ -15,9 +15,10 @@ from conformance.plan import Target
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide
 from fp8moe.cli import app
 from fp8moe.commands import measure
-from fp8moe.commands.measure import Measured, summary, table_of
+from fp8moe.commands.measure import Measured, certificates_of, summary, table_of
 from fp8moe.commands.question import BadInput
 from fp8moe.measured import MeasuredTable
+from fp8moe.measured.here import installed_versions
 from fp8moe.platforms import PLATFORMS
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -39,7 +40,14 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def report(folder: Path, **fields: str) -> Path:
-    told = {"backend": "TRITON", "level": "certify", "verdict": "passed", "target": "cuda", "device": H100}
+    told: dict[str, object] = {
+        "backend": "TRITON",
+        "level": "certify",
+        "verdict": "passed",
+        "target": "cuda",
+        "device": H100,
+    }
+    told |= {"versions": installed_versions(*measure.VERSIONS), "date": "2026-11-24T22:05:42+00:00"}
     path = folder / "report.json"
     path.write_text(json.dumps(told | fields))
     return path
@@ -47,7 +55,7 @@ def report(folder: Path, **fields: str) -> Path:
 
 def test_a_table_has_every_time_and_certificate(tmp_path: Path) -> None:
     found = [one(1, {"TRITON": 40.0, "DEEPGEMM": 30.0}), one(64, {"TRITON": 50.0, "x.y:Z": 1.0})]
-    made = table_of(found, [report(tmp_path)])
+    made = table_of(found, certificates_of([report(tmp_path)]))
     path = tmp_path / "times.json"
     made.save(path)
     read = MeasuredTable.load(path)
@@ -62,13 +70,13 @@ def test_a_table_has_every_time_and_certificate(tmp_path: Path) -> None:
 
 
 def test_tokens_of_a_rank_count_as_if_all_experts_were_there() -> None:
-    (row,) = table_of([one(64, {"TRITON": 50.0}, "qwen3-30b-a3b:ep16")], []).rows
+    (row,) = table_of([one(64, {"TRITON": 50.0}, "qwen3-30b-a3b:ep16")], {}).rows
     assert (row.tokens, row.shape.experts) == (4, 8)
 
 
 def test_a_report_that_did_not_pass_gives_no_certificate(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--certificate .*report.verdict='failed': expected 'passed'"):
-        table_of([], [report(tmp_path, verdict="failed")])
+        certificates_of([report(tmp_path, verdict="failed")])
 
 
 def test_the_summary_tells_the_regret_and_who_was_not_there() -> None:
@@ -85,3 +93,16 @@ def test_without_a_device_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(app, ["measure"])
     assert result.exit_code == 64
     assert "needs a CUDA device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--certificate", "x"], "--certificate goes into the table of --out: give that too"),
+        (["--out", "no/such/folder/file"], "--out no/such/folder/file: expected a file in a folder that exists"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_timed(options: list[str], told: str) -> None:
+    result = CliRunner().invoke(app, ["measure", *options])
+    assert result.exit_code == 64
+    assert told in " ".join(result.stderr.split())

@@ -269,21 +269,25 @@ def test_a_table_made_in_code_is_checked_too(make: Callable[[], Any], words: str
 # -- certificates, devices, versions --
 
 
+HERE = {"fp8moe": "0.1.0", "torch": "2.13.0"}
+
+
 def report(**changes: Any) -> bytes:
     told = {"backend": "TRITON", "level": "certify", "verdict": "passed", "target": "cuda", "device": "H200"}
+    told |= {"versions": HERE, "date": "2026-11-24T22:05:42+00:00"}
     return json.dumps(told | changes).encode()
 
 
 def test_a_certificate_is_made_of_a_report_that_passed() -> None:
-    name, certificate = Certificate.of_report(report(), DEVICES["h200"], "2026-11-24")
+    name, certificate = Certificate.of_report(report(), DEVICES["h200"], HERE)
     assert (name, certificate.level, certificate.date, certificate.certified) == (
         "TRITON",
         "certify",
         "2026-11-24",
         True,
     )
-    assert certificate.report != Certificate.of_report(report(seed=1), DEVICES["h200"], "2026-11-24")[1].report
-    assert not Certificate.of_report(report(level="quick"), DEVICES["h200"], "2026-11-24")[1].certified
+    assert certificate.report != Certificate.of_report(report(seed=1), DEVICES["h200"], HERE)[1].report
+    assert not Certificate.of_report(report(level="quick"), DEVICES["h200"], HERE)[1].certified
 
 
 @pytest.mark.parametrize(
@@ -294,6 +298,9 @@ def test_a_certificate_is_made_of_a_report_that_passed() -> None:
         (report(target="interpreter"), "report.target='interpreter': expected 'cuda'"),
         (report(device="H100 80GB HBM3"), "report.device='H100 80GB HBM3': expected 'H200'"),
         (report(backend=""), "report.backend=''"),
+        (report(versions={"fp8moe": "0.1.0"}), "report.versions['torch']=None: expected '2.13.0', as here"),
+        (report(versions=HERE | {"fp8moe": "0.0.9"}), "report.versions['fp8moe']='0.0.9': expected '0.1.0'"),
+        (report(date=""), "date='': expected a day such as 2026-11-24"),
         (b"[]", "no report of one backend"),
         (b"{", "no JSON"),
         (b"\xff", "no JSON"),
@@ -301,7 +308,7 @@ def test_a_certificate_is_made_of_a_report_that_passed() -> None:
 )
 def test_another_report_makes_no_certificate(given: bytes, words: str) -> None:
     with pytest.raises(InvalidMeasuredTable) as caught:
-        Certificate.of_report(given, DEVICES["h200"], "2026-11-24")
+        Certificate.of_report(given, DEVICES["h200"], HERE)
     assert words in str(caught.value)
 
 
@@ -310,8 +317,8 @@ def test_a_report_of_the_suite_has_what_a_certificate_needs() -> None:
     from conformance.results import CheckResult, Status
 
     passed = [CheckResult(verdict, "a check", Status.PASSED, "TRITON") for verdict in ("selects", "computes")]
-    written = Report("TRITON", "TRITON", "certify", 0, "cuda", "H200", {"fp8moe": "0.1.0"}, passed)
-    name, certificate = Certificate.of_report(written.to_json().encode(), DEVICES["h200"], "2026-11-24")
+    written = Report("TRITON", "TRITON", "certify", 0, "cuda", "H200", HERE, passed, date="2026-11-24T22:05:42+00:00")
+    name, certificate = Certificate.of_report(written.to_json().encode(), DEVICES["h200"], HERE)
     assert (name, certificate.certified) == ("TRITON", True)
 
 

@@ -50,7 +50,7 @@ def _tests(result: GateResult, part: str) -> list[_Test]:
     if part == "decisions" and result.decisions is not None:
         tests.append(_of_decisions(result))
     if part == "numerics":
-        kinds = {Change.WORSE: FAILURE, Change.SAME_BITS: ""}
+        kinds = {Change.WORSE: FAILURE, Change.GONE: FAILURE, Change.SAME_BITS: ""}
         tests += [_Test(one.cell, kinds.get(one.change, TOLD), str(one)) for one in result.numerics or ()]
     if part == "speed" and result.speed is not None:
         outcomes = {Outcome.SLOWER: FAILURE, Outcome.INCONCLUSIVE: SKIPPED, Outcome.SAME: ""}

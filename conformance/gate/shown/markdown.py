@@ -126,7 +126,7 @@ def _change(cell: CellChange) -> list[str]:
     grown = "" if math.isnan(cell.worst[1]) else f" times {cell.worst[1]:.3g}"
     return [
         code(cell.cell),
-        f"**{cell.change.value}**" if cell.change is Change.WORSE else cell.change.value,
+        f"**{cell.change.value}**" if cell.change in (Change.WORSE, Change.GONE) else cell.change.value,
         f"{cell.differing} of {cell.cases}",
         f"{cell.larger} / {cell.smaller} (chance {cell.chance:.2g})",
         words.before_after((cell.before[0], cell.after[0])),

@@ -12,7 +12,7 @@ from conformance.gate.verdicts import CellVerdict, Mode, Outcome
 PARTS = ("decisions", "numerics", "speed")
 OUTCOMES = (Outcome.SLOWER, Outcome.INCONCLUSIVE, Outcome.FASTER, Outcome.SAME)
 """As a person wants to read them."""
-CHANGES = (Change.WORSE, Change.CHANGED, Change.BETTER, Change.SAME_BITS)
+CHANGES = (Change.GONE, Change.WORSE, Change.CHANGED, Change.BETTER, Change.SAME_BITS)
 STATUSES = {
     Status.PASSED: "passed",
     Status.FAILED: "failed",
@@ -65,7 +65,7 @@ def _leading(result: GateResult, part: str) -> str:
         accused = result.speed.of(Outcome.SLOWER if failed else Outcome.INCONCLUSIVE)
         return f"{counted(len(accused), 'cell')} {'slower' if failed else 'inconclusive in speed'}"
     if part == "numerics":
-        worse = sum(cell.change is Change.WORSE for cell in result.numerics or ())
+        worse = sum(cell.change in (Change.WORSE, Change.GONE) for cell in result.numerics or ())
         return f"{counted(worse, 'cell')} numerically worse"
     return "the selector decides otherwise" if failed else "decisions inconclusive"
 
