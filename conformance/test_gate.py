@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from conformance.gate.baseline import BadBaseline, Baseline
-from conformance.gate.gather import NotGathered
+from conformance.gate.baseline import Baseline
 from conformance.gate.result import GateResult, Status
-from conformance.gate.run import PARTS, Asked, baseline_of, compared_with
+from conformance.gate.run import GATE_ERRORS, PARTS, Asked, baseline_of, compared_with, default_backends
 from conformance.gate.verdicts import Outcome
 from conformance.plan import target_name
 from conformance.plugin import RESULTS_KEY, session_of
@@ -24,7 +23,6 @@ from conformance.results import Status as CheckStatus
 
 pytestmark = pytest.mark.gate
 
-DEFAULT_BACKENDS = {"cpu": ["TorchExperts"], "interpreter": ["TRITON"]}
 BESIDE_OTHERS = "not timed beside other processes of pytest-xdist: run -m gate without -n"
 VERDICTS = {"decisions": "selects", "numerics": "computes", "speed": "performs"}
 """The question that a part answers."""
@@ -43,8 +41,8 @@ def result(request: pytest.FixtureRequest) -> GateResult:
             _backends(config) or baseline.backends, [part for part in PARTS if part != "speed" or _alone(config)]
         )
         return compared_with(baseline, path, asked, _quiet)
-    except (BadBaseline, NotGathered) as error:
-        raise pytest.UsageError(f"--fp8moe-gate: {error}") from None
+    except GATE_ERRORS as error:
+        pytest.fail(f"--fp8moe-gate={path}: {error}", pytrace=False)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -69,13 +67,16 @@ def test_write_baseline(request: pytest.FixtureRequest) -> None:
         pytest.fail("--fp8moe-gate-write keeps the baseline in pytest-benchmark's storage: install it", pytrace=False)
     target = target_name(config.getoption("--fp8moe-device"))
     asked = Asked(
-        _backends(config) or DEFAULT_BACKENDS.get(target, ["TRITON"]),
+        _backends(config) or default_backends(target),
         [part for part in PARTS if part != "speed" or _alone(config)],
     )
     seed = session_of(config).seed
     benchmark: Any = request.getfixturevalue("benchmark")
     command = " ".join(["pytest", *sys.argv[1:]])
-    found = benchmark.pedantic(baseline_of, args=(asked, target, seed, 1, command, _quiet), rounds=1)
+    try:
+        found = benchmark.pedantic(baseline_of, args=(asked, target, seed, 1, command, _quiet), rounds=1)
+    except GATE_ERRORS as error:
+        pytest.fail(f"no baseline: {error}", pytrace=False)
     benchmark.extra_info |= {Baseline.KEY: json.loads(found.to_json())}
 
 

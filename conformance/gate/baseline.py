@@ -32,9 +32,9 @@ class Baseline:
         versions: of fp8moe, Python, torch and triton.
         seed: of the cases.
         command: that made it.
-        decisions: digest of the kept decision table's rules; "" where it was not taken.
+        decisions: digest of the kept decision table's file; "" where it was not taken.
         numerics: by cell and case.
-        speed: records of processes; none where nothing was timed.
+        speed: records; none where nothing was timed.
     """
 
     date: str

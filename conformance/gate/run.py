@@ -57,7 +57,8 @@ GATE_ERRORS = (
 DEFAULT_BACKENDS: Mapping[str, Sequence[str]] = {"cpu": ("TorchExperts",)}
 OURS = ("TRITON",)
 LARGEST_BYTES = 1 << 28
-"""Of the weights of a timed layer: all cells of a stored run are on the device at the same time."""
+"""Of the weights of a timed layer: all cells of a stored run are on the device at the same time, each as two layers or
+more."""
 EVERY = 3
 """Of the published layers, each at several numbers of tokens: 31 cells a backend, all sizes among them."""
 NO_DEVICE = "no CUDA device: nothing is timed"
@@ -116,7 +117,8 @@ def baseline_of(asked: Asked, device: str, seed: int, runs: int, command: str, t
 
     Args:
         device: a name of `conformance.plan.DEVICES`, less "auto".
-        runs: how often everything is timed, each a record of its own.
+        runs: how often everything is timed, each a record of its own; in one process, so that they do not tell how far
+            apart processes are.
 
     Raises:
         conformance.gate.gather.NotGathered: a backend failed.

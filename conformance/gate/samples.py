@@ -21,7 +21,7 @@ class Flag(IntFlag):
     THROTTLED = 1
     """The device lowered its clocks for heat or power while the sample was taken."""
     CLOCKS_CHANGED = 2
-    """The clock before the sample is another than after it, or not the one that was locked."""
+    """The clock that the device may have at most is set otherwise than at the start of the run."""
     SHARED = 4
     """Other work was on the device."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from conformance.cases import Case
 from conformance.pinned import pinned_cases
 from conformance.plan import Subject, Target, plan
 from conformance.results import CheckResult, Evidence, Status
-from conformance.sanitizer.tool import ERRORS, RAISED, REFUSED, command_for, read_log
+from conformance.sanitizer.tool import ERRORS, RAISED, REFUSED, UNAVAILABLE, command_for, read_log
 
 CHECK = "computes.sanitizer"
 ONE = "conformance.sanitizer.one"
@@ -35,8 +36,8 @@ SEPARATE = {
 
 
 def chosen_cases(subject: Subject, target: Target, count: int) -> list[Case]:
-    """The first `count` pinned cases of each scheme that runs here, with sizes at which kernels go wrong first: tokens
-    that fill no tile, columns that are no multiple of a block, an expert without tokens."""
+    """`count` cases of each scheme that runs here: first two of sizes at which kernels go wrong first (tokens that fill
+    no tile, columns that are no multiple of a block, pairs without an expert), then the pinned ones."""
     found: list[Case] = []
     for cell in plan([subject], target):
         if cell.status is None:
@@ -70,23 +71,31 @@ def sanitize(
     """
     jobs = [(tool, case) for tool in tools for case in cases]
     done: list[CheckResult] = []
+    running: set[subprocess.Popen[str]] = set()
 
     def run(job: tuple[str, Case]) -> CheckResult:
-        result = _one(subject, target, program, *job)
+        result = _one(subject, target, program, *job, running)
         done.append(result)
         if progress is not None:
             progress(len(done), len(jobs), result)
         return result
 
-    with ThreadPoolExecutor(at_once) as threads:
+    threads = ThreadPoolExecutor(at_once)
+    try:
         return list(threads.map(run, jobs))
+    finally:  # interrupted, what runs is ended and what waits is not begun
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            _kill(process)
 
 
-def _one(subject: Subject, target: Target, program: str, tool: str, case: Case) -> CheckResult:
+def _one(
+    subject: Subject, target: Target, program: str, tool: str, case: Case, running: set[subprocess.Popen[str]]
+) -> CheckResult:
     with tempfile.TemporaryDirectory(prefix="fp8moe-sanitizer-") as folder:
         log = Path(folder, "log.txt")
         ours = [sys.executable, "-m", ONE, str(case), subject.origin, target.name]
-        status, output = _to_its_end(command_for(program, tool, log, ours))
+        status, output = _to_its_end(command_for(program, tool, log, ours), running)
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     verdict, reason = _verdict(tool, status, output, text)
     return CheckResult(
@@ -104,7 +113,7 @@ def _one(subject: Subject, target: Target, program: str, tool: str, case: Case) 
     )
 
 
-def _to_its_end(command: Sequence[str]) -> tuple[int | None, str]:
+def _to_its_end(command: Sequence[str], running: set[subprocess.Popen[str]]) -> tuple[int | None, str]:
     """Exit status, None where time ran out; and what was printed."""
     environment = {**os.environ, **SEPARATE}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.path.abspath(entry) for entry in sys.path)))
@@ -118,14 +127,24 @@ def _to_its_end(command: Sequence[str]) -> tuple[int | None, str]:
         errors="replace",
         start_new_session=True,
     )
-    started = time.monotonic()
+    running.add(process)
     try:
         output, _ = process.communicate(timeout=SECONDS)
+        return process.returncode, output
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        _kill(process)
         output, _ = process.communicate()
-        return None, f"{output}\nstopped after {time.monotonic() - started:.0f} s"
-    return process.returncode, output
+        return None, f"{output}\nstopped after {SECONDS:g} s"
+    finally:
+        running.discard(process)
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With all that it started; nothing where it has ended."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _verdict(tool: str, status: int | None, output: str, log: str) -> tuple[Status, str]:
@@ -139,6 +158,8 @@ def _verdict(tool: str, status: int | None, output: str, log: str) -> tuple[Stat
         return Status.NOT_RUN, f"{tool} did not end within {SECONDS:g} s"
     if status == REFUSED:
         return Status.NOT_APPLICABLE, words
+    if status == UNAVAILABLE:
+        return Status.NOT_RUN, words
     if status == RAISED:
         return Status.FAILED, f"under {tool}: {words}"
     if found.errors is None:

@@ -10,7 +10,7 @@ import sys
 from conformance.cases import Case
 from conformance.plan import load_subject, resolve_target
 from conformance.results import Status
-from conformance.sanitizer.tool import RAISED, REFUSED
+from conformance.sanitizer.tool import RAISED, REFUSED, UNAVAILABLE
 from conformance.trial import Ended, Trial
 
 CALLS = 2
@@ -18,7 +18,7 @@ CALLS = 2
 
 
 def main(case: str, origin: str, device: str) -> int:
-    """0: it ran; REFUSED: the backend does not take the case; RAISED: it raised."""
+    """0: it ran; REFUSED: the backend does not take the case; RAISED: it raised; UNAVAILABLE: no library."""
     trial = Trial(Case.parse(case), load_subject(origin), resolve_target(device))
     try:
         trial.start()
@@ -26,7 +26,7 @@ def main(case: str, origin: str, device: str) -> int:
             trial.call()
     except Ended as ended:
         print(ended)
-        return RAISED if ended.status is Status.FAILED else REFUSED
+        return {Status.FAILED: RAISED, Status.NOT_RUN: UNAVAILABLE}.get(ended.status, REFUSED)
     return 0
 
 

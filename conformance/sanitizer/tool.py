@@ -11,7 +11,7 @@ from pathlib import Path
 
 NAME = "compute-sanitizer"
 TOOLS: Mapping[str, str] = {
-    "memcheck": "loads and stores outside what was allocated, misaligned ones, leaks of the kernel's own",
+    "memcheck": "loads and stores outside what was allocated, and misaligned ones",
     "initcheck": "loads from device memory that nothing has written",
     "racecheck": "threads of a block that touch the same shared memory in no order",
     "synccheck": "barriers that not all threads of a block come to",
@@ -24,7 +24,7 @@ MOST_ERRORS = 20
 """Findings of one case that are told; the rest are counted."""
 
 # How `conformance.sanitizer.one` ends, beside 0.
-REFUSED, RAISED = 3, 4
+REFUSED, RAISED, UNAVAILABLE = 3, 4, 5
 
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
 _LINE = re.compile(r"^=+ ?(?P<text>.*)$")

@@ -140,7 +140,7 @@ def prepared_beside(cells: Mapping[str, TimedCell], device: str = "cuda") -> Ite
 @dataclass(frozen=True)
 class Layers:
     """A case's call on as many layers as a cache cannot hold, as a model has them: each call reads its weights from
-    memory, whatever ran before.
+    memory, whatever ran before. Layers of a few MiB are at most `MOST_LAYERS`, and stay in the cache.
 
     Args:
         calls: the case's tensors; copies of the weights, and the tokens in another order, in the further ones.

@@ -87,7 +87,11 @@ class Watch:
 
     def _run(self, poll: Callable[[], Poll]) -> None:
         while not self._stopped.wait(EVERY_S):
-            self.polls.append(poll())
+            try:
+                self.polls.append(poll())
+            except Exception as error:  # whatever it is, samples from here on are not watched
+                self.why_not = f"the watch ended: {type(error).__name__}: {error}"
+                return
 
     def flags(self, begin: float, end: float) -> int:
         """A union of `Flag` for what was seen between two times of `time.monotonic()`, and right before and after."""
@@ -112,7 +116,8 @@ class Watch:
             union |= poll.reasons
         reasons = [text for bit, text in REASONS.items() if union & bit]
         most = max(poll.processes for poll in self.polls)
-        return {
+        ended = {"device state": f"{NOT_WATCHED} to the end: {self.why_not}"} if self.why_not else {}
+        return ended | {
             "SM clock, MHz": f"{clocks[0]} to {clocks[-1]}, median {clocks[len(clocks) // 2]}",
             "slower clocks": ", ".join(reasons) or "none",
             "processes on the device": str(most) if most else "not shown here: others cannot be told",

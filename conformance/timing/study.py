@@ -1,9 +1,9 @@
 """`python -m conformance.timing.study`: what the paired gate's error rates come to on this GPU.
 
 Two parts. Runs of the gate itself on some dozens of cells, A against another instance of A, and with one cell slowed;
-they show the real thing, and there is time for few. And long recordings of pairs of three kinds of work, A against A
-and against a version that is slower by 2%, from which `conformance.timing.replayed` draws as many runs as are
-wanted, block by block, so that what follows itself in a recording does so in a run.
+they show the real thing, and there is time for few. And recordings of pairs of three kinds of work, A against A and
+against a version that is slower by 2%; from the latter `conformance.timing.replayed` draws as many runs as are wanted,
+stretch by stretch, so that what follows itself in a recording does so in a run.
 """
 
 from __future__ import annotations

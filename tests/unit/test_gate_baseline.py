@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from conformance.cases import Case
+from conformance.gate import run
 from conformance.gate.baseline import BadBaseline, Baseline
 from conformance.gate.numerics import CaseFigures
 from conformance.gate.record import CellRecord, Record
 from conformance.gate.result import Decisions, GateResult, Status
+from conformance.gate.run import timed_cells
 from conformance.gate.verdicts import CellVerdict, Mode, Outcome, Reason, RunVerdict
+from conformance.plan import Subject, Target
+from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.cli import app
+from fp8moe.platforms import PLATFORMS
 
 RECORD = Record({"device": "one"}, {"X c": CellRecord("memory", 0.1, 0.001, 7, 16, 0)}, {"memory": 10.0}, 1e6)
 BASELINE = Baseline(
@@ -126,6 +132,17 @@ def test_the_whole_is_as_bad_as_its_worst_part() -> None:
         (["--write", "x", "--part", "numerics", "--backend", "NOBODY"], "NOBODY"),
         (["--baseline", "x", "--html", "no/such/page"], "--html no/such/page: the folder does not exist"),
         (["--against", "no/such/checkout"], "torch"),
+        (
+            ["--baseline", "x", "--seed", "3"],
+            "--seed has no meaning with --baseline: it goes with --write; leave it out",
+        ),
+        (["--write", "x", "--html", "y"], "--html has no meaning with --write"),
+        (["--against", "x", "--part", "speed"], "--part has no meaning with --against: it goes with --write and"),
+        (["--write", "."], "--write .: it is a folder; name a file"),
+        (
+            ["--write", "x", "--part", "speed", "--device", "cpu"],
+            "nothing to write: of speed, speed is timed on a CUDA",
+        ),
         (["--against-backend", "TRITON"], "compares one backend with TRITON: give --backend once"),
     ],
 )
@@ -135,3 +152,36 @@ def test_bad_input_is_told(options: list[str], told: str, tmp_path: Path, monkey
     assert result.exit_code == 64
     assert told in " ".join(result.stderr.split())
     assert not list(tmp_path.iterdir())
+
+
+# -- what is timed --
+
+
+class Limited(TorchExperts):
+    contract = replace(TorchExperts.contract, max_top_k=1)
+
+
+def test_what_a_backend_does_not_take_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("cpu", PLATFORMS["cpu"], "cpu")
+    everything = timed_cells(["TorchExperts"], target)
+    assert everything
+    monkeypatch.setattr(run, "load_subject", lambda name: Subject(name, Limited, name))
+    limited = [Case.parse(cell.case) for cell in timed_cells(["x:Limited"], target)]
+    assert all(case.top_k == 1 for case in limited)
+    assert len(limited) < len(everything)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100])
+def test_no_more_cells_than_asked_for(most: int) -> None:
+    target = Target("cpu", PLATFORMS["cpu"], "cpu")
+    everything = timed_cells(["TorchExperts"], target)
+    assert 1 <= len(timed_cells(["TorchExperts"], target, most)) <= min(most, len(everything))
+
+
+def test_a_backend_that_runs_nothing_here_has_no_cells() -> None:
+    assert timed_cells(["MARLIN"], Target("cpu", PLATFORMS["cpu"], "cpu"), 3) == []
+
+
+def test_a_setting_that_differs_is_refused_before_anything_is_timed() -> None:
+    with pytest.raises(BadBaseline, match="driver: '1' in the baseline, '2' here: such times are not compared"):
+        run._check_setting({"driver": "1", "torch": "2"}, {"driver": "2", "torch": "2"}, Path("baseline.json"))

@@ -21,6 +21,7 @@ from conformance.results import Status
 from conformance.zoo.ordered import Ordered
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.platforms import PLATFORMS
+from fp8moe.registry import Reason
 
 HERE = Target("cpu", PLATFORMS["cpu"], "cpu")
 
@@ -80,6 +81,14 @@ def test_a_case_that_the_baseline_lacks_is_named() -> None:
         compare_numerics(run_of([1.0]), run_of([1.0, 2.0]))
 
 
+def test_what_is_not_run_any_more_is_told() -> None:
+    gone, left = compare_numerics(run_of([1.0, 2.0]), {"X block": {"case 0": CaseFigures("a0", 1.0, 0.5)}})
+    assert (gone.change, gone.cases, left.change) == (Change.GONE, 1, Change.SAME_BITS)
+    assert str(gone) == "X block: 1 cases of the baseline are not run any more, such as case 1"
+    (gone,) = compare_numerics(run_of([1.0]), {})
+    assert gone.change is Change.GONE
+
+
 # -- on backends --
 
 
@@ -123,6 +132,26 @@ class Raises(TorchExperts):
 
 class Limited(TorchExperts):
     contract = replace(TorchExperts.contract, max_top_k=1)
+
+
+class Nonsense(TorchExperts):
+    def apply(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().apply(*args, **kwargs) * torch.nan
+
+
+class Picky(TorchExperts):
+    @staticmethod
+    def is_supported_config(cls: Any, *given: Any, **named: Any) -> tuple[bool, Reason | None]:
+        return False, Reason.SCHEME
+
+
+def test_a_wrong_output_gives_no_figures() -> None:
+    assert "not finite" in told_figures(reference_to(Nonsense), "cpu", str(Case(tokens=3)))[FAILED]
+
+
+def test_a_backend_that_runs_nothing_here_gives_no_baseline() -> None:
+    with Worker("cpu") as worker, pytest.raises(NotGathered, match=r"gives no output here: .*SCHEME"):
+        gather(worker, [reference_to(Picky)])
 
 
 def test_why_there_are_no_figures() -> None:

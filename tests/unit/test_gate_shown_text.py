@@ -120,11 +120,11 @@ def test_headline_names_what_failed_and_what_was_not_run() -> None:
     unsure = run(verdicts(NAMES, (Outcome.INCONCLUSIVE,)), left={"numerics": "no baseline"})
     said = "inconclusive: 8 cells inconclusive in speed (not everything was run: decisions, numerics)"
     assert words.headline(unsure) == said
+    numbers = [change("X block", Change.SAME_BITS)]
     partly = run(
         verdicts(NAMES, (Outcome.SAME,)), numbers, Decisions(Status.PASSED), left={"speed": "one cell: no library"}
     )
     assert words.headline(partly) == "passed (not everything was run: speed)"
-    numbers = [change("X block", Change.SAME_BITS)]
     assert words.headline(run(verdicts(NAMES, (Outcome.SAME,)), numbers, Decisions(Status.PASSED))) == "passed"
 
 
