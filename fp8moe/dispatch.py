@@ -21,7 +21,14 @@ def weighted_input(hidden_states: Tensor, topk_weights: Tensor) -> Tensor:
     return (hidden_states.float() * topk_weights).to(hidden_states.dtype)
 
 
-def combine(slots: Tensor, weights: Tensor, present: Tensor, dtype: torch.dtype, round_sum: bool) -> Tensor:
+def combine(
+    slots: Tensor,
+    weights: Tensor,
+    present: Tensor,
+    dtype: torch.dtype,
+    round_sum: bool,
+    round_terms: bool = False,
+) -> Tensor:
     """Sum over the slots of a token, in their order: each result times its weight, added in fp32.
 
     Args:
@@ -30,6 +37,7 @@ def combine(slots: Tensor, weights: Tensor, present: Tensor, dtype: torch.dtype,
         present: (M, k) bool.
         dtype: of the output.
         round_sum: round the running sum to `dtype` after each slot.
+        round_terms: round each result times its weight to `dtype` before it is added.
 
     Returns:
         (M, H) in `dtype`.
@@ -37,6 +45,8 @@ def combine(slots: Tensor, weights: Tensor, present: Tensor, dtype: torch.dtype,
     total = slots.new_zeros(slots.shape[0], slots.shape[2])
     for slot in range(slots.shape[1]):
         term = torch.where(present[:, slot, None], slots[:, slot] * weights[:, slot, None], 0.0)
+        if round_terms:
+            term = term.to(dtype).float()
         total = total + term
         if round_sum:
             total = total.to(dtype).float()

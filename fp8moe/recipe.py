@@ -32,6 +32,8 @@ class Recipe:
 
     Args:
         scale_rounding: dynamic scales as computed ("continuous"), or rounded up to a power of two.
+        scale_division: how a dynamic scale is made of an amax: IEEE division by the format's largest number, or
+            multiplication by that number's fp32 reciprocal, such as fp32(1/448).
         scaling: how a value meets its scale before the cast to FP8: IEEE division, or multiplication by the
             fp32 reciprocal 1/scale.
         amax_floor: smallest amax that a dynamic scale is computed from; a group of zeros gets floor/448.
@@ -42,6 +44,8 @@ class Recipe:
             are not quantised, as it enters the second GEMM.
         requantize: whether the intermediate is quantised for the second GEMM as the activation key says.
         gemm2_output: dtype of one token-expert pair's result before the routing weight.
+        weighted: dtype of that result times its routing weight, before it is added: "input" for a kernel that stores
+            the product. With weights on the input the factor is 1, and the result is rounded all the same.
         combine: dtype of the running sum over a token's experts, in the order of the slots.
 
     Raises:
@@ -49,6 +53,7 @@ class Recipe:
     """
 
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous"
+    scale_division: Literal["divide", "reciprocal"] = "divide"
     scaling: Literal["divide", "reciprocal"] = "divide"
     amax_floor: float = 1e-10
     dynamic_tensor_scope: Literal["batch", "expert"] = "batch"
@@ -56,6 +61,7 @@ class Recipe:
     activation_output: Rounding = "float32"
     requantize: bool = True
     gemm2_output: Rounding = "float32"
+    weighted: Rounding = "float32"
     combine: Rounding = "float32"
 
     def __post_init__(self) -> None:

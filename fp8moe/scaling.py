@@ -109,11 +109,13 @@ def scale_from_amax(
     dtype: torch.dtype = torch.float8_e4m3fn,
     *,
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous",
+    scale_division: Literal["divide", "reciprocal"] = "divide",
     amax_floor: float = 1e-10,
 ) -> Tensor:
-    """fp32 scale = max(amax, floor) / largest, rounded up to a power of two where asked."""
+    """fp32 scale = max(amax, floor) / largest, or times fp32(1 / largest); rounded up to a power of two where asked."""
     largest = torch.tensor(fp8_format(dtype).largest, dtype=torch.float32, device=amax.device)
-    scale = amax.float().clamp(min=amax_floor) / largest
+    amax = amax.float().clamp(min=amax_floor)
+    scale = amax / largest if scale_division == "divide" else amax * (1.0 / largest)
     if scale_rounding == "power_of_two":
         mantissa, exponent = torch.frexp(scale)
         rounded = power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
@@ -137,6 +139,7 @@ def quantize(
     *,
     dtype: torch.dtype | None = None,
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous",
+    scale_division: Literal["divide", "reciprocal"] = "divide",
     scaling: Literal["divide", "reciprocal"] = "divide",
     amax_floor: float = 1e-10,
 ) -> tuple[Tensor, Tensor]:
@@ -148,6 +151,7 @@ def quantize(
         scale: for static scales, (..., row groups, column groups) or anything that broadcasts to it.
         dtype: e4m3fn (default) or e4m3fnuz.
         scale_rounding: of a measured scale.
+        scale_division: divide an amax by the format's largest number, or multiply by its fp32 reciprocal.
         scaling: divide by the scale, or multiply by its fp32 reciprocal.
         amax_floor: smallest amax that a scale is measured from.
 
@@ -169,7 +173,9 @@ def quantize(
         if static:
             raise ValueError(f"quantize: key {key} is static: expected its scale")
         amax = group_amax(values, group)
-        scale = scale_from_amax(amax, dtype, scale_rounding=scale_rounding, amax_floor=amax_floor)
+        scale = scale_from_amax(
+            amax, dtype, scale_rounding=scale_rounding, scale_division=scale_division, amax_floor=amax_floor
+        )
     elif isinstance(key, QuantKey) and not bool(((scale > 0) & scale.isfinite()).all()):
         raise ValueError("quantize: scale has values that are not positive and finite: expected positive scales")
     spread = expand_scale(_with_groups(scale, values, group), group, rows, columns)

@@ -5,7 +5,7 @@ Formulas 1 to 4 of the specification of error bounds, computed expert by expert 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -140,13 +140,17 @@ def _combined(problem: MoEProblem, trace: RecipeTrace, smooth: Tensor, flips: Te
     # Products with the routing weight, k additions, the conversion: (k + 2) u of every term.
     smooth = smooth + (top_k + 2) * U * trace.second.abs()
     weighted = _absolute_weights(pairs)
-    base = combined(problem, weighted, smooth, "float32", "float32")
-    jumps = combined(problem, weighted, flips, "float32", "float32")
+    base = combined(problem, weighted, smooth)
+    jumps = combined(problem, weighted, flips)
+    if recipe.weighted == "input":
+        terms = weighted.weight[:, None] * (trace.second.abs() + smooth + flips)
+        alone = replace(pairs, weight=torch.ones_like(pairs.weight))
+        base = base + combined(problem, alone, half_spacing(terms, problem.carrier))
     if recipe.combine == "input":
         running = torch.zeros_like(base)
         for slot in range(top_k):
             here = pairs.take((pairs.slot == slot).nonzero()[:, 0])
-            term = combined(problem, here, trace.second[pairs.slot == slot], "float32", "float32")
+            term = combined(problem, here, trace.second[pairs.slot == slot])
             running += term
             present = torch.zeros(len(running), 1, dtype=torch.bool, device=running.device)
             present[here.token[here.token >= 0]] = True

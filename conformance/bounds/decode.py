@@ -7,7 +7,7 @@ nothing had flipped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,15 +66,24 @@ class Candidates:
         return torch.maximum(self.below, self.above)
 
 
-def decode_flips(trace: RecipeTrace, allowance: Allowance, token: int, error: Tensor) -> Decoded:
+def decode_flips(trace: RecipeTrace, allowance: Allowance, token: int, error: Tensor, known: Tensor) -> Decoded:
     """Reads the flips of one judged token: none, or those that leave its elements farthest inside their bounds.
 
     Args:
         error: (H,) float64, output - trace.smooth.
+        known: (H,) bool: elements that the output tells; those that overflowed tell nothing, and get no move.
     """
+    known = known.cpu()
+
+    def spread_out(values: Tensor) -> Tensor:
+        everywhere = values.new_zeros(len(known))
+        everywhere[known] = values
+        return everywhere.to(error.device)
+
     candidates = _candidates(trace, allowance, token)
+    candidates = replace(candidates, columns=candidates.columns[known])
     # Small and sequential: on the host, whatever the device.
-    reference, smooth, target = (value.cpu() for value in (trace.smooth[token], allowance.smooth[token], error))
+    reference, smooth, target = (value.cpu()[known] for value in (trace.smooth[token], allowance.smooth[token], error))
     zero, fmt = torch.zeros_like(target), trace.problem.carrier
     hulp = half_spacing(reference.abs() + smooth, fmt)
     precision = 1 / (hulp.square() / 3 + (smooth / SMOOTH_SIGMAS).square())
@@ -100,7 +109,7 @@ def decode_flips(trace: RecipeTrace, allowance: Allowance, token: int, error: Te
             moves = fit.into_tube(moves, limit)
             found.append(rated(fit.columns @ moves, undecided))
     _, moved, slack = min(found, key=lambda one: one[0])
-    return Decoded(moved.to(error.device), slack.to(error.device))
+    return Decoded(spread_out(moved), spread_out(slack))
 
 
 def _fit(trace: RecipeTrace, candidates: Candidates, target: Tensor) -> BoxedFit:

@@ -93,7 +93,7 @@ def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> 
     first = float(ratio.max())
     if not first <= 1:
         return _judgement(trace, allowance, got, error, _Found(ratio, ratio.amax(-1), {}, {"E1": first}, {}))
-    found = _decoded(trace, allowance, error, judged)
+    found = _decoded(trace, allowance, error, judged, excused)
     return _judgement(trace, allowance, got, error, replace(found, statistics={"E1": first, **found.statistics}))
 
 
@@ -139,7 +139,7 @@ def may_overflow(trace: RecipeTrace) -> Tensor:
     tokens = torch.zeros(len(trace.R), dtype=torch.int64, device=trace.R.device)
     judged = pairs.token >= 0
     found = tokens.index_add(0, pairs.token[judged], loud[judged].to(torch.int64)) > 0
-    if recipe.combine == "input":
+    if "input" in (recipe.weighted, recipe.combine):  # no term is larger than all of them
         terms = (trace.second * pairs.weight[:, None])[judged].abs()
         found |= ~(torch.zeros_like(trace.R).index_add(0, pairs.token[judged], terms).amax(-1) < limit)
     return found
@@ -156,7 +156,7 @@ class _Found:
     sums: Mapping[str, float]
 
 
-def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor) -> _Found:
+def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor, excused: Tensor) -> _Found:
     fmt = trace.problem.carrier
     moved, undecided = torch.zeros_like(error), torch.zeros_like(error)
     left = _ratios(trace.smooth, allowance.smooth, error, fmt)
@@ -164,7 +164,7 @@ def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Te
     suspicious = (left["E3"].amax(-1) > 1 / 2) | (left["TN"] > 1) | (left["gain"] > 1)
     decodable = (suspicious & judged & (allowance.flips > 0).any(-1)).nonzero()[:, 0].tolist()
     for token in decodable:
-        decoded = decode_flips(trace, allowance, token, error[token])
+        decoded = decode_flips(trace, allowance, token, error[token], ~excused[token])
         moved[token], undecided[token] = decoded.moved, decoded.undecided
     reference, slack, rest = trace.smooth + moved, allowance.smooth + undecided, error - moved
     if decodable:

@@ -36,7 +36,7 @@ def output_scale(trial: Trial) -> None:
     """
     weights = trial.tensors.weights
     base = trial.call()
-    exact = deterministic(trial) and scaling_is_exact(trial, "gemm2_output", "combine")
+    exact = deterministic(trial) and scaling_is_exact(trial, "gemm2_output", "weighted", "combine")
     for exponent in OUTPUT_EXPONENTS:
         factor = 2.0**exponent
         name = "w2" if weights.w2_scale is None else "w2_scale"

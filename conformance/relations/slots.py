@@ -49,7 +49,7 @@ def weights_scaled(trial: Trial) -> None:
     Exact: a power of two goes through every product and sum in fp32, whose range nothing here leaves.
     """
     base = trial.call()
-    exact = deterministic(trial) and scaling_is_exact(trial, "combine")
+    exact = deterministic(trial) and scaling_is_exact(trial, "weighted", "combine")
     for exponent in WEIGHT_EXPONENTS:
         factor = 2.0**exponent
         scaled = replace(trial.tensors, topk_weights=trial.tensors.topk_weights * factor)
@@ -63,7 +63,7 @@ def weights_additive(trial: Trial) -> None:
 
     Where the backend is deterministic the three calls share each expert's results y, and no oracle's y is needed, only
     a bound S on sum |w y|: (k + 2) u of each sum's own terms (as in `bounds.allowance`), u S for the difference
-    w - w1, a spacing of each output, half a one of each running sum that the recipe rounds.
+    w - w1, a spacing of each output, half a one of each term and running sum that the recipe rounds.
     """
     weights = trial.tensors.topk_weights
     slots = torch.arange(weights.shape[1], device=weights.device)
@@ -93,10 +93,12 @@ def _rounding_of_parts(trial: Trial, outputs: list[Tensor]) -> tuple[Tensor, Ten
     trace = trace_of(trial.tensors, trial.contract.recipe)
     problem, pairs = trace.problem, trace.pairs
     absolute = replace(pairs, weight=pairs.weight.abs())
-    terms = combined(problem, absolute, trace.second.abs(), "float32", "float32")
+    terms = combined(problem, absolute, trace.second.abs())
     terms = terms + allowance_for(trace, trial.arithmetic).total  # the backend's own y, whatever it made of it
     top_k = problem.topk_ids.shape[1]
     allowed = (2 * (top_k + 2) + 1) * U * terms
+    if trial.contract.recipe.weighted == "input":
+        allowed = allowed + len(outputs) * top_k * half_spacing(terms + allowed, problem.carrier)
     for output in outputs:
         allowed = allowed + 2 * half_spacing(output.to(terms.device).double().abs(), problem.carrier)
     if trial.contract.recipe.combine == "input":
@@ -127,7 +129,7 @@ def zero_weight(trial: Trial) -> None:
 
 def _enlarged(trial: Trial, expert: int) -> CaseTensors:
     tensors = trial.tensors
-    if not scaling_is_exact(trial, "gemm2_output", "combine"):
+    if not scaling_is_exact(trial, "gemm2_output", "weighted", "combine"):
         return tensors
     name = "w2" if tensors.weights.w2_scale is None else "w2_scale"
     if name == "w2" and trial.case.dtype == "fp16":

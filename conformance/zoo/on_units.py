@@ -63,6 +63,7 @@ class OnUnit(TorchExperts):
             static,
             dtype=self.fp8_dtype,
             scale_rounding=recipe.scale_rounding,
+            scale_division=recipe.scale_division,
             scaling=recipe.scaling,
             amax_floor=recipe.amax_floor,
         )

@@ -147,7 +147,8 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
 
     def combine(self, slots: Tensor, weights: Tensor, present: Tensor) -> Tensor:
         """(M, k, H) to (M, H) in the layer's dtype."""
-        return combine(slots, weights, present, self.config.in_dtype, self.recipe.combine == "input")
+        roundings = (self.recipe.combine == "input", self.recipe.weighted == "input")
+        return combine(slots, weights, present, self.config.in_dtype, *roundings)
 
     # -- what the stages share --
 
@@ -183,6 +184,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
                 largest[expert, None],
                 self.fp8_dtype,
                 scale_rounding=recipe.scale_rounding,
+                scale_division=recipe.scale_division,
                 amax_floor=recipe.amax_floor,
             )
         codes, scale = quantize(
@@ -191,6 +193,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
             scale,
             dtype=self.fp8_dtype,
             scale_rounding=recipe.scale_rounding,
+            scale_division=recipe.scale_division,
             scaling=recipe.scaling,
             amax_floor=recipe.amax_floor,
         )

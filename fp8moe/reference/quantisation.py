@@ -29,10 +29,16 @@ def spread(per_group: Tensor, group: GroupShape, columns: int) -> Tensor:
 
 
 def scale_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
-    """fp32(amax / largest), with the floor under the amax, rounded up to a power of two where declared."""
+    """fp32(amax / largest), or fp32(amax * fp32(1 / largest)) where declared, with the floor under the amax; rounded up
+    to a power of two where declared."""
     floor = float(torch.tensor(recipe.amax_floor, dtype=torch.float32))
-    # Both operands are float32 numbers, so a float64 quotient rounded to float32 is the IEEE quotient (53 >= 2*24 + 2).
-    scale = to_float32(amax.clamp(min=floor) / fmt.largest)
+    # Operands are float32 numbers, so a float64 quotient rounded to float32 is the IEEE quotient (53 >= 2*24 + 2), and
+    # a float64 product is exact (48 bits).
+    amax = amax.clamp(min=floor)
+    if recipe.scale_division == "divide":
+        scale = to_float32(amax / fmt.largest)
+    else:
+        scale = to_float32(amax * float(torch.tensor(1.0 / fmt.largest, dtype=torch.float32)))
     return up_to_power_of_two(scale) if recipe.scale_rounding == "power_of_two" else scale
 
 

@@ -105,9 +105,9 @@ def recipe_moe(
         scale = _second_scale(problem, pairs, values, group, amax)
         intermediate = quantised(values, spread(scale, group, values.shape[1]), problem.fp8, recipe)
     second = _second_gemm(problem, pairs, intermediate)
-    smooth = combined(problem, pairs, second, "float32", "float32")
-    exact = recipe.gemm2_output == recipe.combine == "float32"
-    declared = smooth if exact else combined(problem, pairs, second, recipe.gemm2_output, recipe.combine)
+    smooth = combined(problem, pairs, second)
+    roundings = (recipe.gemm2_output, recipe.weighted, recipe.combine)
+    declared = smooth if set(roundings) == {"float32"} else combined(problem, pairs, second, *roundings)
     return RecipeTrace(problem, declared, smooth, pairs, first, intermediate, scale, second)
 
 
@@ -149,12 +149,20 @@ def shares_a_scale(problem: MoEProblem) -> bool:
     return problem.recipe.requantize and group is not None and group.is_per_tensor() and not desc.static
 
 
-def combined(problem: MoEProblem, pairs: Pairs, second: Tensor, gemm2_output: Rounding, combine: Rounding) -> Tensor:
+def combined(
+    problem: MoEProblem,
+    pairs: Pairs,
+    second: Tensor,
+    gemm2_output: Rounding = "float32",
+    weighted: Rounding = "float32",
+    combine: Rounding = "float32",
+) -> Tensor:
     """(P, H) to (T, H): weighted, added in the order of the slots, rounded as said."""
     total = second.new_zeros(problem.tokens.numel(), second.shape[1])
     for slot in range(problem.topk_ids.shape[1]):
         here = ((pairs.slot == slot) & (pairs.token >= 0)).nonzero()[:, 0]
         terms = pairs.weight[here, None] * _rounded(problem, second[here], gemm2_output)
+        terms = _rounded(problem, terms, weighted)
         token = pairs.token[here]  # each at most once, since a token has one pair a slot
         total[token] = _rounded(problem, total[token] + terms, combine)
     return total

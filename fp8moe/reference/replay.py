@@ -132,8 +132,10 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 
 def _scale_from(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
-    """fp32 scales: max(amax, floor) / largest, one IEEE division; rounded up to a power of two where declared."""
-    scale = amax.clamp(min=recipe.amax_floor) / torch.full_like(amax, fmt.largest)
+    """fp32 scales: max(amax, floor) / largest, one IEEE division, or times the reciprocal of largest; rounded up to a
+    power of two where declared."""
+    amax, largest = amax.clamp(min=recipe.amax_floor), torch.full_like(amax, fmt.largest)
+    scale = amax / largest if recipe.scale_division == "divide" else amax * (torch.ones_like(largest) / largest)
     if recipe.scale_rounding == "continuous":
         return scale
     bits = scale.view(torch.int32)
@@ -333,10 +335,12 @@ def _combined(problem: MoEProblem, pairs: Pairs, second: Tensor, steps: Steps) -
         here = (pairs.slot == slot).nonzero()[:, 0]
         token = pairs.token[here]  # each at most once, since a token has one pair a slot
         if problem.apply_router_weight_on_input:
-            added = total[token] + second[here]
+            added = total[token] + _rounded(second[here], problem.recipe.weighted, problem)
         else:
             weight = problem.topk_weights[problem.tokens[token], slot, None]
-            if steps.combine == "slot_fma":
+            if problem.recipe.weighted == "input":  # what is rounded before it is added cannot be fused
+                added = total[token] + _rounded(weight * second[here], problem.recipe.weighted, problem)
+            elif steps.combine == "slot_fma":
                 added = fma32(weight, second[here], total[token])
             else:
                 added = total[token] + weight * second[here]

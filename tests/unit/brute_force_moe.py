@@ -50,7 +50,7 @@ def bfloat16(value: float) -> float:
 
 def scale_of(amax: float, limit: float, recipe: SimpleNamespace) -> float:
     amax = max(amax, float32(recipe.amax_floor))
-    scale = float32(amax / limit)
+    scale = float32(amax / limit if recipe.scale_division == "divide" else amax * float32(1 / limit))
     if recipe.scale_rounding == "power_of_two":
         scale = 2.0 ** math.ceil(math.log2(scale))
     return scale
@@ -172,7 +172,8 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
         if quantised and recipe.gemm2_output == "input":
             second = [bfloat16(value) for value in second]
         for column, value in enumerate(second):
-            total[token][column] += router[token][slot] * value
+            term = router[token][slot] * value
+            total[token][column] += bfloat16(term) if quantised and recipe.weighted == "input" else term
             if quantised and recipe.combine == "input":
                 total[token][column] = bfloat16(total[token][column])
     return total, middle

@@ -176,7 +176,9 @@ class SlowReplay:
                 continue
             for column, value in enumerate(second[token, slot]):
                 if self.tensors.apply_router_weight_on_input:
-                    added = float32(total[column] + value)
+                    added = float32(total[column] + self.cast([value], self.recipe.weighted)[0])
+                elif self.recipe.weighted == "input":
+                    added = float32(self.narrow(float32(weight * value)) + total[column])
                 elif self.steps.combine == "slot_fma":
                     added = fused(weight, value, total[column])
                 else:

@@ -27,6 +27,8 @@ RECIPES = {
     "fp32 between": Recipe(),
     "bf16 intermediate": Recipe(activation_output="input"),
     "bf16 around the activation": Recipe(gemm1_output="input", activation_output="input"),
+    "bf16 weighted": Recipe(weighted="input"),
+    "scales by reciprocal": Recipe(scale_division="reciprocal"),
     "bf16 slots": Recipe(gemm2_output="input"),
     "bf16 sum": Recipe(combine="input"),
     "powers of two": Recipe(scale_rounding="power_of_two"),

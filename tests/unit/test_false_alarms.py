@@ -42,3 +42,12 @@ def test_an_honest_backend_passes(text: str) -> None:
     cls = TorchExperts.with_recipe(ACCUSED[text])
     result = check_case(Case.parse(text), Subject("TorchExperts", cls, "TorchExperts"), HERE)
     assert result.status is Status.PASSED, result.reason
+
+
+def test_a_flip_beside_elements_that_overflow() -> None:
+    """E3: what an infinity hides was taken for an error of zero, which no flip explains."""
+    from conformance.zoo.honest import HONEST
+
+    text = "v1:E=3,k=3,H=128,I=1024,M=5,dtype=fp16,act=relu2_no_mul,law=repeated,values=overflow,seed=462077"
+    result = check_case(Case.parse(text), Subject("split_k_4", HONEST["split_k_4"], "split_k_4"), HERE)
+    assert result.status is Status.PASSED, result.reason

@@ -152,6 +152,8 @@ RECIPES = {
     "bf16 slots and sum": Recipe(gemm2_output="input", combine="input"),
     "powers of two": Recipe(scale_rounding="power_of_two"),
     "reciprocal": Recipe(scaling="reciprocal"),
+    "scales by reciprocal": Recipe(scale_division="reciprocal"),
+    "bf16 weighted": Recipe(weighted="input"),
     "by expert": Recipe(dynamic_tensor_scope="expert"),
     "not requantised": Recipe(requantize=False),
 }

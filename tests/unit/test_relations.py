@@ -28,7 +28,14 @@ from fp8moe.validation import InvalidMoEInput
 from tests.unit import honest_experts as honest
 
 HERE = Target("cpu", PLATFORMS["cpu"], "cpu")
-ROUNDED = Recipe(gemm1_output="input", activation_output="input", gemm2_output="input", combine="input")
+ROUNDED = Recipe(
+    scale_division="reciprocal",
+    gemm1_output="input",
+    activation_output="input",
+    gemm2_output="input",
+    weighted="input",
+    combine="input",
+)
 POWERS = Recipe(scale_rounding="power_of_two", scaling="reciprocal")
 
 

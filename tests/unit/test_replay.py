@@ -84,6 +84,8 @@ OTHERWISE: dict[str, tuple[Case, Recipe, Arithmetic, Steps]] = {
     "gemm1 in 16 bits": (PLAIN, Recipe(gemm1_output="input"), WGMMA, Steps()),
     "activation in 16 bits": (replace(PLAIN, dtype="fp16"), Recipe(activation_output="input"), WGMMA, Steps()),
     "gemm2 in 16 bits": (PLAIN, Recipe(gemm2_output="input"), WGMMA, Steps()),
+    "weighted in 16 bits": (PLAIN, Recipe(weighted="input"), WGMMA, Steps()),
+    "scales by reciprocal": (replace(PLAIN, tokens=6), Recipe(scale_division="reciprocal"), WGMMA, Steps()),
     "running sum in 16 bits": (PLAIN, Recipe(combine="input"), WGMMA, Steps(combine="slot_sum")),
     "scales by expert": (replace(PLAIN, scheme="tensor_dyn"), Recipe(dynamic_tensor_scope="expert"), WGMMA, Steps()),
     "another rank": (replace(PLAIN, experts=6, ep="2:1", top_k=3), Recipe(), WGMMA, Steps()),

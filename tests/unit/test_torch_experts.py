@@ -34,6 +34,8 @@ RECIPES = {
     "gemm1_16bit": Recipe(gemm1_output="input"),
     "activation_16bit": Recipe(activation_output="input"),
     "not_requantised": Recipe(requantize=False),
+    "weighted_16bit": Recipe(weighted="input"),
+    "scale_reciprocal": Recipe(scale_division="reciprocal"),
     "slots_16bit": Recipe(gemm2_output="input"),
     "combine_16bit": Recipe(combine="input"),
     "deep_gemm_like": Recipe("power_of_two", gemm1_output="input", gemm2_output="input"),
