@@ -40,7 +40,7 @@ def result(request: pytest.FixtureRequest) -> GateResult:
         asked = Asked(
             _backends(config) or baseline.backends, [part for part in PARTS if part != "speed" or _alone(config)]
         )
-        return compared_with(baseline, path, asked, _quiet)
+        return compared_with(baseline, path, asked, _quiet)[0]
     except GATE_ERRORS as error:
         pytest.fail(f"--fp8moe-gate={path}: {error}", pytrace=False)
 

@@ -136,8 +136,8 @@ def baseline_of(asked: Asked, device: str, seed: int, runs: int, command: str, t
     return Baseline(now(), device, describe_device().name, versions(), seed, command, kept, numerics, speed)
 
 
-def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> GateResult:
-    """This code, on this device, beside a baseline.
+def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> tuple[GateResult, Baseline]:
+    """This code, on this device, beside a baseline; and this run as a baseline of its own.
 
     Raises:
         BadBaseline: it is of another device, version or seed, or lacks cases.
@@ -159,9 +159,9 @@ def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> G
     if "numerics" in asked.parts and not before:
         left["numerics"] = "the baseline has none of these backends: write it with them"
     elif "numerics" in asked.parts:
-        numerics = _numerics(asked, baseline.target, baseline.seed, tell)
-        baseline.check_comparable(replace(here, numerics=numerics))
-        result = replace(result, numerics=compare_numerics(before, numerics))
+        here = replace(here, numerics=_numerics(asked, baseline.target, baseline.seed, tell))
+        baseline.check_comparable(here)
+        result = replace(result, numerics=compare_numerics(before, here.numerics))
     if "speed" in asked.parts and baseline.target != "cuda":
         left["speed"] = NO_DEVICE
     elif "speed" in asked.parts and not timed:
@@ -171,11 +171,12 @@ def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> G
             _check_setting(record.setting, setting(), path)
         record, state = _timed(timed, tell)
         told |= state
+        here = replace(here, speed=[record])
         try:
             result = replace(result, speed=judge_stored(record, baseline.speed))
         except ValueError as error:
             raise BadBaseline(f"{path}: {error}") from None
-    return replace(result, left=left, told=told)
+    return replace(result, left=left, told=told), here
 
 
 def _check_setting(before: Mapping[str, str], here: Mapping[str, str], path: Path) -> None:

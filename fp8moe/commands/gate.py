@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,7 @@ from typing import TypeVar
 import torch
 from rich.text import Text
 
-from conformance.gate.baseline import Baseline
+from conformance.gate.baseline import BadBaseline, Baseline
 from conformance.gate.result import EXIT, GateResult, Status
 from conformance.gate.run import (
     GATE_ERRORS,
@@ -38,7 +39,7 @@ Found = TypeVar("Found")
 OUTPUTS = ("--json", "--junit", "--markdown", "--html")
 GOES_WITH = {
     "--write": ("--part", "--device", "--seed", "--runs", "--cells"),
-    "--baseline": ("--part", *OUTPUTS),
+    "--baseline": ("--part", "--history", *OUTPUTS),
     "--against": ("--cells", *OUTPUTS),
     "--against-backend": ("--cells", *OUTPUTS),
 }
@@ -67,20 +68,42 @@ def written(path: Path, asked: Asked, device: str | None, seed: int, runs: int) 
     return found
 
 
-def compared(path: Path, asked: Asked) -> tuple[GateResult, Baseline]:
-    """This code beside a baseline; of its backends, unless some are named.
+def compared(path: Path, asked: Asked, history: Path | None) -> tuple[GateResult, list[Baseline]]:
+    """This code beside a baseline; of its backends, unless some are named. And earlier runs, this one the last.
+
+    Args:
+        history: a folder of baselines, ours or of pytest-benchmark; those of other devices are passed over.
 
     Raises:
         BadInput: the baseline cannot be compared with; a backend that fails.
     """
     wanted = _checked(asked)
 
-    def both() -> tuple[GateResult, Baseline]:
+    def both() -> tuple[GateResult, list[Baseline]]:
         baseline = Baseline.load(path)
+        before = [baseline] if history is None else earlier(history, baseline)
         backends = tuple(asked.backends) or baseline.backends
-        return compared_with(baseline, path, replace(wanted, backends=backends), tell), baseline
+        result, here = compared_with(baseline, path, replace(wanted, backends=backends), tell)
+        return result, [*before, here]
 
     return _asked(both)
+
+
+def earlier(folder: Path, like: Baseline) -> list[Baseline]:
+    """The baselines in a folder, and in those below it, that are of the same device; the oldest first.
+
+    Raises:
+        BadBaseline: the folder is none.
+    """
+    if not folder.is_dir():
+        raise BadBaseline(f"--history {folder}: expected a folder of baselines")
+    found = [like]
+    for path in sorted(folder.rglob("*.json")):
+        with suppress(BadBaseline):  # whatever else lies there
+            one = Baseline.load(path)
+            if (one.target, one.device) == (like.target, like.device) and one != like:
+                found.append(one)
+    return sorted(found, key=lambda one: one.date)
 
 
 def paired(against: Path | None, against_backend: str | None, asked: Asked) -> GateResult:
@@ -98,8 +121,8 @@ def paired(against: Path | None, against_backend: str | None, asked: Asked) -> G
     return _asked(lambda: paired_backends(against_backend, asked.backends[0], asked.cells, tell))
 
 
-def shown(result: GateResult, files: Mapping[str, Path | None], baseline: Baseline | None) -> None:
-    """Writes the files that were asked for: "--json", "--junit", "--markdown", "--html".
+def shown(result: GateResult, files: Mapping[str, Path | None], history: Sequence[Baseline] = ()) -> None:
+    """Writes the files that were asked for: "--json", "--junit", "--markdown", "--html"; the last with a history.
 
     Raises:
         BadInput: jinja2 is missing.
@@ -108,7 +131,7 @@ def shown(result: GateResult, files: Mapping[str, Path | None], baseline: Baseli
         "--json": result.to_json,
         "--junit": lambda: junit(result),
         "--markdown": lambda: markdown(result),
-        "--html": lambda: page(result, dated([] if baseline is None else [baseline])),
+        "--html": lambda: page(result, dated(history)),
     }
     for option, path in files.items():
         if path is not None:

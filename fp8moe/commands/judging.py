@@ -214,6 +214,9 @@ def gate_command(
     seed: Annotated[int, typer.Option(min=0, help="Of a baseline's cases.")] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Of a baseline: how often everything is timed.")] = 1,
     cells: Annotated[int | None, typer.Option(min=1, help="Time no more cells of each backend; default: all.")] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Earlier baselines, for the history in --html.")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a pull request's comment.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as JUnit XML.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON.")] = None,
@@ -245,16 +248,16 @@ def gate_command(
             "--seed": seed or None,
             "--runs": runs > 1 or None,
         }
-        options |= {"--cells": cells, **files}
+        options |= {"--cells": cells, "--history": history, **files}
         gate.check_options(given[0], [name for name, value in options.items() if value is not None])
         gate.check_outputs(files)
         if write is not None:
             gate.print_baseline(write, gate.written(write, asked, device, seed, runs))
             return
-        before = None
         if baseline is not None:
-            result, before = gate.compared(baseline, asked)
+            result, runs_so_far = gate.compared(baseline, asked, history)
+            gate.shown(result, files, runs_so_far)
         else:
             result = gate.paired(against, against_backend, asked)
-        gate.shown(result, files, before)
+            gate.shown(result, files)
         raise typer.Exit(gate.print_result(result))

@@ -18,10 +18,12 @@ from conformance.gate.numerics import CaseFigures
 from conformance.gate.record import CellRecord, Record
 from conformance.gate.result import Decisions, GateResult, Status
 from conformance.gate.run import timed_cells
+from conformance.gate.shown.history import dated
 from conformance.gate.verdicts import CellVerdict, Mode, Outcome, Reason, RunVerdict
 from conformance.plan import Subject, Target
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.cli import app
+from fp8moe.commands.gate import earlier
 from fp8moe.platforms import PLATFORMS
 
 RECORD = Record({"device": "one"}, {"X c": CellRecord("memory", 0.1, 0.001, 7, 16, 0)}, {"memory": 10.0}, 1e6)
@@ -185,3 +187,22 @@ def test_a_backend_that_runs_nothing_here_has_no_cells() -> None:
 def test_a_setting_that_differs_is_refused_before_anything_is_timed() -> None:
     with pytest.raises(BadBaseline, match="driver: '1' in the baseline, '2' here: such times are not compared"):
         run._check_setting({"driver": "1", "torch": "2"}, {"driver": "2", "torch": "2"}, Path("baseline.json"))
+
+
+# -- the history of earlier runs --
+
+
+def test_a_history_has_the_runs_of_the_same_device_the_oldest_first(tmp_path: Path) -> None:
+    older = replace(BASELINE, date="2026-11-20T00:00:00+00:00")
+    newer = replace(BASELINE, date="2026-11-30T00:00:00+00:00")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "newer.json").write_text(newer.to_json())
+    stored = {"benchmarks": [{"extra_info": {Baseline.KEY: json.loads(older.to_json())}}]}
+    (tmp_path / "0001_older.json").write_text(json.dumps(stored))
+    (tmp_path / "elsewhere.json").write_text(replace(BASELINE, device="another").to_json())
+    (tmp_path / "same.json").write_text(BASELINE.to_json())
+    (tmp_path / "no_baseline.json").write_text("{}")
+    assert earlier(tmp_path, BASELINE) == [older, BASELINE, newer]
+    assert [run.date[:10] for run in dated(earlier(tmp_path, BASELINE))] == ["2026-11-20", "2026-11-28", "2026-11-30"]
+    with pytest.raises(BadBaseline, match=r"--history .*: expected a folder of baselines"):
+        earlier(tmp_path / "none", BASELINE)
