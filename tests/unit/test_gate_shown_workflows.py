@@ -205,3 +205,13 @@ def test_gitlab_jobs_share_one_gpu_and_show_their_tests() -> None:
     assert any('"schedule"' in rule for rule in rules["fp8moe-stored"])
     for name in rules:
         assert loaded(GITLAB)[name]["extends"] == ".fp8moe-gate"
+
+
+def test_the_options_are_those_of_the_command() -> None:
+    import typer
+
+    from fp8moe.cli import app
+
+    commands: Any = typer.main.get_command(app)
+    known = {option for parameter in commands.commands["gate"].params for option in parameter.opts}
+    assert {"--write", "--baseline", "--against", "--backend", *(f"--{name}" for name in OUTPUTS)} <= known
