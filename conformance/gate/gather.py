@@ -78,9 +78,9 @@ def told_figures(ref: SubjectRef, device: str, text: str) -> dict[str, Any]:
     judgement = judge(trace, output.to(trace.R.device), trial.arithmetic)
     if not judgement.passed:
         return {FAILED: judgement.reason}
-    exact = trace.smooth.double()
-    finite = torch.isfinite(exact)
-    distance = torch.where(finite, output.to(exact.device).double() - exact, 0.0)
+    exact, got = trace.smooth.double(), output.to(trace.smooth.device).double()
+    finite = torch.isfinite(exact) & torch.isfinite(got)  # what overflows, as it may, is for the digest alone
+    distance = torch.where(finite, got - exact, 0.0)
     norm = float(torch.where(finite, exact, 0.0).norm())
     error = float(distance.norm())
     digest = hashlib.sha256(output.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

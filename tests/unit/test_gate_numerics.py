@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -147,6 +148,13 @@ class Picky(TorchExperts):
 
 def test_a_wrong_output_gives_no_figures() -> None:
     assert "not finite" in told_figures(reference_to(Nonsense), "cpu", str(Case(tokens=3)))[FAILED]
+
+
+def test_what_overflows_as_it_may_has_a_finite_error() -> None:
+    text = "v1:E=4,k=2,H=128,I=128,M=5,dtype=fp16,values=overflow,seed=1"
+    told = told_figures(reference_to(TorchExperts), "cpu", text)
+    assert math.isfinite(told["error"])
+    assert math.isfinite(told["error_over_bound"])
 
 
 def test_a_backend_that_runs_nothing_here_gives_no_baseline() -> None:
