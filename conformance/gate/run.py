@@ -33,7 +33,7 @@ from conformance.timing.samplers import DevicePairs, DeviceRounds, Make
 from conformance.timing.state import Watch
 from conformance.timing.two_processes import TwoProcessPairs, Version, WorkerFailed
 from conformance.timing.yardsticks import yardsticks
-from conformance.trial import beyond_limits, refused
+from conformance.trial import Ended, beyond_limits, refused
 from conformance.versions import versions
 from fp8moe.detection import describe_device
 from fp8moe.recipe import Contract
@@ -48,6 +48,7 @@ GATE_ERRORS = (
     WorkerFailed,
     WorkerEnded,
     CaptureFailed,
+    Ended,
     BackendContractError,
     BackendUnavailable,
     ValueError,

@@ -20,7 +20,7 @@ from conformance.gate.result import Decisions, GateResult, Status
 from conformance.gate.run import timed_cells
 from conformance.gate.shown.history import dated
 from conformance.gate.verdicts import CellVerdict, Mode, Outcome, Reason, RunVerdict
-from conformance.plan import Subject, Target
+from conformance.plan import Subject, Target, plan
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.cli import app
 from fp8moe.commands.gate import earlier
@@ -158,6 +158,8 @@ def test_bad_input_is_told(options: list[str], told: str, tmp_path: Path, monkey
 
 # -- what is timed --
 
+_PLANNED = plan([Subject("TorchExperts", TorchExperts, "TorchExperts")], Target("cpu", PLATFORMS["cpu"], "cpu"))
+
 
 class Limited(TorchExperts):
     contract = replace(TorchExperts.contract, max_top_k=1)
@@ -171,6 +173,19 @@ def test_what_a_backend_does_not_take_is_not_timed(monkeypatch: pytest.MonkeyPat
     limited = [Case.parse(cell.case) for cell in timed_cells(["x:Limited"], target)]
     assert all(case.top_k == 1 for case in limited)
     assert len(limited) < len(everything)
+
+
+def test_a_predicate_that_raises_keeps_a_run_from_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(cls: object, config: object, *given: object, **named: object) -> tuple[bool, None]:
+        if getattr(config, "num_experts", 0) > 8:  # as the published layers have, and not the plan's own question
+            raise RuntimeError("no such table")
+        return True, None
+
+    limited = type("Raises", (TorchExperts,), {"is_supported_config": staticmethod(raises)})
+    monkeypatch.setattr(run, "load_subject", lambda name: Subject(name, limited, name))
+    monkeypatch.setattr(run, "plan", lambda subjects, target: _PLANNED)
+    with pytest.raises(run.GATE_ERRORS, match="its predicate raised RuntimeError: no such table"):
+        timed_cells(["x:Raises"], Target("cpu", PLATFORMS["cpu"], "cpu"))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
