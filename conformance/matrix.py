@@ -148,7 +148,8 @@ def selected_table(rows: Sequence[SelectedRow], devices: Sequence[str]) -> Table
 
 
 def performs_table(results: Iterable[CheckResult]) -> Table:
-    """The cases that were timed: median time with cold caches, the least that the device allows, and their ratio."""
+    """The cases that were timed: median time with cold caches; the least by the device's data sheet, and by what a copy
+    and a GEMM reach here, and the part of the time that each is; the backend's own memory."""
     table = Table(
         title="performs: time of the selected backend (hw; caches flushed before each call, warm: not)",
         title_justify="left",
@@ -158,7 +159,7 @@ def performs_table(results: Iterable[CheckResult]) -> Table:
         table.add_column(name, no_wrap=True)
     table.add_column("M", justify="right")
     table.add_column("backend", no_wrap=True)
-    for name in ("median us", "warm us", "floor us", "floor/time"):
+    for name in ("median us", "warm us", "floor us", "floor/time", "measured", "peak MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         found = result.measured
@@ -166,6 +167,8 @@ def performs_table(results: Iterable[CheckResult]) -> Table:
             continue
         case = Case.parse(result.case)
         floor = [f"{found['floor_us']:.1f}", f"{found['floor_over_time']:.2f}"] if "floor_us" in found else ["?", "?"]
+        floor.append(f"{found['measured_floor_over_time']:.2f}" if "measured_floor_over_time" in found else "?")
+        floor.append(f"{found['peak_bytes'] / (1 << 20):.1f}" if "peak_bytes" in found else "?")
         times = [f"{found[name]:.1f}" for name in ("median_us", "warm_us")]
         row = (str(case.model), case.scheme, str(case.tokens), result.backend, *times, *floor)
         table.add_row(*row, style=STYLES[result.status] if result.status is not Status.PASSED else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -19,6 +20,7 @@ from conformance.plan import Target
 from conformance.rates import Rates, rates_of
 from conformance.results import CheckResult, Evidence, Status
 from conformance.timing.graphs import CaptureFailed, captured
+from conformance.timing.memory import high_water
 from fp8moe.dispatch import local_ids
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.registry import BackendUnavailable
@@ -145,7 +147,8 @@ class Stopwatch:
             tensors.call(backend, self.output)
 
         try:
-            for _ in range(WARM_UP):
+            _, self.memory = high_water(call)
+            for _ in range(WARM_UP - 1):
                 call()
             torch.cuda.synchronize()
         except torch.OutOfMemoryError:
@@ -211,8 +214,12 @@ class Measured:
     floor_by: str = ""
 
 
-def time_case(selected: Selected, target: Target) -> Measured:
-    """Builds, constructs, warms up, captures, times; a device that cannot hold it, or a missing library, is not run."""
+def time_case(selected: Selected, target: Target, reached: Rates | None = None) -> Measured:
+    """Builds, constructs, warms up, captures, times; a device that cannot hold it, or a missing library, is not run.
+
+    Args:
+        reached: the device's rates as measured, for a floor beside that of the data sheet.
+    """
     case, cls = selected.case, selected.experts_cls
     if cls is None:
         return Measured(_result(selected, Status.NOT_RUN, selected.reason))
@@ -220,7 +227,7 @@ def time_case(selected: Selected, target: Target) -> Measured:
     torch.cuda.empty_cache()  # the case before is gone: its memory serves for this one
     try:
         tensors = build(case, target.device)
-        backend = cls(tensors.config, tensors.quant, tensors.weights)
+        backend, built = high_water(partial(cls, tensors.config, tensors.quant, tensors.weights))
         stopwatch = Stopwatch(backend, tensors)
         timing = stopwatch.measure()
     except BackendUnavailable as error:
@@ -233,6 +240,10 @@ def time_case(selected: Selected, target: Target) -> Measured:
     rates = rates_of(torch.cuda.get_device_name(0))
     floor = None if rates is None else floor_of(work, rates, case.scheme)
     figures = {"median_us": timing.median_us, "warm_us": timing.warm_us, "bytes": work.bytes, "flops": work.flops}
+    figures |= built.then(stopwatch.memory).figures()
+    if reached is not None:
+        reached_us = floor_of(work, reached, case.scheme).us
+        figures |= {"measured_floor_us": reached_us, "measured_floor_over_time": reached_us / timing.median_us}
     status, reason = verdict_of(timing, floor)
     if floor is not None:
         figures |= {"floor_us": floor.us, "floor_over_time": floor.us / timing.median_us}

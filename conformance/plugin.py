@@ -20,6 +20,8 @@ HERE = Path(__file__).parent
 SESSION_KEY = pytest.StashKey["Session"]()
 RESULTS_KEY = pytest.StashKey[list[str]]()
 JUDGING_KEY: pytest.StashKey[Ahead] = pytest.StashKey()
+OWN_GPU_KEY = pytest.StashKey[bool]()
+"""Of a worker of pytest-xdist: whether its GPU is its alone."""
 COMPILING_KEY: pytest.StashKey[Future[dict[tuple[str, str], Outcome]]] = pytest.StashKey()
 
 
@@ -78,6 +80,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="gather a baseline into pytest-benchmark's storage; with --benchmark-save or --benchmark-autosave",
     )
+    group.addoption(
+        "--fp8moe-gate-unwatched",
+        action="store_true",
+        help="take a verdict on times though nothing tells the device's state: clocks, throttling, other processes",
+    )
     group.addoption("--fp8moe-report", default=None, metavar="FILE", help="write every result as JSON")
 
 
@@ -108,6 +115,11 @@ def session_of(config: pytest.Config) -> Session:
         # Triton's interpreter multiplies tiles with numpy: its threads would wait for each other longer than they
         # work. Read when numpy is first imported, which is now.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        worker = getattr(config, "workerinput", None)
+        if worker is not None:
+            from conformance.gpus import take_one
+
+            config.stash[OWN_GPU_KEY] = take_one(int(worker["workerid"].removeprefix("gw")), int(worker["workercount"]))
         from conformance.session import Session
 
         try:
@@ -200,11 +212,21 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         session.config.stash[COMPILING_KEY] = begin(pairs)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """With `-n auto` a run of this suite on GPUs has a worker for each of them."""
+    if config.getoption("--fp8moe-device") in ("cpu", "interpreter") or not _asks_for_suite(config):
+        return None
+    from conformance.gpus import count
+
+    return count() or None
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Under pytest-xdist the controller collects nothing itself, so it goes by the arguments."""
     config = session.config
     controls_workers = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
-    if controls_workers and any(_is_suite(argument, config.option.pyargs) for argument in config.args):
+    if controls_workers and _asks_for_suite(config):
         terminal = config.pluginmanager.get_plugin("terminalreporter")
         for line in _begin(config):
             if terminal is not None:
@@ -216,6 +238,10 @@ def _begin(config: pytest.Config) -> list[str]:
         return []
     config.pluginmanager.register(_Collector(config), "fp8moe-collector")
     return session_of(config).header()
+
+
+def _asks_for_suite(config: pytest.Config) -> bool:
+    return any(_is_suite(argument, config.option.pyargs) for argument in config.args)
 
 
 def _is_suite(argument: str, pyargs: bool) -> bool:

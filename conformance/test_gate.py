@@ -38,7 +38,9 @@ def result(request: pytest.FixtureRequest) -> GateResult:
     try:
         baseline = Baseline.load(path)
         asked = Asked(
-            _backends(config) or baseline.backends, [part for part in PARTS if part != "speed" or _alone(config)]
+            _backends(config) or baseline.backends,
+            [part for part in PARTS if part != "speed" or _alone(config)],
+            unwatched=config.getoption("--fp8moe-gate-unwatched"),
         )
         return compared_with(baseline, path, asked, _quiet)[0]
     except GATE_ERRORS as error:

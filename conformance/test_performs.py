@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from conformance.performs import CHECK, VERDICT, Selected, id_of, time_case, timed_cases
-from conformance.plugin import COMPILING_KEY, RESULTS_KEY, session_of
+from conformance.plugin import COMPILING_KEY, OWN_GPU_KEY, RESULTS_KEY, session_of
 from conformance.rates import rates_of
 from conformance.results import CheckResult, Status
 from conformance.session import Session
+from conformance.timing.measured_rates import measured_rates
 from conformance.timing.regrets import regret_result
 
 pytestmark = pytest.mark.performs
@@ -39,8 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _why_none(config: pytest.Config, session: Session) -> str:
     if session.target.device != "cuda":
         return f"no CUDA or ROCm device in this run ({session.target.name}): nothing is timed"
-    if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
-        return "not timed beside other processes of pytest-xdist: run -m performs without -n"
+    if hasattr(config, "workerinput") and not config.stash.get(OWN_GPU_KEY, False):
+        return "not timed where workers of pytest-xdist share a GPU: run -m performs without -n, or with -n auto"
     return ""
 
 
@@ -56,7 +57,8 @@ def test_time(selected: Selected | str, fp8moe_session: Session, request: pytest
     compiling = request.config.stash.get(COMPILING_KEY, None)
     if compiling is not None:
         wait([compiling])  # nothing else is to work while time is measured
-    measured = time_case(selected, fp8moe_session.target)
+    reached = measured_rates()
+    measured = time_case(selected, fp8moe_session.target, reached.rates)
     results = [measured.result]
     if measured.result.status is Status.PASSED:
         results.append(regret_result(selected.case, selected.backend, fp8moe_session.target))
@@ -77,6 +79,7 @@ def test_time(selected: Selected | str, fp8moe_session: Session, request: pytest
             "floor_us": None,
             "floor_by": measured.floor_by or None,
             "rates": NO_RATES if rates is None else rates.source,
+            "measured_rates": reached.told,
             **measured.result.measured,
         }
     measured.stopwatch = None  # what a failed test keeps in its traceback must not be the weights

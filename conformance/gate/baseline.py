@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from conformance.gate.numerics import CaseFigures
 from conformance.gate.record import Record
 
-FORMAT = 1
+FORMAT = 2
 KIND = "fp8moe gate baseline"
 DIGEST = "sha256"
 
@@ -35,6 +35,7 @@ class Baseline:
         decisions: digest of the kept decision table's file; "" where it was not taken.
         numerics: by cell and case.
         speed: records; none where nothing was timed.
+        states: what was seen of the device during each record, in words by name.
     """
 
     date: str
@@ -46,6 +47,7 @@ class Baseline:
     decisions: str
     numerics: Mapping[str, Mapping[str, CaseFigures]]
     speed: Sequence[Record] = ()
+    states: Sequence[Mapping[str, str]] = ()
 
     KEY: ClassVar[str] = KIND
     """Of a baseline in the extra information of a benchmark."""
@@ -88,7 +90,8 @@ class Baseline:
             }
             speed = [Record.from_json(json.dumps(record)) for record in content["speed"]]
             rest = {name: content[name] for name in ("date", "target", "device", "versions", "seed", "command")}
-            return cls(**rest, decisions=content["decisions"], numerics=numerics, speed=speed)
+            states = [{str(k): str(v) for k, v in state.items()} for state in content["states"]]
+            return cls(**rest, decisions=content["decisions"], numerics=numerics, speed=speed, states=states)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadBaseline(f"{path}: not the fields of a baseline: {error!r}; write it anew") from None
 

@@ -9,8 +9,6 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from conformance.build import config_of
 from conformance.cases import Case
 from conformance.contain import Worker, WorkerEnded
@@ -21,18 +19,19 @@ from conformance.gate.baseline import BadBaseline, Baseline
 from conformance.gate.gather import NotGathered, gather
 from conformance.gate.numerics import CaseFigures, compare_numerics
 from conformance.gate.paired import judge_paired
-from conformance.gate.record import Record, measure
+from conformance.gate.record import Record
 from conformance.gate.result import Decisions, GateResult, Status
 from conformance.gate.stored import judge_stored
+from conformance.gate.verdicts import RunVerdict
 from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target, load_subject, plan, resolve_target
 from conformance.planned import BadRequest, reference_to
 from conformance.timing.cells import TimedCell, prepared_pair
 from conformance.timing.graphs import CaptureFailed
-from conformance.timing.samplers import DevicePairs, DeviceRounds, Make
-from conformance.timing.state import Watch
-from conformance.timing.two_processes import TwoProcessPairs, Version, WorkerFailed
-from conformance.timing.yardsticks import yardsticks
+from conformance.timing.recorded import setting
+from conformance.timing.samplers import DevicePairs, Make
+from conformance.timing.state import Watch, opened_here, unwatched
+from conformance.timing.two_processes import TwoProcessPairs, Version, WorkerFailed, record_apart
 from conformance.trial import Ended, beyond_limits, refused
 from conformance.versions import versions
 from fp8moe.detection import describe_device
@@ -101,11 +100,13 @@ class Asked:
         backends: names or module:Class.
         parts: of `PARTS`.
         cells: of each backend to time at the most; None: all.
+        unwatched: whether times may have a verdict though nothing could tell the device's state.
     """
 
     backends: Sequence[str]
     parts: Sequence[str] = PARTS
     cells: int | None = None
+    unwatched: bool = False
 
 
 def default_backends(target: str) -> Sequence[str]:
@@ -118,23 +119,24 @@ def baseline_of(asked: Asked, device: str, seed: int, runs: int, command: str, t
 
     Args:
         device: a name of `conformance.plan.DEVICES`, less "auto".
-        runs: how often everything is timed, each a record of its own; in one process, so that they do not tell how far
-            apart processes are.
+        runs: how often everything is timed, each in a process of its own: with three or more, the margin follows from
+            how far apart they are.
 
     Raises:
         conformance.gate.gather.NotGathered: a backend failed.
     """
     numerics = _numerics(asked, device, seed, tell) if "numerics" in asked.parts else {}
-    speed = []
+    timed = []
     if "speed" in asked.parts and device == "cuda":
         cells = timed_cells(asked.backends, resolve_target("cuda"), asked.cells)
-        speed = [_timed(cells, tell)[0] for _ in range(runs)]
+        timed = [_timed(cells, tell) for _ in range(runs)]
+    speed, states = [record for record, _ in timed], [state for _, state in timed]
     kept = _kept_digest() if "decisions" in asked.parts else ""
     if not (numerics or speed or kept):
         raise BadBaseline(
             f"nothing to write: of {', '.join(asked.parts)}, speed is timed on a CUDA device, not on {device}"
         )
-    return Baseline(now(), device, describe_device().name, versions(), seed, command, kept, numerics, speed)
+    return Baseline(now(), device, describe_device().name, versions(), seed, command, kept, numerics, speed, states)
 
 
 def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> tuple[GateResult, Baseline]:
@@ -172,12 +174,16 @@ def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> t
             _check_setting(record.setting, setting(), path)
         record, state = _timed(timed, tell)
         told |= state
-        here = replace(here, speed=[record])
+        here = replace(here, speed=[record], states=[state])
         try:
-            result = replace(result, speed=judge_stored(record, baseline.speed))
+            result = replace(result, speed=_as_watched(judge_stored(record, baseline.speed), state, asked))
         except ValueError as error:
             raise BadBaseline(f"{path}: {error}") from None
     return replace(result, left=left, told=told), here
+
+
+def _as_watched(verdict: RunVerdict, told: Mapping[str, str], asked: Asked) -> RunVerdict:
+    return verdict if asked.unwatched or not unwatched(told) else verdict.unwatched()
 
 
 def _check_setting(before: Mapping[str, str], here: Mapping[str, str], path: Path) -> None:
@@ -189,17 +195,6 @@ def _check_setting(before: Mapping[str, str], here: Mapping[str, str], path: Pat
     ]
     if differing:
         raise BadBaseline(f"{path}: {'; '.join(differing)}: such times are not compared; write a baseline of this kind")
-
-
-def setting() -> dict[str, str]:
-    """What must be the same for times of two days to be compared."""
-    device = describe_device()
-    return {
-        "device": device.name,
-        "driver": str(device.driver),
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-    }
 
 
 def _kept_digest() -> str:
@@ -225,23 +220,38 @@ def paired_checkouts(checkout: Path, here: Path, asked: Asked, tell: Tell) -> Ga
     except BaseException:
         a.close()
         raise
-    # This process never opens the device: the two that do are all of ours.
-    with Watch(ours=2) as watch, TwoProcessPairs({cell: (cell, cell) for cell in cells}, (a, b), watch) as sampler:
+    with (
+        Watch(ours=2 + opened_here()) as watch,
+        TwoProcessPairs({cell: (cell, cell) for cell in cells}, (a, b), watch) as sampler,
+    ):
         verdict = judge_paired(_told(cells, tell), sampler)
     compared = f"{here.name} (B) with {checkout} (A), in turn"
     left = {"decisions": "of one checkout: run `fp8moe table --diff`", "numerics": "needs a baseline"}
-    return GateResult(compared, describe_device().name, now(), versions(), speed=verdict, left=left, told=watch.told())
+    return _paired(compared, verdict, left, watch, asked)
 
 
-def paired_backends(first: str, second: str, most: int | None, tell: Tell) -> GateResult:
-    """Speed of one backend (B) beside another (A), in one process and on the same weights.
+def _paired(compared: str, verdict: RunVerdict, left: Mapping[str, str], watch: Watch, asked: Asked) -> GateResult:
+    told = watch.told()
+    return GateResult(
+        compared,
+        describe_device().name,
+        now(),
+        versions(),
+        speed=_as_watched(verdict, told, asked),
+        left=left,
+        told=told,
+    )
+
+
+def paired_backends(first: str, asked: Asked, tell: Tell) -> GateResult:
+    """Speed of one backend (B, the one that is asked for) beside another (A), in one process, on the same weights.
 
     Raises:
         ValueError: no CUDA device, or nothing that both run.
     """
-    target = resolve_target("cuda")
+    target, (second,) = resolve_target("cuda"), asked.backends
     ours = set(_fitting(first, target))
-    cases = [str(case) for case in _spread([case for case in _fitting(second, target) if case in ours], most)]
+    cases = [str(case) for case in _spread([case for case in _fitting(second, target) if case in ours], asked.cells)]
     _check_some(cases, (first, second))
     cells: Mapping[str, Make] = {
         case: partial(prepared_pair, TimedCell(first, case), TimedCell(second, case)) for case in cases
@@ -250,7 +260,7 @@ def paired_backends(first: str, second: str, most: int | None, tell: Tell) -> Ga
         verdict = judge_paired(_told(cases, tell), DevicePairs(cells, watch))
     compared = f"{second} (B) with {first} (A), in turn, on the same weights"
     left = {"decisions": "two backends are compared", "numerics": "two backends are compared"}
-    return GateResult(compared, describe_device().name, now(), versions(), speed=verdict, left=left, told=watch.told())
+    return _paired(compared, verdict, left, watch, asked)
 
 
 def decisions(tell: Tell) -> Decisions:
@@ -274,11 +284,7 @@ def _numerics(asked: Asked, device: str, seed: int, tell: Tell) -> dict[str, dic
 
 def _timed(cells: Sequence[TimedCell], tell: Tell) -> tuple[Record, Mapping[str, str]]:
     _check_some(cells, [cell.backend for cell in cells])
-    with Watch() as watch:
-        tell(f"speed: preparing {len(cells)} cells and the yardsticks")
-        sampler = DeviceRounds({cell.name: cell.prepared for cell in cells}, yardsticks(), setting(), watch)
-        record = measure(_told([cell.name for cell in cells], tell), sampler)
-    return record, watch.told()
+    return record_apart(_told([cell.name for cell in cells], tell))
 
 
 def _told(cells: Sequence[str], tell: Tell) -> Sequence[str]:

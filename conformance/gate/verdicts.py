@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -32,6 +32,7 @@ class Reason(str, Enum):
     BUDGET = "time budget spent"
     NO_SAMPLES = "sampler gave too few samples"
     NO_BASELINE = "not in the baseline"
+    UNWATCHED = "device state not watched"
 
 
 REASON_OF = {Flag.THROTTLED: Reason.THROTTLED, Flag.CLOCKS_CHANGED: Reason.CLOCKS, Flag.SHARED: Reason.SHARED}
@@ -100,6 +101,13 @@ class RunVerdict:
     def slower(self) -> tuple[CellVerdict, ...]:
         """The accused."""
         return self.of(Outcome.SLOWER)
+
+    def unwatched(self) -> RunVerdict:
+        """The same without verdicts, since the device may have been shared, throttled or set otherwise."""
+        cells = [
+            replace(cell, outcome=Outcome.INCONCLUSIVE, reason=cell.reason or Reason.UNWATCHED) for cell in self.cells
+        ]
+        return replace(self, cells=tuple(cells))
 
     def lines(self) -> list[str]:
         """For a person: a summary, and each cell that is not the same."""

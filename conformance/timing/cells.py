@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor
 from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.oracles import forget, tensors_of
-from conformance.performs import Floor, floor_of, work_of
+from conformance.performs import Floor, Work, floor_of, work_of
 from conformance.plan import load_subject
 from conformance.rates import Rates, rates_of
 from conformance.timing.graphs import Unrolled
+from conformance.timing.memory import Memory, high_water
 from conformance.timing.yardsticks import COMPUTE, LAUNCH, MEMORY
 from conformance.trial import told
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
@@ -65,25 +66,27 @@ class TimedCell:
             raise ValueError(f"cell={name!r}: expected BACKEND CASE, such as 'TRITON {Case()}'")
         return cls(backend, str(Case.parse(case)))
 
-    def prepared(self, count: int | None = None, device: str = "cuda") -> Prepared:
+    def prepared(self, count: int | None = None, more: int = 0, device: str = "cuda") -> Prepared:
         """Its calls, ready to be replayed.
 
         Args:
             count: of the calls in the graph; None: by the case's floor on this device, so that it is the same in every
                 run that may be compared with this one.
+            more: as `prepared_pair`.
 
         Raises:
             conformance.timing.graphs.CaptureFailed: the backend declares that it can be captured, and cannot.
         """
-        return _prepared(self, Layers.of(Case.parse(self.case), device), count, None)
+        return _prepared(self, Layers.of(Case.parse(self.case), device), count, None, more)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell that can be timed, and the yardstick whose kind of work it is."""
+    """A cell that can be timed, the yardstick whose kind of work it is, and the memory that one layer of it takes."""
 
     graph: Unrolled
     kind: str
+    memory: Memory
 
 
 def prepared_pair(
@@ -107,33 +110,21 @@ def prepared_pair(
         raise ValueError(f"cells: one case on two backends, not {first.case} and {second.case}")
     layers = Layers.of(Case.parse(first.case), device)
     a = _prepared(first, layers, count, None).graph
-    b = _prepared(second, layers, a.count + more, a).graph
-    b.count = a.count
-    return a, b
+    return a, _prepared(second, layers, a.count, a, more).graph
 
 
-def prepared_beside(cells: Mapping[str, TimedCell], device: str = "cuda") -> Iterator[tuple[str, Unrolled | str]]:
-    """Several backends on one case, as `prepared_pair`; in place of one that cannot be timed, why.
-
-    Raises:
-        ValueError: several cases.
-    """
-    if not cells:
-        return
-    cases = {cell.case for cell in cells.values()}
-    if len(cases) != 1:
-        raise ValueError(f"cells: one case on several backends, not {len(cases)} cases")
-    layers = Layers.of(Case.parse(cases.pop()), device)
+def prepared_beside(case: Case, names: Sequence[str], layers: Layers) -> Iterator[tuple[str, Prepared | str]]:
+    """Several backends on one case and its layers, as `prepared_pair`; in place of one that cannot be timed, why."""
     before: Unrolled | None = None
-    for name, cell in cells.items():
+    for name in names:
         try:
-            made = _prepared(cell, layers, None, before).graph
+            made = _prepared(TimedCell(name, str(case)), layers, None, before)
         except BackendUnavailable as error:
             yield name, str(error)
         except (Exception, SystemExit) as error:
             yield name, f"it raised {told(error)}"
         else:
-            before = before if made.graph is None else made  # the last one that has memory to share
+            before = before if made.graph.graph is None else made.graph  # the last one that has memory to share
             yield name, made
 
 
@@ -144,20 +135,25 @@ class Layers:
 
     Args:
         calls: the case's tensors; copies of the weights, and the tokens in another order, in the further ones.
-        floor: of one call.
+        work: of one call.
+        floor: of one call; of a modest device where this one is not listed.
     """
 
     calls: Sequence[CaseTensors]
+    work: Work
     floor: Floor
 
     @classmethod
     def of(cls, case: Case, device: str) -> Layers:
         tensors = tensors_of(case, device)
         forget()  # a large case's weights are kept here alone
-        floor = floor_of(work_of(tensors), rates_of(torch.cuda.get_device_name(0)) or MODEST, case.scheme)
+        work = work_of(tensors)
+        floor = floor_of(work, rates_of(torch.cuda.get_device_name(0)) or MODEST, case.scheme)
         cache = torch.cuda.get_device_properties(0).L2_cache_size
         count = math.ceil(CACHES * cache / max(case.weight_bytes, 1))
-        return cls([_further(tensors, number) for number in range(min(max(count, LEAST_LAYERS), MOST_LAYERS))], floor)
+        return cls(
+            [_further(tensors, number) for number in range(min(max(count, LEAST_LAYERS), MOST_LAYERS))], work, floor
+        )
 
 
 def _further(tensors: CaseTensors, number: int) -> CaseTensors:
@@ -175,19 +171,25 @@ def _further(tensors: CaseTensors, number: int) -> CaseTensors:
     )
 
 
-def _prepared(cell: TimedCell, layers: Layers, count: int | None, beside: Unrolled | None) -> Prepared:
+def _prepared(cell: TimedCell, layers: Layers, count: int | None, beside: Unrolled | None, more: int = 0) -> Prepared:
     cls = load_subject(cell.backend).experts_cls
-    backends = [cls(tensors.config, tensors.quant, tensors.weights) for tensors in layers.calls]
+    first, built = high_water(partial(_made, cls, layers.calls[0]))
+    backends = [first, *(_made(cls, tensors) for tensors in layers.calls[1:])]
     if beside is not None and beside.output is not None:
         output = beside.output
     else:
         output = torch.empty_like(layers.calls[0].hidden_states, memory_format=torch.contiguous_format)
     calls = [partial(_call, backend, tensors, output) for backend, tensors in zip(backends, layers.calls, strict=True)]
+    _, called = high_water(calls[0])
     captures = all(backend.contract.graph_capturable for backend in backends)
-    rounded = -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
-    graph = Unrolled(calls, count or rounded, capture=captures, beside=beside)
+    told = count or -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
+    graph = Unrolled(calls, told, capture=captures, beside=beside, more=more)
     graph.output = output
-    return Prepared(graph, kind_of(layers.floor))
+    return Prepared(graph, kind_of(layers.floor), built.then(called))
+
+
+def _made(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:
+    return cls(tensors.config, tensors.quant, tensors.weights)
 
 
 def _call(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor) -> None:

@@ -34,13 +34,20 @@ class Unrolled:
         count: of the calls in the graph.
         capture: as a CUDA graph; without, a loop of eager calls.
         beside: in whose memory this one's intermediate results go, where both are captured.
+        more: calls that `count` does not tell, to be slower on purpose.
 
     Raises:
         CaptureFailed: one of them cannot be captured.
     """
 
     def __init__(
-        self, calls: Sequence[Call], count: int, *, capture: bool = True, beside: Unrolled | None = None
+        self,
+        calls: Sequence[Call],
+        count: int,
+        *,
+        capture: bool = True,
+        beside: Unrolled | None = None,
+        more: int = 0,
     ) -> None:
         for _ in range(WARM_UP):
             for call in calls:
@@ -49,7 +56,7 @@ class Unrolled:
         self.count = count
 
         def all_of_them() -> None:
-            for number in range(count):
+            for number in range(count + more):
                 calls[number % len(calls)]()
 
         self.graph: torch.cuda.CUDAGraph | None = None

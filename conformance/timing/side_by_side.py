@@ -13,9 +13,11 @@ from conformance.build import config_of
 from conformance.cases import Case
 from conformance.gate.interval import estimate, interquartile_mean, timer_floor
 from conformance.gate.policy import DEFAULT
+from conformance.performs import Work
 from conformance.plan import Target
-from conformance.timing.cells import TimedCell, prepared_beside
+from conformance.timing.cells import Layers, prepared_beside
 from conformance.timing.graphs import Unrolled, replays
+from conformance.timing.memory import Memory
 from fp8moe.schemes import SCHEMES
 from fp8moe.selector import explain_fp8_moe_backend
 
@@ -64,10 +66,14 @@ class SideBySide:
     Args:
         us: (rounds,) microseconds of a call, by backend.
         absent: backends without a time, and why.
+        work: of one call.
+        memory: of one layer, by backend.
     """
 
     us: Mapping[str, NDArray[np.float64]]
     absent: Mapping[str, str]
+    work: Work
+    memory: Mapping[str, Memory]
 
     def typical_us(self, name: str) -> float:
         """The interquartile mean of a backend's rounds."""
@@ -97,16 +103,16 @@ def side_by_side(case: Case, names: Sequence[str], absent: Mapping[str, str], ro
         names: backends, registered or module:Class.
         absent: what is known to be missing; those that cannot be timed after all join it, with the reason.
     """
-    cells = {name: TimedCell(name, str(case)) for name in names}
-    missing = dict(absent)
+    layers, missing = Layers.of(case, "cuda"), dict(absent)
     graphs: dict[str, Unrolled] = {}
-    for name, made in prepared_beside(cells):
+    memory: dict[str, Memory] = {}
+    for name, made in prepared_beside(case, names, layers):
         if isinstance(made, str):
             missing[name] = made
         else:
-            graphs[name] = made
+            graphs[name], memory[name] = made.graph, made.memory
     if not graphs:
-        return SideBySide({}, missing)
+        return SideBySide({}, missing, layers.work, {})
     forwards = list(graphs)
     order = [name for number in range(rounds) for name in (forwards if number % 2 == 0 else forwards[::-1])]
     taken = replays([graphs[name] for name in order])
@@ -114,7 +120,7 @@ def side_by_side(case: Case, names: Sequence[str], absent: Mapping[str, str], ro
         name: np.array([one.us / graphs[name].count for one, of in zip(taken, order, strict=True) if of == name])
         for name in graphs
     }
-    return SideBySide(us, missing)
+    return SideBySide(us, missing, layers.work, memory)
 
 
 def regret(times: SideBySide, selected: str) -> Regret:

@@ -1,69 +1,38 @@
-"""What a GPU says of itself while it is timed: clocks, reasons for slower ones, other processes; by NVML.
+"""What a GPU says of itself while it is timed: clocks, reasons for slower ones, other processes.
 
-NVML is asked by a thread of its own, every few milliseconds, since the questions take longer than a short kernel. Power
-capping is told and is no fault: a large FP8 GEMM runs at the power limit for as long as it runs.
+It is asked by a thread of its own, every few milliseconds, since the questions take longer than a short kernel.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import torch
 
 from conformance.gate.samples import Flag
+from conformance.timing.polls import SLOWED, Ask, Poll, poll_of_device
 
 EVERY_S = 0.01
 """Between two polls."""
-# Reasons for clocks below the possible ones (NVML API reference, nvmlClocksEventReasons).
-HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, HW_POWER_BRAKE, POWER_CAP = 0x8, 0x20, 0x40, 0x80, 0x4
-SLOWED = HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | HW_POWER_BRAKE
-"""Those that come from outside the work: heat, and power brakes."""
-REASONS = {
-    HW_SLOWDOWN: "hardware slowdown",
-    SW_THERMAL: "thermal slowdown by software",
-    HW_THERMAL: "thermal slowdown by hardware",
-    HW_POWER_BRAKE: "power brake",
-    POWER_CAP: "power cap",
-}
+STATE = "device state"
 NOT_WATCHED = "not watched"
-
-
-@dataclass(frozen=True)
-class Poll:
-    """One look at the device.
-
-    Args:
-        at: `time.monotonic()`.
-        sm_mhz: clock of the multiprocessors.
-        limit_mhz: the clock that they may have at most, as it is set; 0 where NVML does not tell.
-        reasons: a union of NVML's reasons.
-        processes: how many compute processes have the device open, as far as NVML shows them here.
-    """
-
-    at: float
-    sm_mhz: int
-    limit_mhz: int
-    reasons: int
-    processes: int
 
 
 @dataclass
 class Watch:
-    """Polls a device while it is entered; without NVML it sees nothing, and says so.
+    """Polls a device while it is entered; where nothing can be asked it sees nothing, and says so.
 
     Args:
-        ours: processes of this run that have the device open; more than these are strangers. In a container NVML may
-            show none at all, and then strangers cannot be seen either.
-        poll: returns a `Poll`; None: NVML's, for torch's current device.
+        ours: processes of this run that have the device open; more than these are strangers. In a container none at
+            all may be shown, and then strangers cannot be seen either.
+        poll: returns a `Poll`; None: NVML's or AMD SMI's, for torch's current device.
     """
 
     ours: int = 1
-    poll: Callable[[], Poll] | None = None
+    poll: Ask | None = None
     polls: list[Poll] = field(default_factory=list)
     why_not: str = ""
 
@@ -71,7 +40,7 @@ class Watch:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         if self.poll is None:
-            self.poll, self.why_not = _nvml_poll()
+            self.poll, self.why_not = poll_of_device()
         if self.poll is not None:
             self.polls.append(self.poll())
             self._thread = threading.Thread(target=self._run, args=(self.poll,), daemon=True)
@@ -85,7 +54,7 @@ class Watch:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, poll: Callable[[], Poll]) -> None:
+    def _run(self, poll: Ask) -> None:
         while not self._stopped.wait(EVERY_S):
             try:
                 self.polls.append(poll())
@@ -95,7 +64,9 @@ class Watch:
 
     def flags(self, begin: float, end: float) -> int:
         """A union of `Flag` for what was seen between two times of `time.monotonic()`, and right before and after."""
-        seen = [poll for poll in list(self.polls) if begin - EVERY_S <= poll.at <= end + EVERY_S]
+        polls = list(self.polls)
+        seen = [poll for poll in polls if begin - EVERY_S <= poll.at <= end + EVERY_S]
+        seen += [poll for poll in polls if poll.at < begin][-1:]  # a look can take longer than a sample
         found = 0
         for poll in seen:
             if poll.reasons & SLOWED:
@@ -107,16 +78,13 @@ class Watch:
         return int(found)
 
     def told(self) -> dict[str, str]:
-        """What was seen, in words, by name."""
+        """What was seen, in words, by name; `STATE` is there only where something was not watched."""
         if not self.polls:
-            return {"device state": f"{NOT_WATCHED}: {self.why_not}"}
+            return {STATE: f"{NOT_WATCHED}: {self.why_not}"}
         clocks = sorted(poll.sm_mhz for poll in self.polls)
-        union = 0
-        for poll in self.polls:
-            union |= poll.reasons
-        reasons = [text for bit, text in REASONS.items() if union & bit]
+        reasons = sorted(frozenset[str]().union(*(poll.reasons for poll in self.polls)))
         most = max(poll.processes for poll in self.polls)
-        ended = {"device state": f"{NOT_WATCHED} to the end: {self.why_not}"} if self.why_not else {}
+        ended = {STATE: f"{NOT_WATCHED} to the end: {self.why_not}"} if self.why_not else {}
         return ended | {
             "SM clock, MHz": f"{clocks[0]} to {clocks[-1]}, median {clocks[len(clocks) // 2]}",
             "slower clocks": ", ".join(reasons) or "none",
@@ -124,38 +92,13 @@ class Watch:
         }
 
 
-def _nvml_poll() -> tuple[Callable[[], Poll] | None, str]:
-    """NVML's poll for torch's current device; or None, and why."""
-    if torch.version.cuda is None:
-        return None, "NVML is for NVIDIA's devices"
-    try:
-        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError:
-        return None, "pynvml is not there: install nvidia-ml-py"
-    try:
-        pynvml.nvmlInit()
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-    except (pynvml.NVMLError, AttributeError, RuntimeError) as error:
-        return None, f"NVML does not answer: {error}"
+def unwatched(told: Mapping[str, str]) -> str:
+    """Why a run's times are no ground for a verdict, by what its watch told; "" where they are."""
+    return told.get(STATE, "")
 
-    def asked(name: str, *arguments: Any) -> int:
-        try:
-            return int(getattr(pynvml, name)(handle, *arguments))
-        except (pynvml.NVMLError, AttributeError):
-            return 0
 
-    def poll() -> Poll:
-        try:
-            processes = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        except pynvml.NVMLError:
-            processes = 0
-        return Poll(
-            time.monotonic(),
-            asked("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
-            asked("nvmlDeviceGetApplicationsClock", pynvml.NVML_CLOCK_SM),
-            asked("nvmlDeviceGetCurrentClocksThrottleReasons"),
-            processes,
-        )
-
-    return poll, ""
+def opened_here() -> int:
+    """How many processes on the device this one counts for: 1 where it has opened it, or 0."""
+    has_context: Callable[[int], bool] | None = getattr(torch._C, "_cuda_hasPrimaryContext", None)
+    initialized: Callable[[], bool] = torch.cuda.is_initialized
+    return int(has_context is not None and initialized() and has_context(torch.cuda.current_device()))

@@ -65,7 +65,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _kinds() -> dict[str, dict[int, Make]]:
-    return {name: {n: partial(_pair, _cell(*of), CALLS, n) for n in SLOWER} for name, of in KINDS.items()}
+    return {name: {n: partial(_pair, cell, CALLS, n) for n in SLOWER} for name, cell in kind_cells().items()}
+
+
+def kind_cells() -> dict[str, TimedCell]:
+    """A cell of each kind of work."""
+    return {name: _cell(*of) for name, of in KINDS.items()}
+
+
+def layer_cells() -> list[TimedCell]:
+    """A third of the published models' layers, all numbers of tokens among them."""
+    cases = [case for case in model_cases(resolve_target("cuda")) if is_checkpoints(case)]
+    return [TimedCell(OURS, str(case)) for case in cases if case.weight_bytes <= LARGEST_BYTES][::3]
 
 
 def _cell(model: str, tokens: int) -> TimedCell:
@@ -94,9 +105,8 @@ def _recorded(make: Make, watch: Watch, seconds: float) -> dict[str, list[float]
 
 
 def _runs(count: int, watch: Watch) -> Iterator[dict[str, object]]:
-    """Of the gate, over a third of the published models' layers, at every number of tokens."""
-    cases = [case for case in model_cases(resolve_target("cuda")) if is_checkpoints(case)]
-    names = [TimedCell(OURS, str(case)).name for case in cases if case.weight_bytes <= LARGEST_BYTES][::3]
+    """Of the gate, over many layers."""
+    names = [cell.name for cell in layer_cells()]
     started = time.monotonic()
     kept = {name: _pair(TimedCell.parse(name), None, 0) for name in names}
     print(f"{len(names)} cells prepared in {time.monotonic() - started:.0f} s", flush=True)

@@ -1,4 +1,4 @@
-"""The paired gate's sampler for two checkouts: each in a process of its own, which take turns on the device."""
+"""Times taken in other processes: two checkouts that take turns on the device, or a record in a fresh process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from conformance.gate.record import Record
 from conformance.gate.samples import Samples
 from conformance.timing import worker
-from conformance.timing.state import Watch
+from conformance.timing.recorded import HERE, Planted
+from conformance.timing.state import Watch, opened_here
 
 WARM = 2
 SECONDS = 300.0
 """For one answer: kernels may have to be compiled."""
+RECORD_SECONDS = 1800.0
+"""For a record of all cells."""
 
 
 class WorkerFailed(RuntimeError):
@@ -62,20 +66,21 @@ class Version:
             self.close()
             raise
 
-    def ask(self, verb: str, **given: Any) -> dict[str, Any]:
-        """One answer.
+    def ask(self, verb: str, seconds: float | None = None, **given: Any) -> dict[str, Any]:
+        """One answer, within so many seconds; None: `SECONDS`.
 
         Raises:
             WorkerFailed: an error, or none.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        seconds = SECONDS if seconds is None else seconds
         try:
             self._process.stdin.write(json.dumps({"verb": verb, **given}) + "\n")
             self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], SECONDS)[0]:
+            if not select.select([self._process.stdout], [], [], seconds)[0]:
                 self._process.kill()
-                raise WorkerFailed(f"{self.name}: no answer to {verb!r} within {SECONDS:g} s: {given.get('cell', '')}")
+                raise WorkerFailed(f"{self.name}: no answer to {verb!r} within {seconds:g} s: {given.get('cell', '')}")
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -100,6 +105,21 @@ class Version:
             self._process.wait()
 
 
+def record_apart(cells: Sequence[str], planted: Planted | None = None) -> tuple[Record, dict[str, str]]:
+    """As `conformance.timing.recorded.recorded`, in a fresh process: a later run will be in another one, too.
+
+    Raises:
+        WorkerFailed: a cell cannot be timed.
+    """
+    version = Version("the process that times", HERE)
+    try:
+        given = {"cells": list(cells), "planted": dict(planted or {}), "ours": 1 + opened_here()}
+        answer = version.ask("record", RECORD_SECONDS, **given)
+    finally:
+        version.close()
+    return Record.from_json(json.dumps(answer["record"])), answer["state"]
+
+
 class TwoProcessPairs:
     """`conformance.gate.samples.PairSampler` for two checkouts.
 
@@ -107,12 +127,20 @@ class TwoProcessPairs:
         cells: by name, the cell's name in each version: they differ where two backends are compared.
         versions: A and B; closed with this.
         watch: entered by the caller, with two processes of ours.
+        planted: cells that are slower in B on purpose.
     """
 
     processes = 2
 
-    def __init__(self, cells: Mapping[str, tuple[str, str]], versions: tuple[Version, Version], watch: Watch) -> None:
+    def __init__(
+        self,
+        cells: Mapping[str, tuple[str, str]],
+        versions: tuple[Version, Version],
+        watch: Watch,
+        planted: Planted | None = None,
+    ) -> None:
         self.cells, self.versions, self.watch = cells, versions, watch
+        self.planted = planted or {}
         self._made = ""
 
     def __enter__(self) -> TwoProcessPairs:
@@ -128,8 +156,9 @@ class TwoProcessPairs:
         names = self.cells[cell]
         if self._made != cell:
             a, b = self.versions
-            made = a.ask("make", cell=names[0], count=None)
-            other = b.ask("make", cell=names[1], count=made["count"])
+            calls, more = self.planted.get(cell, (None, 0))
+            made = a.ask("make", cell=names[0], count=calls)
+            other = b.ask("make", cell=names[1], count=made["count"], more=more)
             if made["method"] != other["method"]:
                 raise WorkerFailed(
                     f"{cell}: A makes {made['method']}, B {other['method']}: such times are not compared"

@@ -15,6 +15,7 @@ import torch
 
 from conformance.timing.cells import TimedCell
 from conformance.timing.graphs import Unrolled, replays
+from conformance.timing.recorded import recorded
 from conformance.versions import versions
 
 PROTOCOL = 1
@@ -26,17 +27,19 @@ class Server:
 
     def __init__(self) -> None:
         self.kept: dict[str, Unrolled] = {}
+        self.more: dict[str, int] = {}
 
     def hello(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"protocol": PROTOCOL, "versions": versions(), "device": torch.cuda.get_device_name(0)}
 
     def make(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        name = asked["cell"]
-        if name in self.kept and asked["count"] in (None, self.kept[name].count):
+        name, more = asked["cell"], asked.get("more", 0)
+        if name in self.kept and asked["count"] in (None, self.kept[name].count) and self.more[name] == more:
             return self._told(name)
         while len(self.kept) >= MOST_KEPT:
             del self.kept[next(iter(self.kept))]
-        self.kept[name] = TimedCell.parse(name).prepared(asked["count"]).graph
+        self.kept[name] = TimedCell.parse(name).prepared(asked["count"], more).graph
+        self.more[name] = more
         return self._told(name)
 
     def _told(self, name: str) -> dict[str, Any]:
@@ -46,11 +49,16 @@ class Server:
         taken = replays([self.kept[asked["cell"]]] * asked["times"])
         return {"us": [replay.us for replay in taken], "at": [(replay.begin, replay.end) for replay in taken]}
 
+    def record(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        self.kept.clear()
+        record, state = recorded(asked["cells"], asked["planted"], asked["ours"])
+        return {"record": json.loads(record.to_json()), "state": state}
+
 
 def serve(source: TextIO, sink: TextIO) -> None:
     """Answers until the input ends; what goes wrong is the answer."""
     server = Server()
-    verbs = {"hello": server.hello, "make": server.make, "replay": server.replay}
+    verbs = {"hello": server.hello, "make": server.make, "replay": server.replay, "record": server.record}
     for line in source:
         asked = json.loads(line)
         try:

@@ -221,7 +221,8 @@ def measure_command(
 ) -> None:
     """Time every backend that could be selected here, side by side on published layers; what the seed's order costs.
 
-    Exit status 0: everything was timed; 2: the budget ended it.
+    Exit status 0: everything was timed; 1: a backend took less time than this device can, and no table is written; 2:
+    the budget ended it.
     """
     with told():
         from fp8moe.commands.measure import certificates_of, check_output, measured, print_measured, table_of
@@ -229,7 +230,8 @@ def measure_command(
         check_output(out, certificate or ())
         certificates = certificates_of(certificate or ())
         found, left = measured(backend or (), budget)
-        print_measured(found, left)
+        if not print_measured(found, left):
+            raise typer.Exit(1)
         if out is not None:
             table_of(found, certificates).save(out)
         raise typer.Exit(2 if left else 0)

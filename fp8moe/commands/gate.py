@@ -31,6 +31,7 @@ from conformance.gate.shown.history import dated
 from conformance.gate.shown.junit import junit
 from conformance.gate.shown.markdown import markdown
 from conformance.gate.shown.page import PageUnavailable, page
+from conformance.gate.verdicts import Reason
 from conformance.planned import BadRequest, device_name
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
@@ -39,9 +40,9 @@ Found = TypeVar("Found")
 OUTPUTS = ("--json", "--junit", "--markdown", "--html")
 GOES_WITH = {
     "--write": ("--part", "--device", "--seed", "--runs", "--cells"),
-    "--baseline": ("--part", "--history", *OUTPUTS),
-    "--against": ("--cells", *OUTPUTS),
-    "--against-backend": ("--cells", *OUTPUTS),
+    "--baseline": ("--part", "--history", "--unwatched", *OUTPUTS),
+    "--against": ("--cells", "--unwatched", *OUTPUTS),
+    "--against-backend": ("--cells", "--unwatched", *OUTPUTS),
 }
 """The options that each mode looks at, beside --backend."""
 
@@ -118,7 +119,7 @@ def paired(against: Path | None, against_backend: str | None, asked: Asked) -> G
     assert against_backend is not None
     if len(asked.backends) != 1:
         raise BadInput(f"--against-backend compares one backend with {against_backend}: give --backend once")
-    return _asked(lambda: paired_backends(against_backend, asked.backends[0], asked.cells, tell))
+    return _asked(lambda: paired_backends(against_backend, asked, tell))
 
 
 def shown(result: GateResult, files: Mapping[str, Path | None], history: Sequence[Baseline] = ()) -> None:
@@ -182,6 +183,8 @@ def print_result(result: GateResult) -> int:
         out.print(Text(line), soft_wrap=True)
     for name, text in result.told.items():
         out.print(Text(f"{name}: {text}"), soft_wrap=True)
+    if result.speed is not None and any(cell.reason is Reason.UNWATCHED for cell in result.speed.cells):
+        out.print(Text("no verdict on times: remedy what the device state says, or give --unwatched"), soft_wrap=True)
     for part, reason in result.left.items():
         out.print(Text(f"not run: {part}: {reason}"), soft_wrap=True)
     parts = ", ".join(f"{name} {status.value}" for name, status in result.parts.items())

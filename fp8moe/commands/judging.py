@@ -214,6 +214,9 @@ def gate_command(
     seed: Annotated[int, typer.Option(min=0, help="Of a baseline's cases.")] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Of a baseline: how often everything is timed.")] = 1,
     cells: Annotated[int | None, typer.Option(min=1, help="Time no more cells of each backend; default: all.")] = None,
+    unwatched: Annotated[
+        bool, typer.Option("--unwatched", help="Take a verdict on times though nothing tells the device's state.")
+    ] = False,
     history: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Earlier baselines, for the history in --html.")
     ] = None,
@@ -240,7 +243,7 @@ def gate_command(
         given = [name for name, value in chosen.items() if value is not None]
         if len(given) != 1:
             raise BadInput(f"give one of {', '.join(chosen)}, not {' and '.join(given) or 'none'}")
-        asked = Asked(backend or (), part or (), cells)
+        asked = Asked(backend or (), part or (), cells, unwatched)
         files = {"--json": json_file, "--junit": junit, "--markdown": markdown, "--html": html}
         options: dict[str, object] = {
             "--part": part,
@@ -248,7 +251,7 @@ def gate_command(
             "--seed": seed or None,
             "--runs": runs > 1 or None,
         }
-        options |= {"--cells": cells, "--history": history, **files}
+        options |= {"--cells": cells, "--unwatched": unwatched or None, "--history": history, **files}
         gate.check_options(given[0], [name for name, value in options.items() if value is not None])
         gate.check_outputs(files)
         if write is not None:

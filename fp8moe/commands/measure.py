@@ -14,8 +14,11 @@ from rich.text import Text
 from conformance.build import config_of
 from conformance.cases import Case
 from conformance.models import model_and_split
+from conformance.performs import Floor, floor_of
 from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target, resolve_target
+from conformance.rates import rates_of
+from conformance.timing.measured_rates import measured_rates
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
@@ -29,12 +32,26 @@ VERSIONS = ("fp8moe", "torch", "triton")
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: who could be selected, and what each took."""
+    """One case: who could be selected, and what each took.
+
+    Args:
+        floor: by the device's data sheet, which nothing can be faster than; None where there is none of it.
+        reached: by what a copy and a GEMM reach here.
+    """
 
     case: Case
     contenders: Contenders
     times: SideBySide
     regret: Regret | None
+    floor: Floor | None
+    reached: Floor
+
+    @property
+    def too_fast(self) -> list[str]:
+        """Backends that took less time than the work needs: not all of it was done, or this is another device."""
+        if self.floor is None:
+            return []
+        return [name for name in self.times.us if self.times.typical_us(name) < self.floor.us]
 
 
 def measured(also: Sequence[str], budget: float | None) -> tuple[list[Measured], int]:
@@ -64,24 +81,52 @@ def measured(also: Sequence[str], budget: float | None) -> tuple[list[Measured],
 def _one(case: Case, target: Target, also: Sequence[str]) -> Measured:
     who = contenders(case, target)
     times = side_by_side(case, list(dict.fromkeys([*who.eligible, *also])), who.absent)
-    return Measured(case, who, times, regret(times, who.selected) if who.selected in times.us else None)
+    rates = rates_of(torch.cuda.get_device_name(0))
+    return Measured(
+        case,
+        who,
+        times,
+        regret(times, who.selected) if who.selected in times.us else None,
+        None if rates is None else floor_of(times.work, rates, case.scheme),
+        floor_of(times.work, measured_rates().rates, case.scheme),
+    )
 
 
-def print_measured(found: Sequence[Measured], left: int) -> None:
-    """A row for each case: each backend's time, the fastest, what the selected one costs over it."""
+def print_measured(found: Sequence[Measured], left: int) -> bool:
+    """A row for each case: each backend's time and the part of it that the device needs, its memory, the fastest, what
+    the selected one costs over it. Returns whether nothing was faster than the device."""
     out = tables.console()
     names = list(dict.fromkeys(name for one in found for name in one.times.us))
-    table = tables.table("side by side, microseconds a call", "case", *names, "selected", "best", "regret", "in")
+    columns = [column for name in names for column in (name, "MiB")]
+    title = "side by side: microseconds a call (share of the measured floor), peak MiB of a layer's own memory"
+    table = tables.table(title, "case", "floor", *columns, "selected", "best", "regret", "in")
     for one in found:
-        cells = [f"{one.times.typical_us(name):.1f}" if name in one.times.us else "-" for name in names]
+        cells = [cell for name in names for cell in _cells(one, name)]
         of = one.regret
         told = ("-", "-", "-") if of is None else (of.best, f"{of.value:.1%}", f"{of.low:.1%} to {of.high:.1%}")
-        table.add_row(str(one.case), *cells, one.contenders.selected or "-", *told)
+        floor = f"{one.reached.us:.1f}, {one.reached.by}"
+        table.add_row(str(one.case), floor, *cells, one.contenders.selected or "-", *told)
     out.print(table)
     for line in summary(found):
         out.print(Text(line), soft_wrap=True)
+    if found:
+        out.print(Text(f"floor: {measured_rates().told}"), soft_wrap=True)
     if left:
         out.print(Text(f"not run: {left} cases, since the budget was spent", style="yellow"))
+    wrong = [(name, one) for one in found for name in one.too_fast]
+    for name, one in wrong:
+        assert one.floor is not None
+        took, need = one.times.typical_us(name), one.floor
+        line = f"{name} took {took:.1f} us, less than the {need.us:.1f} us that its {need.by} need by the data sheet"
+        out.print(Text(f"{line}: {one.case}", style="bold red"), soft_wrap=True)
+    return not wrong
+
+
+def _cells(one: Measured, name: str) -> tuple[str, str]:
+    if name not in one.times.us:
+        return "-", "-"
+    us = one.times.typical_us(name)
+    return f"{us:.1f} ({one.reached.us / us:.0%})", f"{one.times.memory[name].peak / (1 << 20):.1f}"
 
 
 def summary(found: Sequence[Measured]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from conformance.cases import Case
+from conformance.performs import Floor, Work
 from conformance.plan import Target
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide
 from fp8moe.cli import app
@@ -26,10 +27,17 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 def one(tokens: int, us: dict[str, float], model: str = "qwen3-30b-a3b:tp1") -> Measured:
     case = Case(model=model, tokens=tokens, law="router")
-    times = SideBySide({name: np.full(16, value) for name, value in us.items()}, {"MARLIN": "not installed"})
+    times = SideBySide(
+        {name: np.full(16, value) for name, value in us.items()}, {"MARLIN": "not installed"}, Work(0, 0), {}
+    )
     best = min(us, key=us.__getitem__)
     return Measured(
-        case, Contenders("TRITON", tuple(us), {}), times, Regret("TRITON", best, us["TRITON"] / us[best] - 1, 0, 1)
+        case,
+        Contenders("TRITON", tuple(us), {}),
+        times,
+        Regret("TRITON", best, us["TRITON"] / us[best] - 1, 0, 1),
+        None,
+        Floor(1.0, "bytes"),
     )
 
 

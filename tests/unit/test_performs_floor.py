@@ -112,6 +112,7 @@ def test_a_case_without_a_backend_is_not_run_and_says_why() -> None:
 def test_table() -> None:
     case = Case(model="qwen3-30b-a3b:tp1", tokens=64)
     figures = {"median_us": 240.0, "warm_us": 228.04, "floor_us": 180.0, "floor_over_time": 0.75}
+    figures |= {"measured_floor_over_time": 0.83, "peak_bytes": 3 << 20}
     kept = CheckResult(
         "performs",
         "performs.time",
@@ -124,4 +125,4 @@ def test_table() -> None:
     )
     assert CheckResult.from_json(kept.to_json()) == kept
     rows = [line.split() for line in render(performs_table([kept]), 118, False).splitlines()]
-    assert ["qwen3-30b-a3b:tp1", "block", "64", "TRITON", "240.0", "228.0", "180.0", "0.75"] in rows
+    assert ["qwen3-30b-a3b:tp1", "block", "64", "TRITON", "240.0", "228.0", "180.0", "0.75", "0.83", "3.0"] in rows

@@ -42,6 +42,12 @@ class Event:
         return end.at - self.at
 
 
+class Allocated:
+    """The device's memory, of which each call keeps 8 bytes and uses 32 for a while."""
+
+    now, at_work = 100, 32
+
+
 class Graph:
     def __init__(self, call: Callable[[], None]) -> None:
         call()
@@ -54,6 +60,10 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a played device")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: Allocated.now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: Allocated.now + Allocated.at_work)
+    Allocated.now = 100
     monkeypatch.setattr(performs, "FLUSHED_BYTES", 16)
     monkeypatch.setattr(performs, "REPLAYS", 3)
     monkeypatch.setattr(performs, "captured", Graph)
@@ -64,6 +74,7 @@ class Captured(TorchExperts):
 
     def apply(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.calls = getattr(self, "calls", 0) + 1
+        Allocated.now += 8
         return super().apply(*args, **kwargs)
 
 
@@ -78,6 +89,7 @@ def test_replays_of_a_graph() -> None:
     assert (result.measured["median_us"], result.measured["warm_us"]) == (5000.0, 5000.0)
     assert "floor_us" not in result.measured
     assert result.measured["flops"] > 0
+    assert (result.measured["held_bytes"], result.measured["peak_bytes"]) == (8, 40)
     assert stopwatch is not None
     assert stopwatch.method == "graph replays"
 

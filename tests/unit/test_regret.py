@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conformance.cases import Case
+from conformance.performs import Work
 from conformance.plan import Target
 from conformance.results import Evidence, Status
 from conformance.timing import regrets
@@ -24,7 +25,7 @@ def steady(us: float, count: int = 16) -> np.ndarray:
     return us * (1 + 1e-3 * np.cos(np.arange(count)))
 
 
-TIMES = SideBySide({"A": steady(100.0), "B": steady(80.0), "C": steady(81.0)}, {"D": "not installed"})
+TIMES = SideBySide({"A": steady(100.0), "B": steady(80.0), "C": steady(81.0)}, {"D": "not installed"}, Work(0, 0), {})
 
 
 def test_without_libraries_ours_alone_can_run_and_the_others_are_named() -> None:

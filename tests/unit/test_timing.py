@@ -18,11 +18,13 @@ import torch
 from conformance.cases import Case
 from conformance.gate.samples import Flag
 from conformance.performs import Floor
-from conformance.timing import graphs, state, worker
+from conformance.timing import graphs, polls, worker
 from conformance.timing.cells import LAUNCHED_US, MOST_CALLS, TimedCell, calls_for, kind_of
 from conformance.timing.graphs import CaptureFailed, Unrolled, replays
+from conformance.timing.memory import Memory
+from conformance.timing.polls import Poll
 from conformance.timing.samplers import DevicePairs, DeviceRounds
-from conformance.timing.state import Poll, Watch
+from conformance.timing.state import Watch
 from conformance.timing.yardsticks import COMPUTE, LAUNCH, MEMORY
 
 
@@ -141,7 +143,7 @@ def test_rounds_go_forwards_and_backwards() -> None:
     from conformance.timing.cells import Prepared
 
     sticks = {MEMORY: graph("m", 7), COMPUTE: graph("c", 11)}
-    cells = {"cell": lambda: Prepared(graph("x", 2), MEMORY)}
+    cells = {"cell": lambda: Prepared(graph("x", 2), MEMORY, Memory(0, 0))}
     with Watch(poll=quiet) as watch:
         sampler = DeviceRounds(cells, sticks, {"device": "played"}, watch)
         assert sampler.yardstick("cell") == MEMORY
@@ -156,7 +158,7 @@ def test_rounds_go_forwards_and_backwards() -> None:
 
 
 def quiet() -> Poll:
-    return Poll(time.monotonic(), 1980, 1980, 0, 1)
+    return Poll(time.monotonic(), 1980, 1980, frozenset(), 1)
 
 
 def watched(**fields: Any) -> int:
@@ -170,20 +172,22 @@ def watched(**fields: Any) -> int:
 
 def test_what_a_poll_says_is_a_flag() -> None:
     assert watched() == 0
-    assert watched(reasons=state.SW_THERMAL) == Flag.THROTTLED
-    assert watched(reasons=state.POWER_CAP) == 0
+    assert watched(reasons=frozenset({polls.THERMAL})) == Flag.THROTTLED
+    assert watched(reasons=frozenset({polls.POWER_CAP})) == 0
     assert watched(limit_mhz=1500) == Flag.CLOCKS_CHANGED
-    assert watched(processes=2, reasons=state.HW_SLOWDOWN) == Flag.SHARED | Flag.THROTTLED
+    assert watched(processes=2, reasons=frozenset({polls.SLOWDOWN})) == Flag.SHARED | Flag.THROTTLED
 
 
 def test_without_nvml_nothing_is_watched_and_that_is_told() -> None:
     with Watch() as watch:
         assert watch.flags(0.0, time.monotonic()) == 0
-    assert watch.told()["device state"].startswith("not watched: NVML is for" if torch.version.cuda is None else "not")
+    assert watch.told()["device state"].startswith(
+        "not watched: there is NVML for" if torch.version.cuda is None else "not"
+    )
 
 
 def test_what_was_seen_is_told() -> None:
-    watch = Watch(polls=[quiet(), Poll(1.0, 1700, 1980, state.POWER_CAP, 0)])
+    watch = Watch(polls=[quiet(), Poll(1.0, 1700, 1980, frozenset({polls.POWER_CAP}), 0)])
     assert watch.told() == {
         "SM clock, MHz": "1700 to 1980, median 1980",
         "slower clocks": "power cap",
