@@ -19,6 +19,7 @@ from conformance.plan import load_subject
 from conformance.rates import Rates, rates_of
 from conformance.timing.graphs import Unrolled
 from conformance.timing.memory import Memory, high_water
+from conformance.timing.shared import Given, on_memory_of
 from conformance.timing.yardsticks import COMPUTE, LAUNCH, MEMORY
 from conformance.trial import told
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
@@ -66,27 +67,34 @@ class TimedCell:
             raise ValueError(f"cell={name!r}: expected BACKEND CASE, such as 'TRITON {Case()}'")
         return cls(backend, str(Case.parse(case)))
 
-    def prepared(self, count: int | None = None, more: int = 0, device: str = "cuda") -> Prepared:
+    def prepared(
+        self, count: int | None = None, more: int = 0, given: Given | None = None, device: str = "cuda"
+    ) -> Prepared:
         """Its calls, ready to be replayed.
 
         Args:
             count: of the calls in the graph; None: by the case's floor on this device, so that it is the same in every
                 run that may be compared with this one.
             more: as `prepared_pair`.
+            given: another process's tensors, to be timed on their memory.
 
         Raises:
             conformance.timing.graphs.CaptureFailed: the backend declares that it can be captured, and cannot.
+            ValueError: the tensors given are not laid out as this version's.
         """
-        return _prepared(self, Layers.of(Case.parse(self.case), device), count, None, more)
+        layers = Layers.of(Case.parse(self.case), device, given)
+        return _prepared(self, layers, count, None, more, None if given is None else given.output)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell that can be timed, the yardstick whose kind of work it is, and the memory that one layer of it takes."""
+    """A cell that can be timed, the yardstick whose kind of work it is, the memory that one layer of it takes, and its
+    tensors."""
 
     graph: Unrolled
     kind: str
     memory: Memory
+    tensors: Given
 
 
 def prepared_pair(
@@ -144,11 +152,13 @@ class Layers:
     floor: Floor
 
     @classmethod
-    def of(cls, case: Case, device: str) -> Layers:
+    def of(cls, case: Case, device: str, given: Given | None = None) -> Layers:
         tensors = tensors_of(case, device)
         forget()  # a large case's weights are kept here alone
         work = work_of(tensors)
         floor = floor_of(work, rates_of(torch.cuda.get_device_name(0)) or MODEST, case.scheme)
+        if given is not None:
+            return cls([on_memory_of(one, tensors) for one in given.layers], work, floor)
         cache = torch.cuda.get_device_properties(0).L2_cache_size
         count = math.ceil(CACHES * cache / max(case.weight_bytes, 1))
         return cls(
@@ -171,13 +181,20 @@ def _further(tensors: CaseTensors, number: int) -> CaseTensors:
     )
 
 
-def _prepared(cell: TimedCell, layers: Layers, count: int | None, beside: Unrolled | None, more: int = 0) -> Prepared:
+def _prepared(
+    cell: TimedCell,
+    layers: Layers,
+    count: int | None,
+    beside: Unrolled | None,
+    more: int = 0,
+    output: Tensor | None = None,
+) -> Prepared:
     cls = load_subject(cell.backend).experts_cls
     first, built = high_water(partial(_made, cls, layers.calls[0]))
     backends = [first, *(_made(cls, tensors) for tensors in layers.calls[1:])]
     if beside is not None and beside.output is not None:
         output = beside.output
-    else:
+    if output is None:
         output = torch.empty_like(layers.calls[0].hidden_states, memory_format=torch.contiguous_format)
     calls = [partial(_call, backend, tensors, output) for backend, tensors in zip(backends, layers.calls, strict=True)]
     _, called = high_water(calls[0])
@@ -185,7 +202,7 @@ def _prepared(cell: TimedCell, layers: Layers, count: int | None, beside: Unroll
     told = count or -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
     graph = Unrolled(calls, told, capture=captures, beside=beside, more=more)
     graph.output = output
-    return Prepared(graph, kind_of(layers.floor), built.then(called))
+    return Prepared(graph, kind_of(layers.floor), built.then(called), Given.of(layers.calls, output))
 
 
 def _made(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:

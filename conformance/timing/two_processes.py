@@ -21,6 +21,8 @@ from conformance.timing import worker
 from conformance.timing.recorded import HERE, Planted
 from conformance.timing.state import Watch, opened_here
 
+MOST_KEPT = 4
+"""Cells that stay in memory: the screen goes from cell to cell, the looks come back to few."""
 WARM = 2
 SECONDS = 300.0
 """For one answer: kernels may have to be compiled."""
@@ -121,7 +123,7 @@ def record_apart(cells: Sequence[str], planted: Planted | None = None) -> tuple[
 
 
 class TwoProcessPairs:
-    """`conformance.gate.samples.PairSampler` for two checkouts.
+    """`conformance.gate.samples.PairSampler` for two checkouts; B works on A's weights and inputs, into A's output.
 
     Args:
         cells: by name, the cell's name in each version: they differ where two backends are compared.
@@ -141,7 +143,7 @@ class TwoProcessPairs:
     ) -> None:
         self.cells, self.versions, self.watch = cells, versions, watch
         self.planted = planted or {}
-        self._made = ""
+        self._made: list[str] = []
 
     def __enter__(self) -> TwoProcessPairs:
         return self
@@ -154,16 +156,7 @@ class TwoProcessPairs:
 
     def pairs(self, cell: str, count: int) -> Samples:
         names = self.cells[cell]
-        if self._made != cell:
-            a, b = self.versions
-            calls, more = self.planted.get(cell, (None, 0))
-            made = a.ask("make", cell=names[0], count=calls)
-            other = b.ask("make", cell=names[1], count=made["count"], more=more)
-            if made["method"] != other["method"]:
-                raise WorkerFailed(
-                    f"{cell}: A makes {made['method']}, B {other['method']}: such times are not compared"
-                )
-            self._made = cell
+        self._make(cell)
         spent = 0.0
         for _ in range(WARM):
             spent += sum(self._replay(side, names[side])[0] for side in (0, 1))
@@ -179,6 +172,28 @@ class TwoProcessPairs:
         # Each replay is launched once more before it, untimed.
         overhead = 2 * spent + sum(times[0]) + sum(times[1])
         return Samples(np.array(times[0]), np.array(times[1]), np.array(flags, dtype=np.uint8), overhead)
+
+    def _make(self, cell: str) -> None:
+        """Unless both have it; the one that was asked for least lately makes room."""
+        if cell in self._made:
+            self._made.remove(cell)
+        else:
+            while len(self._made) >= MOST_KEPT:
+                self._drop(self._made.pop(0))
+            a, b = self.versions
+            calls, more = self.planted.get(cell, (None, 0))
+            made = a.ask("make", cell=self.cells[cell][0], count=calls, more=0, given=None)
+            count, given = made["count"], made["given"]
+            other = b.ask("make", cell=self.cells[cell][1], count=count, more=more, given=given)
+            if made["method"] != other["method"]:
+                raise WorkerFailed(
+                    f"{cell}: A makes {made['method']}, B {other['method']}: such times are not compared"
+                )
+        self._made.append(cell)
+
+    def _drop(self, cell: str) -> None:
+        for side in (1, 0):  # B first, which reads A's memory
+            self.versions[side].ask("drop", cell=self.cells[cell][side])
 
     def _replay(self, side: int, name: str) -> tuple[float, int]:
         answer = self.versions[side].ask("replay", cell=name, times=1)

@@ -13,40 +13,40 @@ from typing import Any, TextIO
 
 import torch
 
-from conformance.timing.cells import TimedCell
-from conformance.timing.graphs import Unrolled, replays
+from conformance.timing.cells import Prepared, TimedCell
+from conformance.timing.graphs import replays
 from conformance.timing.recorded import recorded
+from conformance.timing.shared import Given, released
 from conformance.versions import versions
 
-PROTOCOL = 1
-MOST_KEPT = 4
+PROTOCOL = 2
 
 
 class Server:
     """What the worker holds between two lines."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Unrolled] = {}
-        self.more: dict[str, int] = {}
+        self.kept: dict[str, Prepared] = {}
 
     def hello(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"protocol": PROTOCOL, "versions": versions(), "device": torch.cuda.get_device_name(0)}
 
     def make(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        name, more = asked["cell"], asked.get("more", 0)
-        if name in self.kept and asked["count"] in (None, self.kept[name].count) and self.more[name] == more:
-            return self._told(name)
-        while len(self.kept) >= MOST_KEPT:
-            del self.kept[next(iter(self.kept))]
-        self.kept[name] = TimedCell.parse(name).prepared(asked["count"], more).graph
-        self.more[name] = more
-        return self._told(name)
+        """A cell; on the tensors of "given", or else on its own, which it gives."""
+        released()
+        name, given = asked["cell"], asked["given"]
+        cell = TimedCell.parse(name)
+        made = cell.prepared(asked["count"], asked["more"], None if given is None else Given.received(given))
+        self.kept[name] = made
+        told = {"count": made.graph.count, "method": made.graph.method}
+        return told | ({"given": made.tensors.sent()} if given is None else {})
 
-    def _told(self, name: str) -> dict[str, Any]:
-        return {"count": self.kept[name].count, "method": self.kept[name].method}
+    def drop(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        self.kept.pop(asked["cell"], None)
+        return {}
 
     def replay(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        taken = replays([self.kept[asked["cell"]]] * asked["times"])
+        taken = replays([self.kept[asked["cell"]].graph] * asked["times"])
         return {"us": [replay.us for replay in taken], "at": [(replay.begin, replay.end) for replay in taken]}
 
     def record(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,13 @@ class Server:
 def serve(source: TextIO, sink: TextIO) -> None:
     """Answers until the input ends; what goes wrong is the answer."""
     server = Server()
-    verbs = {"hello": server.hello, "make": server.make, "replay": server.replay, "record": server.record}
+    verbs = {
+        "hello": server.hello,
+        "make": server.make,
+        "replay": server.replay,
+        "record": server.record,
+        "drop": server.drop,
+    }
     for line in source:
         asked = json.loads(line)
         try:

@@ -24,6 +24,7 @@ from conformance.timing.graphs import CaptureFailed, Unrolled, replays
 from conformance.timing.memory import Memory
 from conformance.timing.polls import Poll
 from conformance.timing.samplers import DevicePairs, DeviceRounds
+from conformance.timing.shared import Given
 from conformance.timing.state import Watch
 from conformance.timing.yardsticks import COMPUTE, LAUNCH, MEMORY
 
@@ -143,7 +144,7 @@ def test_rounds_go_forwards_and_backwards() -> None:
     from conformance.timing.cells import Prepared
 
     sticks = {MEMORY: graph("m", 7), COMPUTE: graph("c", 11)}
-    cells = {"cell": lambda: Prepared(graph("x", 2), MEMORY, Memory(0, 0))}
+    cells = {"cell": lambda: Prepared(graph("x", 2), MEMORY, Memory(0, 0), Given([], torch.empty(0)))}
     with Watch(poll=quiet) as watch:
         sampler = DeviceRounds(cells, sticks, {"device": "played"}, watch)
         assert sampler.yardstick("cell") == MEMORY

@@ -19,7 +19,12 @@ for line in sys.stdin:
         continue
     answer = {
         "hello": {"protocol": PROTOCOL, "versions": {}, "device": "played"},
-        "make": {"count": asked.get("count") or 20, "method": "eager" if "EAGER" in asked.get("cell", "") else "graph"},
+        "make": {
+            "count": asked.get("count") or 20,
+            "method": "eager" if "EAGER" in asked.get("cell", "") else "graph",
+            "given": f"memory of {asked.get('cell')}",
+        },
+        "drop": {},
         "replay": {"us": [US], "at": [[0.0, 0.0]]},
     }[asked["verb"]]
     if asked["verb"] == "make" and "BROKEN" in asked["cell"]:
@@ -32,7 +37,7 @@ for line in sys.stdin:
 """
 
 
-def checkout(folder: Path, us: float, protocol: int = 1) -> Path:
+def checkout(folder: Path, us: float, protocol: int = 2) -> Path:
     """A folder with a worker whose replays take so many microseconds."""
     timing = folder / "conformance" / "timing"
     timing.mkdir(parents=True)
@@ -90,5 +95,5 @@ def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_protocol_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WorkerFailed, match="times by protocol 9, not 1"):
+    with pytest.raises(WorkerFailed, match="times by protocol 9, not 2"):
         Version("A", checkout(tmp_path, 1.0, protocol=9))
