@@ -10,6 +10,20 @@ import torch
 
 
 @contextmanager
+def uncollected() -> Iterator[None]:
+    """Python collects before, and not inside."""
+    collects = gc.isenabled()
+    if collects:
+        gc.collect()
+        gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
 def capturing(beside: torch.cuda.CUDAGraph | None = None) -> Iterator[torch.cuda.CUDAGraph]:
     """What is launched inside goes into the graph.
 
@@ -19,13 +33,6 @@ def capturing(beside: torch.cuda.CUDAGraph | None = None) -> Iterator[torch.cuda
     Another graph that is collected meanwhile frees its memory, which ends a capture with an error that names neither;
     torch collects before a capture only where it is told to. So it is done here, and nothing is collected inside.
     """
-    gc.collect()
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=None if beside is None else beside.pool()):
-            yield graph
-    finally:
-        if collects:
-            gc.enable()
+    graph = torch.cuda.CUDAGraph()
+    with uncollected(), torch.cuda.graph(graph, pool=None if beside is None else beside.pool()):
+        yield graph

@@ -37,6 +37,10 @@ MODEST = Rates(1e12, 5e14, 2.5e14, "none: a device that is not listed, for the n
 CACHES = 4
 """All layers together have so many times the weights that the last-level cache holds."""
 LEAST_LAYERS, MOST_LAYERS = 2, 32
+MOST_PLACES = 16
+"""Of intermediate results: what one place does to a time, by 0.5%, is 0.13% in the mean of so many."""
+PART_OF_MEMORY = 128
+"""One cell's places take this part of the device's memory at the most; a stored run holds some dozens of cells."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def prepared_pair(
     """Two backends, or one twice, on one case: they read the same weights and inputs, write to the same output, and
     have their intermediate results in the same memory.
 
-    Where each has its own, two instances of one backend differ steadily by up to 1.5%, by where their weights lie in
-    memory and in the cache (measured on one H200, 2026-11-28, with weights of 36 to 120 MiB).
+    Where each has its own, two instances of one backend differ steadily by up to 1.7%, above all by where intermediate
+    results lie (`conformance.timing.graphs.Unrolled`).
 
     Args:
         count: of the calls in each graph; None: by the case's floor.
@@ -132,7 +136,7 @@ def prepared_beside(case: Case, names: Sequence[str], layers: Layers) -> Iterato
         except (Exception, SystemExit) as error:
             yield name, f"it raised {told(error)}"
         else:
-            before = before if made.graph.graph is None else made.graph  # the last one that has memory to share
+            before = made.graph if made.graph.graphs else before  # the last one that has places to share
             yield name, made
 
 
@@ -200,9 +204,10 @@ def _prepared(
     _, called = high_water(calls[0])
     captures = all(backend.contract.graph_capturable for backend in backends)
     told = count or -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
-    graph = Unrolled(calls, told, capture=captures, beside=beside, more=more)
+    memory = built.then(called)
+    graph = Unrolled(calls, told, capture=captures, beside=beside, more=more, places=places_for(memory.peak))
     graph.output = output
-    return Prepared(graph, kind_of(layers.floor), built.then(called), Given.of(layers.calls, output))
+    return Prepared(graph, kind_of(layers.floor), memory, Given.of(layers.calls, output))
 
 
 def _made(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:
@@ -216,6 +221,12 @@ def _call(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output
 def calls_for(floor_us: float) -> int:
     """How many calls a graph should hold, by the least time that one of them can take."""
     return min(max(math.ceil(GRAPH_US / max(floor_us, LAUNCHED_US)), 1), MOST_CALLS)
+
+
+def places_for(peak: int) -> int:
+    """In how many places a call's intermediate results may lie, by how much memory they take."""
+    whole = torch.cuda.get_device_properties(0).total_memory
+    return min(max(whole // PART_OF_MEMORY // max(peak, 1), 1), MOST_PLACES)
 
 
 def kind_of(floor: Floor) -> str:

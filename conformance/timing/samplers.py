@@ -56,7 +56,7 @@ class DevicePairs:
             a, b = found
             if a.count != b.count:
                 raise ValueError(f"{cell}: graphs of {a.count} and {b.count} calls have no ratio")
-            if (a.graph is None) != (b.graph is None):
+            if bool(a.graphs) != bool(b.graphs):
                 raise ValueError(f"{cell}: A makes {a.method}, B {b.method}: such times are not compared")
         self._kept[cell] = found
         return found
@@ -83,6 +83,7 @@ class DeviceRounds:
         self.setting = setting
         self.watch = watch
         self._kept: dict[str, Prepared] = {}
+        self._turns: dict[str, int] = {}
 
     def yardstick(self, cell: str) -> str:
         return self._prepared(cell).kind
@@ -92,7 +93,9 @@ class DeviceRounds:
         forwards = [graph, *self.yardsticks.values()]
         warm = replays(forwards)
         order = [one for number in range(count) for one in (forwards if number % 2 == 0 else forwards[::-1])]
-        taken = replays(order)
+        turn = self._turns.get(cell, 0)
+        self._turns[cell] = turn + count
+        taken = replays(order, turn)
         size = len(forwards)
         each = [taken[at : at + size][:: 1 if number % 2 == 0 else -1] for number, at in _starts(count, size)]
         return Rounds(

@@ -151,21 +151,21 @@ class TwoProcessPairs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for version in self.versions:
+        for version in reversed(self.versions):  # B reads A's memory
             version.close()
 
     def pairs(self, cell: str, count: int) -> Samples:
         names = self.cells[cell]
         self._make(cell)
         spent = 0.0
-        for _ in range(WARM):
-            spent += sum(self._replay(side, names[side])[0] for side in (0, 1))
+        for number in range(WARM):
+            spent += sum(self._replay(side, names[side], number)[0] for side in (0, 1))
         times: tuple[list[float], list[float]] = ([], [])
         flags = []
         for number in range(count):
             flag = 0
             for side in (0, 1) if number % 2 == 0 else (1, 0):
-                us, seen = self._replay(side, names[side])
+                us, seen = self._replay(side, names[side], number)
                 times[side].append(us)
                 flag |= seen
             flags.append(flag)
@@ -195,7 +195,7 @@ class TwoProcessPairs:
         for side in (1, 0):  # B first, which reads A's memory
             self.versions[side].ask("drop", cell=self.cells[cell][side])
 
-    def _replay(self, side: int, name: str) -> tuple[float, int]:
-        answer = self.versions[side].ask("replay", cell=name, times=1)
+    def _replay(self, side: int, name: str, turn: int) -> tuple[float, int]:
+        answer = self.versions[side].ask("replay", cell=name, turn=turn)
         (us,), ((begin, end),) = answer["us"], answer["at"]
         return us, self.watch.flags(begin, end)

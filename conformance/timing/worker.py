@@ -46,7 +46,7 @@ class Server:
         return {}
 
     def replay(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        taken = replays([self.kept[asked["cell"]].graph] * asked["times"])
+        taken = replays([self.kept[asked["cell"]].graph], asked["turn"])
         return {"us": [replay.us for replay in taken], "at": [(replay.begin, replay.end) for replay in taken]}
 
     def record(self, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -227,3 +227,47 @@ def test_a_worker_answers_in_lines_and_survives_a_wrong_one(monkeypatch: pytest.
     assert (hello["protocol"], hello["device"]) == (worker.PROTOCOL, "a played device")
     assert replay == {"error": "KeyError: 'none'"}
     assert dance == {"error": "KeyError: 'dance'"}
+
+
+# -- places --
+
+
+class Played:
+    """A graph, and the number of its pool."""
+
+    pools = 0
+
+    def __init__(self, call: Callable[[], None], beside: Played | None) -> None:
+        Clock.launched.clear()
+        call()
+        self.calls = "".join(Clock.launched)
+        if beside is None:
+            Played.pools += 1
+        self.pool = Played.pools if beside is None else beside.pool
+
+    def replay(self) -> None:
+        Clock.launched.append(self.calls)
+
+
+def test_calls_are_spread_over_places_and_launches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "captured", Played)
+    calls = [takes(name, 1) for name in "xyz"]
+    one = Unrolled(calls, 5, places=11, more=1)
+    assert [[played.calls for played in row] for row in one.graphs] == [["x", "y", "z", "x", "yz"]] * 2
+    assert len({played.pool for row in one.graphs for played in row}) == 10
+    two = Unrolled(calls, 5, places=3, beside=one)
+    assert [[played.pool for played in row] for row in two.graphs] == [
+        [played.pool for played in row] for row in one.graphs
+    ]
+    assert [[played.calls for played in row] for row in two.graphs] == [["x", "y", "z", "x", "y"]] * 2
+
+
+def test_each_graph_of_a_sequence_goes_through_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "captured", Played)
+    made = {name: Unrolled([takes(name, 1)], 1, places=2) for name in "ab"}
+    for name, graph_ in made.items():
+        for number, (played,) in enumerate(graph_.graphs):
+            played.calls = f"{name}{number}"  # type: ignore[misc]
+    Clock.launched.clear()
+    replays([made[name] for name in "abbaab"], turn=3)
+    assert Clock.launched == ["a1", "a1", "b1", "b0", "a0", "a1", "b1"]
