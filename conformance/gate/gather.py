@@ -1,9 +1,11 @@
-"""What a backend's outputs come to on the pinned cases, taken in a worker process: the numerics of a baseline."""
+"""What a backend's outputs come to on the pinned cases, taken in worker processes: the numerics of a baseline."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -29,41 +31,60 @@ class NotGathered(RuntimeError):
 
 
 def gather(
-    worker: Worker, backends: Sequence[SubjectRef], seed: int = 0, progress: Progress | None = None
+    workers: Sequence[Worker], backends: Sequence[SubjectRef], seed: int = 0, progress: Progress | None = None
 ) -> dict[str, dict[str, CaseFigures]]:
     """By cell ("BACKEND SCHEME", the backend as it was asked for) and case; what a backend does not take is left out.
 
     Args:
+        workers: on one device; each runs cases beside the others.
         progress: called with the cell and the case before each.
 
     Raises:
         NotGathered: a backend is not there, runs nothing here, raised, or its output is wrong.
     """
-    found: dict[str, dict[str, CaseFigures]] = {}
-    for ref in backends:
+    free: SimpleQueue[Worker] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def told(ref: SubjectRef, cell: str, case: Case) -> dict[str, Any]:
+        worker = free.get()
         try:
-            plan = Plan.of(worker, ref, None, "smoke", seed, selects=False)
-        except WorkerEnded as ended:
-            raise NotGathered(f"{ref.origin}: {ended}") from None
-        failed = [result.reason for result in plan.settled if result.status is Status.FAILED]
-        if failed or not plan.items:
-            why = failed or [result.reason for result in plan.settled] or ["it runs no scheme here"]
-            raise NotGathered(f"{ref.origin} gives no output here: {'; '.join(dict.fromkeys(why))}")
-        for item in plan.items:
-            if item.check != EQUIVALENCE:
-                continue
-            cell = f"{ref.origin} {item.case.scheme}"
             if progress is not None:
-                progress(cell, str(item.case))
-            try:
-                told: dict[str, Any] = worker.call(told_figures, ref, worker.target_name, str(item.case))
-            except WorkerEnded as ended:
-                told = {FAILED: str(ended)}
-            if FAILED in told:
-                raise NotGathered(f"{ref.origin} on {item.case}: {told[FAILED]}; run `fp8moe check {ref.origin}` first")
-            if SKIPPED not in told:
-                found.setdefault(cell, {})[str(item.case)] = CaseFigures(**told)
+                progress(cell, str(case))
+            answer: dict[str, Any] = worker.call(told_figures, ref, worker.target_name, str(case))
+        except WorkerEnded as ended:
+            answer = {FAILED: str(ended)}
+        finally:
+            free.put(worker)
+        if FAILED in answer:
+            raise NotGathered(f"{ref.origin} on {case}: {answer[FAILED]}; run `fp8moe check {ref.origin}` first")
+        return answer
+
+    wanted = [(ref, f"{ref.origin} {case.scheme}", case) for ref in backends for case in _cases(workers[0], ref, seed)]
+    found: dict[str, dict[str, CaseFigures]] = {}
+    with ThreadPoolExecutor(len(workers)) as threads:
+        futures = [threads.submit(told, *one) for one in wanted]
+        try:
+            for (_, cell, case), future in zip(wanted, futures, strict=True):
+                answer = future.result()
+                if SKIPPED not in answer:
+                    found.setdefault(cell, {})[str(case)] = CaseFigures(**answer)
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
     return found
+
+
+def _cases(worker: Worker, ref: SubjectRef, seed: int) -> list[Case]:
+    try:
+        plan = Plan.of(worker, ref, None, "smoke", seed, selects=False)
+    except WorkerEnded as ended:
+        raise NotGathered(f"{ref.origin}: {ended}") from None
+    failed = [result.reason for result in plan.settled if result.status is Status.FAILED]
+    if failed or not plan.items:
+        why = failed or [result.reason for result in plan.settled] or ["it runs no scheme here"]
+        raise NotGathered(f"{ref.origin} gives no output here: {'; '.join(dict.fromkeys(why))}")
+    return [item.case for item in plan.items if item.check == EQUIVALENCE]
 
 
 def told_figures(ref: SubjectRef, device: str, text: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -24,7 +25,7 @@ from conformance.gate.result import Decisions, GateResult, Status
 from conformance.gate.stored import judge_stored
 from conformance.gate.verdicts import RunVerdict
 from conformance.pinned import is_checkpoints, model_cases
-from conformance.plan import Target, load_subject, plan, resolve_target
+from conformance.plan import Target, default_workers, load_subject, plan, resolve_target
 from conformance.planned import BadRequest, reference_to
 from conformance.timing.cells import TimedCell, prepared_pair
 from conformance.timing.graphs import CaptureFailed
@@ -278,8 +279,10 @@ def now() -> str:
 
 
 def _numerics(asked: Asked, device: str, seed: int, tell: Tell) -> dict[str, dict[str, CaseFigures]]:
-    with Worker(device) as worker:
-        return gather(worker, [reference_to(name) for name in asked.backends], seed, lambda *told: tell(" ".join(told)))
+    refs = [reference_to(name) for name in asked.backends]
+    with ExitStack() as opened:
+        workers = [opened.enter_context(Worker(device)) for _ in range(default_workers(device))]
+        return gather(workers, refs, seed, lambda *told: tell(" ".join(told)))
 
 
 def _timed(cells: Sequence[TimedCell], tell: Tell) -> tuple[Record, Mapping[str, str]]:

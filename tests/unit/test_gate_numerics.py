@@ -159,7 +159,7 @@ def test_what_overflows_as_it_may_has_a_finite_error() -> None:
 
 def test_a_backend_that_runs_nothing_here_gives_no_baseline() -> None:
     with Worker("cpu") as worker, pytest.raises(NotGathered, match=r"gives no output here: .*SCHEME"):
-        gather(worker, [reference_to(Picky)])
+        gather([worker], [reference_to(Picky)])
 
 
 def test_why_there_are_no_figures() -> None:
@@ -172,4 +172,4 @@ def test_a_backend_that_fails_gives_no_baseline() -> None:
         Worker("cpu") as worker,
         pytest.raises(NotGathered, match=r"Raises on .*apply raised RuntimeError: no kernel image.*run `fp8moe check"),
     ):
-        gather(worker, [reference_to(Raises)])
+        gather([worker], [reference_to(Raises)])
