@@ -151,15 +151,16 @@ def performs_table(results: Iterable[CheckResult]) -> Table:
     """The cases that were timed: median time with cold caches; the least by the device's data sheet, and by what a copy
     and a GEMM reach here, and the part of the time that each is; the backend's own memory."""
     table = Table(
-        title="performs: time of the selected backend (hw; caches flushed before each call, warm: not)",
+        title="performs: time of the selected backend (hw; caches flushed before each call, warm: not; share: floor over "
+        "time, by the data sheet and by measured rates; MiB: its own memory at the most)",
         title_justify="left",
         box=box.SIMPLE,
     )
     for name in ("model", "scheme"):
         table.add_column(name, no_wrap=True)
-    table.add_column("M", justify="right")
+    table.add_column("M", justify="right", no_wrap=True)
     table.add_column("backend", no_wrap=True)
-    for name in ("median us", "warm us", "floor us", "floor/time", "measured", "peak MiB"):
+    for name in ("us", "warm us", "floor us", "share", "meas.", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         found = result.measured

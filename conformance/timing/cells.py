@@ -200,7 +200,7 @@ def _prepared(
         output = beside.output
     if output is None:
         output = torch.empty_like(layers.calls[0].hidden_states, memory_format=torch.contiguous_format)
-    calls = [partial(_call, backend, tensors, output) for backend, tensors in zip(backends, layers.calls, strict=True)]
+    calls = [partial(tensors.call, backend, output) for backend, tensors in zip(backends, layers.calls, strict=True)]
     _, called = high_water(calls[0])
     captures = all(backend.contract.graph_capturable for backend in backends)
     told = count or -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
@@ -212,10 +212,6 @@ def _prepared(
 
 def _made(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:
     return cls(tensors.config, tensors.quant, tensors.weights)
-
-
-def _call(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor) -> None:
-    tensors.call(backend, output)
 
 
 def calls_for(floor_us: float) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from conformance.capture import capturing, uncollected
 
 WARM_UP = 3
-Call = Callable[[], None]
+Call = Callable[[], object]
 
 
 class CaptureFailed(Exception):
