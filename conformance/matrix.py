@@ -151,8 +151,8 @@ def performs_table(results: Iterable[CheckResult]) -> Table:
     """The cases that were timed: median time with cold caches; the least by the device's data sheet, and by what a copy
     and a GEMM reach here, and the part of the time that each is; the backend's own memory."""
     table = Table(
-        title="performs: time of the selected backend (hw; caches flushed before each call, warm: not; share: floor over "
-        "time, by the data sheet and by measured rates; MiB: its own memory at the most)",
+        title="performs: time of the selected backend (hw; caches flushed before each call, warm: not; share: floor"
+        " over time, by the data sheet and by measured rates; MiB: its own memory at the most)",
         title_justify="left",
         box=box.SIMPLE,
     )
