@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     )
     from fp8moe.envs import MalformedVariable
     from fp8moe.experts import Contract, FusedMoEPermuteExpertsUnpermute, MoEWeights
+    from fp8moe.kernel_format import (
+        convert_to_fp8_moe_kernel_format,
+        make_fp8_moe_kernel,
+        make_fp8_moe_quant_config,
+    )
     from fp8moe.keys import (
         GroupShape,
         QuantKey,
@@ -96,9 +101,12 @@ _MODULE_OF = {
     "Selection": "selector",
     "Support": "support",
     "Verdict": "selector",
+    "convert_to_fp8_moe_kernel_format": "kernel_format",
     "dequantize": "scaling",
     "explain_fp8_moe_backend": "selector",
     "explain_measured": "measured",
+    "make_fp8_moe_kernel": "kernel_format",
+    "make_fp8_moe_quant_config": "kernel_format",
     "policy_regret": "measured",
     "quantize": "scaling",
     "register_backend": "registry",
@@ -154,6 +162,7 @@ __all__ = [
     "Support",
     "Verdict",
     "__version__",
+    "convert_to_fp8_moe_kernel_format",
     "dequantize",
     "explain_fp8_moe_backend",
     "explain_measured",
@@ -167,6 +176,8 @@ __all__ = [
     "kFp8StaticTokenSym",
     "kNvfp4Dynamic",
     "kNvfp4Static",
+    "make_fp8_moe_kernel",
+    "make_fp8_moe_quant_config",
     "policy_regret",
     "quantize",
     "register_backend",
