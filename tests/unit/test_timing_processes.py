@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from conformance.gate.record import CellRecord, Record
 from conformance.timing import two_processes
 from conformance.timing.state import Watch
-from conformance.timing.two_processes import TwoProcessPairs, Version, WorkerFailed
+from conformance.timing.two_processes import MOST_KEPT, TwoProcessPairs, Version, WorkerFailed, record_apart
 
 WORKER = """
 import json, sys
@@ -97,3 +100,126 @@ def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
 def test_another_protocol_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed, match="times by protocol 9, not 2"):
         Version("A", checkout(tmp_path, 1.0, protocol=9))
+
+
+# -- what the processes are asked --
+
+RECORDED = Record(
+    {"driver": "1"}, {"X one": CellRecord("memory", 0.1, 0.001, 7, 16, 0)}, {"memory": 10.0, "compute": 20.0}, 1e6
+)
+ANSWER = {"record": json.loads(RECORDED.to_json()), "state": {"slower clocks": "none"}}
+
+
+ASKED = "asked = json.loads(line)"
+NOTED = """
+    note(asked)
+    if asked["verb"] == "record":
+        if RECORD is not None:
+            print(RECORD, flush=True)
+        continue
+"""
+NOTE = """
+import json
+def note(what):
+    with open(NOTES, "a") as sink:
+        sink.write(json.dumps([NAME, what]) + "\\n")
+"""
+
+
+def noting(folder: Path, notes: Path, record: object = ANSWER) -> Path:
+    """A checkout whose worker writes down, with its name, what it is asked and that it ends; a record may be None."""
+    path = checkout(folder, 1.0) / "conformance" / "timing" / "worker.py"
+    text = path.read_text()
+    assert ASKED in text
+    answer = None if record is None else json.dumps(record)
+    given = f"NOTES, NAME, RECORD = {str(notes)!r}, {folder.name!r}, {answer!r}\n"
+    path.write_text(f'{given}{NOTE}{text.replace(ASKED, ASKED + NOTED)}\nnote("ended")\n')
+    return folder
+
+
+def noted(notes: Path) -> list[list[Any]]:
+    """[name of the checkout, what it was asked] each, in the order of time."""
+    return [json.loads(line) for line in notes.read_text().splitlines()]
+
+
+def test_a_record_comes_from_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = tmp_path / "notes"
+    monkeypatch.setattr(two_processes, "HERE", noting(tmp_path / "here", notes))
+    monkeypatch.setattr(two_processes, "opened_here", lambda: 1)
+    assert record_apart(("X one", "Y two"), {"X one": (40, 2)}) == (RECORDED, {"slower clocks": "none"})
+    asked = {"verb": "record", "cells": ["X one", "Y two"], "planted": {"X one": [40, 2]}, "ours": 2}
+    assert noted(notes) == [["here", {"verb": "hello"}], ["here", asked], ["here", "ended"]]
+
+
+def test_nothing_is_planted_unless_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = tmp_path / "notes"
+    monkeypatch.setattr(two_processes, "HERE", noting(tmp_path / "here", notes))
+    monkeypatch.setattr(two_processes, "opened_here", lambda: 0)
+    record_apart(["X one"])
+    assert noted(notes)[1] == ["here", {"verb": "record", "cells": ["X one"], "planted": {}, "ours": 1}]
+
+
+def test_a_record_that_fails_names_the_process_and_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = tmp_path / "notes"
+    failed = {"error": "CaptureFailed: X one"}
+    monkeypatch.setattr(two_processes, "HERE", noting(tmp_path / "here", notes, failed))
+    with pytest.raises(WorkerFailed, match=r"^the process that times: CaptureFailed: X one$"):
+        record_apart(["X one"])
+    assert noted(notes)[-1] == ["here", "ended"]
+
+
+def test_a_record_has_a_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_processes, "HERE", noting(tmp_path / "here", tmp_path / "notes", None))
+    monkeypatch.setattr(two_processes, "RECORD_SECONDS", 0.2)
+    with pytest.raises(WorkerFailed, match=r"^the process that times: no answer to 'record' within 0\.2 s"):
+        record_apart(["X one"])
+
+
+def test_the_cell_asked_for_least_lately_makes_room_in_b_first(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    a, b = (Version(name, noting(tmp_path / name, notes)) for name in "AB")
+    names = [f"cell {number}" for number in range(MOST_KEPT + 2)]
+    cells = {name: (f"X {name}", f"Y {name}") for name in names}
+    with TwoProcessPairs(cells, (a, b), Watch(polls=[])) as sampler:
+        for name in [*names[:MOST_KEPT], names[0], *names[MOST_KEPT:], names[0]]:
+            sampler.pairs(name, 2)
+    made_or_dropped = [(who, asked["verb"], asked["cell"]) for who, asked in noted(notes) if "cell" in asked]
+    made_or_dropped = [one for one in made_or_dropped if one[1] != "replay"]
+
+    def made(name: str) -> list[tuple[str, str, str]]:
+        return [("A", "make", f"X {name}"), ("B", "make", f"Y {name}")]
+
+    def dropped(name: str) -> list[tuple[str, str, str]]:
+        return [("B", "drop", f"Y {name}"), ("A", "drop", f"X {name}")]
+
+    expected = [one for name in names[:MOST_KEPT] for one in made(name)]
+    for leaves, comes in zip(names[1:3], names[MOST_KEPT:], strict=True):  # the first was asked for again
+        expected += [*dropped(leaves), *made(comes)]
+    assert made_or_dropped == expected
+    assert [who for who, asked in noted(notes) if asked == "ended"] == ["B", "A"]
+
+
+def test_b_works_on_what_a_gives_and_is_the_one_that_is_made_slower(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    a, b = (Version(name, noting(tmp_path / name, notes)) for name in "AB")
+    cells = {"cell": ("X one", "Y one"), "slower": ("X two", "Y two")}
+    with TwoProcessPairs(cells, (a, b), Watch(polls=[]), {"slower": (40, 2)}) as sampler:
+        for name in cells:
+            sampler.pairs(name, 2)
+    made = [(who, asked) for who, asked in noted(notes) if "count" in asked]
+    assert made == [
+        ("A", {"verb": "make", "cell": "X one", "count": None, "more": 0, "given": None}),
+        ("B", {"verb": "make", "cell": "Y one", "count": 20, "more": 0, "given": "memory of X one"}),
+        ("A", {"verb": "make", "cell": "X two", "count": 40, "more": 0, "given": None}),
+        ("B", {"verb": "make", "cell": "Y two", "count": 40, "more": 2, "given": "memory of X two"}),
+    ]
+
+
+def test_pairs_take_turns_at_the_same_places(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    a, b = (Version(name, noting(tmp_path / name, notes)) for name in "AB")
+    with TwoProcessPairs({"cell": ("X one", "Y one")}, (a, b), Watch(polls=[])) as sampler:
+        sampler.pairs("cell", 4)
+    replayed = [(who, asked["turn"]) for who, asked in noted(notes) if "turn" in asked]
+    warm = [(who, turn) for turn in range(two_processes.WARM) for who in "AB"]
+    assert replayed == [*warm, *(("A", 0), ("B", 0), ("B", 1), ("A", 1), ("A", 2), ("B", 2), ("B", 3), ("A", 3))]
