@@ -27,7 +27,9 @@ def take_one(worker: int, workers: int, environment: MutableMapping[str, str] = 
     here = count()
     if here < 2:
         return here == 1 and workers == 1
-    variable = "CUDA_VISIBLE_DEVICES" if torch.version.hip is None else "HIP_VISIBLE_DEVICES"
+    # ROCm reads both, its own first.
+    names = ("CUDA_VISIBLE_DEVICES",) if torch.version.hip is None else ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+    variable = next((name for name in names if environment.get(name)), names[0])
     shown = environment.get(variable) or ",".join(map(str, range(here)))
     environment[variable] = shown.split(",")[worker % here].strip()
     return workers <= here

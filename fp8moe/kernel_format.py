@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.layouts import deepgemm, flashinfer, marlin, rocm, xpu
@@ -104,8 +106,12 @@ def _powers_of_two(weights: MoEWeights, config: FusedMoEConfig) -> MoEWeights:
 
 
 def _aiter(weights: MoEWeights, _: FusedMoEConfig, quant: FusedMoEQuantConfig, platform: Platform) -> MoEWeights:
-    found = rocm.layer_as_fnuz(weights) if platform.uses_fnuz and quant.use_fp8_w8a8 else weights
-    return rocm.layer_shuffled(found)
+    """Weights that are e4m3fnuz already stay so; on a device of the other format they are no numbers of it."""
+    dtype = weights.w13.dtype
+    if dtype == torch.float8_e4m3fnuz and not platform.uses_fnuz:
+        raise ValueError(f"w13 of dtype {dtype}: {platform.architecture} takes torch.float8_e4m3fn")
+    to_fnuz = dtype == torch.float8_e4m3fn and platform.uses_fnuz and quant.use_fp8_w8a8
+    return rocm.layer_shuffled(rocm.layer_as_fnuz(weights) if to_fnuz else weights)
 
 
 def _marlin(weights: MoEWeights, config: FusedMoEConfig, quant: FusedMoEQuantConfig, _: Platform) -> MoEWeights:

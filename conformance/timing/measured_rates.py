@@ -7,7 +7,10 @@ GEMM than one that runs at the power limit. For floors that nothing can be faste
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -66,8 +69,11 @@ def measured_rates() -> MeasuredRates:
     kept = _load(path)
     if kept is None or kept.setting != here:
         kept = MeasuredRates(here, datetime.now(timezone.utc).isoformat(timespec="seconds"), *_measure())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(kept), indent=1) + "\n", encoding="utf-8")
+        with suppress(OSError):  # then it is measured anew another time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{os.getpid()}")
+            part.write_text(json.dumps(asdict(kept), indent=1) + "\n", encoding="utf-8")
+            part.replace(path)
     return kept
 
 
@@ -81,10 +87,14 @@ def _load(path: Path) -> MeasuredRates | None:
     try:
         found = MeasuredRates(**json.loads(path.read_text(encoding="utf-8")))
         figures = (found.copy, found.fp8, found.sixteen_bit)
-        whole = found.format == FORMAT and all(isinstance(one, float) and one > 0 for one in figures)
+        whole = found.format == FORMAT and isinstance(found.date, str) and all(map(_is_rate, figures))
     except (OSError, ValueError, TypeError):
         return None
     return found if whole else None
+
+
+def _is_rate(figure: object) -> bool:
+    return isinstance(figure, float) and 0 < figure < math.inf
 
 
 def _measure() -> tuple[float, float, float]:

@@ -68,6 +68,7 @@ def _nvml() -> tuple[Ask | None, str]:
         pynvml.nvmlInit()
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
+        pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)  # a device that does not tell them is not watched
     except (pynvml.NVMLError, AttributeError, RuntimeError) as error:
         return None, f"NVML does not answer: {error}"
 

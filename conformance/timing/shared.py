@@ -59,7 +59,7 @@ def on_memory_of(given: Mapping[str, Tensor | None], tensors: CaseTensors) -> Ca
         here, there = (_layout(one.get(name), strides=name not in INPUTS) for one in (own, given))
         if here != there:
             raise ValueError(f"{name}: {there} in one version, {here} in the other: they build the case differently")
-    weights = {name: given[name] for name in vars(tensors.weights)}
+    weights = {name: given.get(name) for name in vars(tensors.weights)}
     return replace(tensors, weights=MoEWeights(**weights), **{name: given[name] for name in INPUTS})  # type: ignore[arg-type]
 
 
@@ -67,7 +67,8 @@ def _layout(tensor: Tensor | None, *, strides: bool) -> str:
     """Without strides for inputs, which have other ones in further layers."""
     if tensor is None:
         return "none"
-    return f"{tuple(tensor.shape)} {tensor.dtype}" + (f" strides {tensor.stride()}" if strides else "")
+    steps = tuple(step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    return f"{tuple(tensor.shape)} {tensor.dtype}" + (f" strides {steps}" if strides else "")
 
 
 def released() -> None:

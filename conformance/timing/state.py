@@ -67,11 +67,11 @@ class Watch:
         polls = list(self.polls)
         seen = [poll for poll in polls if begin - EVERY_S <= poll.at <= end + EVERY_S]
         seen += [poll for poll in polls if poll.at < begin][-1:]  # a look can take longer than a sample
-        found = 0
+        found, limits = 0, [poll.limit_mhz for poll in polls if poll.limit_mhz]
         for poll in seen:
             if poll.reasons & SLOWED:
                 found |= Flag.THROTTLED
-            if poll.limit_mhz != self.polls[0].limit_mhz:
+            if poll.limit_mhz and poll.limit_mhz != limits[0]:
                 found |= Flag.CLOCKS_CHANGED
             if poll.processes > self.ours:
                 found |= Flag.SHARED

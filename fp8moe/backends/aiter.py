@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from fp8moe.backends.common import AdapterNotWritten, no_flashinfer_all2all, one_of
-from fp8moe.config import FusedMoEActivationFormat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fp8moe.backends.common import no_flashinfer_all2all, one_of
+from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
+from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
-from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC, UNQUANTISED
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC, UNQUANTISED, Scheme, scheme_name
 from fp8moe.support import Support
+from fp8moe.validation import InvalidMoEInput
+
+REMEDY = "install amd-aiter, built for this ROCm"
+QUANT_TYPES: dict[Scheme, str] = {
+    UNQUANTISED: "No",
+    TENSOR_STATIC: "per_Tensor",
+    TENSOR_DYNAMIC: "per_Tensor",
+    CHANNEL_TOKEN: "per_Token",
+    BLOCK: "per_128x128",
+}
+"""Members of `aiter.QuantType`."""
+ACTIVATION_TYPES = {"silu": "Silu", "gelu": "Gelu"}
+"""Members of `aiter.ActivationType`."""
 
 
 def _device(platform: Platform, env: Env) -> bool:
     return platform.is_rocm_gfx9 and platform.has("aiter") and env.use_aiter_moe
 
 
-class AiterExperts(AdapterNotWritten):
-    """AITER's fused MoE."""
+class AiterExperts(LibraryExperts):
+    """AITER's fused MoE, which sorts, quantises activations, activates and combines by itself.
 
+    Written from the library's released source; it has run on no AMD device yet. What arithmetic it has is not declared.
+
+    Raises:
+        BackendUnavailable: another device, no library, or weights that its layout cannot hold.
+    """
+
+    backend = Fp8MoeBackend.AITER
     package = "aiter"
     support = Support(
         device=_device,
@@ -27,6 +56,67 @@ class AiterExperts(AdapterNotWritten):
         parallel=no_flashinfer_all2all,
     )
 
-    @staticmethod
-    def activation_format() -> FusedMoEActivationFormat:
-        return FusedMoEActivationFormat.Standard
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        name, platform = type(self).__name__, self.platform()
+        if not platform.is_rocm_gfx9:
+            raise BackendUnavailable(
+                f"{name}: AITER is for ROCm on gfx90a, gfx942 or gfx950, not {platform.architecture}"
+            )
+        scheme = (quant.weight_key, quant.activation_key)
+        if scheme not in QUANT_TYPES or config.activation not in ACTIVATION_TYPES:
+            raise BackendUnavailable(
+                f"{name}: {scheme_name(*scheme)} with {config.activation}: AITER has {', '.join(ACTIVATION_TYPES)} and "
+                f"{', '.join(scheme_name(*known) for known in QUANT_TYPES)}"
+            )
+        library = self.library()
+        self.fused_moe = library.fused_moe
+        self.quant_type = getattr(library.QuantType, QUANT_TYPES[scheme])
+        self.activation = getattr(library.ActivationType, ACTIVATION_TYPES[config.activation])
+        self.converted = self.converted_weights(platform)
+        for tensor in (self.converted.w13, self.converted.w2):
+            shuffled: Any = tensor
+            shuffled.is_shuffled = True  # what the library looks for, on the very tensor that it is given
+
+    def library(self) -> Any:
+        """What has `fused_moe` and the two enumerations. On other devices nothing is imported: that alone compiles.
+
+        Raises:
+            BackendUnavailable: it does not load, or lacks one of them.
+        """
+        return loaded("aiter.fused_moe", ("fused_moe", "QuantType", "ActivationType"), type(self).__name__, REMEDY)
+
+    def compute(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        found = self.fused_moe(
+            hidden_states,
+            self.converted.w13,
+            self.converted.w2,
+            weights,
+            ids,
+            expert_mask=None if expert_map is None else mask_of(expert_map),
+            activation=self.activation,
+            quant_type=self.quant_type,
+            w1_scale=self.converted.w13_scale,
+            w2_scale=self.converted.w2_scale,
+            a1_scale=self.converted.a13_scale,
+            a2_scale=self.converted.a2_scale,
+            dtype=hidden_states.dtype,
+            bias1=self.converted.w13_bias,
+            bias2=self.converted.w2_bias,
+        )
+        output.copy_(found)
+
+
+def mask_of(expert_map: Tensor) -> Tensor:
+    """(num_experts + 1,) int32: 1 for experts of this rank, and a 0 at the end, as the library's callers have it.
+
+    Raises:
+        InvalidMoEInput: local ids do not ascend with the global ones, by which the library numbers them.
+    """
+    here = expert_map >= 0
+    numbered = torch.where(here, here.cumsum(0) - 1, -1)
+    if not torch.equal(numbered, expert_map.to(numbered.dtype)):
+        raise InvalidMoEInput("expert_map", "not ascending", "local experts numbered in the order of their global ids")
+    return torch.nn.functional.pad(here.to(torch.int32), (0, 1))

@@ -5,14 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fp8moe.backends.common import AdapterNotWritten, one_of
-from fp8moe.config import FusedMoEActivationFormat, RoutingMethodType
+from fp8moe.backends.common import one_of
+from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, RoutingMethodType
 from fp8moe.envs import Env
-from fp8moe.keys import QuantKey
+from fp8moe.experts import MoEWeights
+from fp8moe.keys import QuantKey, kFp8Dynamic128Sym
 from fp8moe.platforms import Platform
-from fp8moe.schemes import BLOCK, TENSOR_STATIC
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.scaling import quantize
+from fp8moe.schemes import BLOCK, TENSOR_STATIC, scheme_name
 from fp8moe.support import Support
+from fp8moe.validation import InvalidMoEInput
+
+REMEDY = "install flashinfer-python and flashinfer-cubin of one version, 0.6.13 or newer"
+NAMES = ("trtllm_fp8_block_scale_routed_moe", "Fp8QuantizationType", "WeightLayout", "RoutingMethodType")
+MOST_TOP_K = 10
+"""What vLLM, too, allows at the most."""
 
 _BLOCK_ROUTING = (RoutingMethodType.DeepSeekV3, RoutingMethodType.Renormalize, RoutingMethodType.RenormalizeNaive)
 _TENSOR_ROUTING = (RoutingMethodType.Llama4, RoutingMethodType.Renormalize, RoutingMethodType.RenormalizeNaive)
@@ -31,9 +43,18 @@ def _logits_dtype(method: RoutingMethodType, dtype: Any) -> bool:
     return dtype is not torch.float32 or method == RoutingMethodType.DeepSeekV3
 
 
-class FlashInferTrtllmExperts(AdapterNotWritten):
-    """FlashInfer's TRTLLM fused MoE; `select` returns no class for it, as upstream."""
+class FlashInferTrtllmExperts(LibraryExperts):
+    """FlashInfer's TRTLLM fused MoE; `select` returns no class for it, as upstream.
 
+    With block scales, where the library takes experts that are chosen already; their weights enter in bf16. Its
+    per-tensor kernel chooses by itself, from logits that no class is given. Written from the library's released source;
+    it has run on no SM10x yet. What arithmetic it has is not declared.
+
+    Raises:
+        BackendUnavailable: another device, no library, the per-tensor scheme, or a layer that the kernel cannot take.
+    """
+
+    backend = Fp8MoeBackend.FLASHINFER_TRTLLM
     package = "flashinfer"
     support = Support(
         device=_device,
@@ -46,6 +67,93 @@ class FlashInferTrtllmExperts(AdapterNotWritten):
         logits_dtype=_logits_dtype,
     )
 
-    @staticmethod
-    def activation_format() -> FusedMoEActivationFormat:
-        return FusedMoEActivationFormat.Standard
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        name, platform = type(self).__name__, self.platform()
+        if not platform.is_cuda_family(100):
+            raise BackendUnavailable(f"{name}: TRTLLM's kernels are for CUDA SM10x, not {platform.architecture}")
+        refusal = _refusal(config, quant, weights)
+        if refusal:
+            raise BackendUnavailable(f"{name}: {refusal}")
+        self.flashinfer = self.library()
+        self.converted = self.converted_weights(platform)
+
+    def library(self) -> Any:
+        """What has the function and the enumerations of `NAMES`.
+
+        Raises:
+            BackendUnavailable: it does not load, or lacks one of them.
+        """
+        return loaded("flashinfer.fused_moe", NAMES, type(self).__name__, REMEDY)
+
+    def compute(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        codes, scale = quantize(hidden_states, kFp8Dynamic128Sym)
+        library, local = self.flashinfer, self.config.num_local_experts
+        self.flashinfer.trtllm_fp8_block_scale_routed_moe(
+            topk_ids=packed(weights, ids),
+            routing_bias=None,
+            hidden_states=codes,
+            hidden_states_scale=scale.t().contiguous(),
+            gemm1_weights=self.converted.w13,
+            gemm1_weights_scale=self.converted.w13_scale,
+            gemm2_weights=self.converted.w2,
+            gemm2_weights_scale=self.converted.w2_scale,
+            num_experts=local if expert_map is None else expert_map.numel(),
+            top_k=ids.shape[1],
+            n_group=None,
+            topk_group=None,
+            intermediate_size=self.config.intermediate_size_per_partition,
+            local_expert_offset=0 if expert_map is None else first_local(expert_map, local),
+            local_num_experts=local,
+            routed_scaling_factor=None,
+            routing_method_type=library.RoutingMethodType.Renormalize,  # of no meaning where experts are chosen
+            use_shuffled_weight=True,
+            weight_layout=library.WeightLayout.BlockMajorK,
+            fp8_quantization_type=library.Fp8QuantizationType.DeepSeekFp8,
+            output=output,
+        )
+
+
+def packed(weights: Tensor, ids: Tensor) -> Tensor:
+    """(M, k) int32: the expert in the upper half of a word, its weight's bf16 in the lower one."""
+    lower = weights.to(torch.bfloat16).contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
+    return ids << 16 | lower
+
+
+def first_local(expert_map: Tensor, local: int) -> int:
+    """The first expert of this rank, whose experts follow each other.
+
+    Raises:
+        InvalidMoEInput: they do not.
+    """
+    offset = int((expert_map == 0).to(torch.int32).argmax())
+    expected = torch.full_like(expert_map, -1)
+    expected[offset : offset + local] = torch.arange(local, device=expert_map.device)[: expert_map.numel() - offset]
+    if not torch.equal(expert_map, expected):
+        raise InvalidMoEInput(
+            "expert_map", "not one run of experts", f"experts n to n + {local - 1} as 0 to {local - 1}, in this order"
+        )
+    return offset
+
+
+def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:
+    """What the kernel cannot take of a layer; "" where it takes it."""
+    scheme = (quant.weight_key, quant.activation_key)
+    if scheme != BLOCK:
+        return f"{scheme_name(*scheme)}: only `block` has an entry that takes chosen experts"
+    limits = {
+        f"activation={config.activation}: expected silu": config.activation != "silu",
+        f"in_dtype={config.in_dtype}: expected torch.bfloat16": config.in_dtype != torch.bfloat16,
+        f"hidden_dim={config.hidden_dim}: expected a multiple of 128": config.hidden_dim % 128 != 0,
+        f"intermediate_size_per_partition={config.intermediate_size_per_partition}: expected a multiple of 128": (
+            config.intermediate_size_per_partition % 128 != 0
+        ),
+        f"num_experts={config.num_experts}: expected a multiple of 4": config.num_experts % 4 != 0,
+        f"experts_per_token={config.experts_per_token}: expected at most {MOST_TOP_K}, and fewer than num_experts": (
+            config.experts_per_token > MOST_TOP_K or config.experts_per_token >= config.num_experts
+        ),
+        "biases: it has none": weights.w13_bias is not None or weights.w2_bias is not None,
+    }
+    return "; ".join(text for text, broken in limits.items() if broken)

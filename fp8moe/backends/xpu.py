@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from fp8moe.backends.common import AdapterNotWritten, one_of
-from fp8moe.config import FusedMoEActivationFormat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fp8moe.backends.common import one_of
+from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
+from fp8moe.experts import MoEWeights
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.schemes import TENSOR_DYNAMIC, TENSOR_NONE, UNQUANTISED
 from fp8moe.support import Support
+from fp8moe.validation import InvalidMoEInput
+
+REMEDY = "install vllm-xpu-kernels 0.1.16 or newer, and the torch for Intel GPUs that it is built for"
 
 
-class XpuExperts(AdapterNotWritten):
-    """Intel XPU's fused MoE."""
+class XpuExperts(LibraryExperts):
+    """Intel's fused MoE: FP8 weights and 16-bit activations, which are quantised in no scheme.
 
+    Written from the library's released source; it has run on no Intel GPU yet. What arithmetic it has is not declared.
+
+    Raises:
+        BackendUnavailable: another device, no library, or one whose extensions do not load.
+    """
+
+    backend = Fp8MoeBackend.XPU
     package = "vllm_xpu_kernels"
     support = Support(
         device=lambda platform, _env: platform.kind == "xpu",
@@ -20,6 +39,45 @@ class XpuExperts(AdapterNotWritten):
         activation_format=FusedMoEActivationFormat.Standard,
     )
 
-    @staticmethod
-    def activation_format() -> FusedMoEActivationFormat:
-        return FusedMoEActivationFormat.Standard
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        name, platform = type(self).__name__, self.platform()
+        if platform.kind != "xpu":
+            raise BackendUnavailable(f"{name}: needs an Intel XPU, and this device is {platform.architecture}")
+        library = self.library()
+        if not library.FUSEDMOE_AVAILABLE:
+            why = library.FUSEDMOE_UNAVAILABLE_REASON
+            raise BackendUnavailable(f"{name}: the extensions of vllm_xpu_kernels do not load: {why}; {REMEDY}")
+        converted = self.converted_weights(platform)
+        self.moe = library.XpuFusedMoe(
+            converted.w13,
+            converted.w13_scale,
+            converted.w13_bias,
+            converted.w2,
+            converted.w2_scale,
+            converted.w2_bias,
+            n_experts_per_token=config.experts_per_token,
+            activation=config.activation,
+            num_experts=config.num_local_experts,
+            ep_rank=config.moe_parallel_config.ep_rank,
+            ep_size=config.moe_parallel_config.ep_size,
+        )
+
+    def library(self) -> Any:
+        """What has `XpuFusedMoe`, and whether its extensions are there.
+
+        Raises:
+            BackendUnavailable: it does not load, or lacks one of them.
+        """
+        names = ("XpuFusedMoe", "FUSEDMOE_AVAILABLE", "FUSEDMOE_UNAVAILABLE_REASON")
+        return loaded("vllm_xpu_kernels.fused_moe_interface", names, type(self).__name__, REMEDY)
+
+    def compute(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        if expert_map is not None and expert_map.numel() != self.moe.total_experts_num:
+            raise InvalidMoEInput(
+                "expert_map", f"of {expert_map.numel()} experts", f"{self.moe.total_experts_num}: as many on each rank"
+            )
+        given = None if expert_map is None else expert_map.to(torch.int32)
+        self.moe.apply(output, hidden_states, weights, ids, expert_map=given)

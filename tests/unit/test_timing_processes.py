@@ -170,6 +170,7 @@ def test_a_record_that_fails_names_the_process_and_leaves_none(tmp_path: Path, m
 
 def test_a_record_has_a_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(two_processes, "HERE", noting(tmp_path / "here", tmp_path / "notes", None))
+    monkeypatch.setattr(two_processes, "SECONDS", 5.0)
     monkeypatch.setattr(two_processes, "RECORD_SECONDS", 0.2)
     with pytest.raises(WorkerFailed, match=r"^the process that times: no answer to 'record' within 0\.2 s"):
         record_apart(["X one"])
