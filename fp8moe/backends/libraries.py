@@ -42,6 +42,7 @@ class LibraryExperts(FusedMoEPermuteExpertsUnpermute):
     """A library's whole MoE behind `apply`; a class of it loads the library, converts the weights and computes."""
 
     backend: ClassVar[Fp8MoeBackend]
+    tried_on: ClassVar[str] = "no device: written from the library's released source"
 
     @staticmethod
     def activation_format() -> FusedMoEActivationFormat:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fp8moe.backends.common import AdapterNotWritten
+from fp8moe.backends.libraries import LibraryExperts
 from fp8moe.commands.tables import FORMAT, console, platform_json, table, yes_or_no
 from fp8moe.detection import Detection
 from fp8moe.envs import Env, MalformedVariable
@@ -40,6 +41,8 @@ def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str,
     adapter = "there"
     if isinstance(spec.backend, OutOfTreeBackend):
         adapter = f"there, from {spec.distribution or cls.__module__}"
+    if issubclass(cls, LibraryExperts):
+        adapter = f"there, tried on {cls.tried_on}"
     if issubclass(cls, AdapterNotWritten):
         adapter = "adapter not written yet"
     return {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}
