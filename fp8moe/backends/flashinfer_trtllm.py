@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import one_of
-from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.backends.libraries import LibraryExperts, first_local, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, RoutingMethodType
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -19,7 +19,6 @@ from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, TENSOR_STATIC, scheme_name
 from fp8moe.support import Support
-from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install flashinfer-python and flashinfer-cubin of one version, 0.6.13 or newer"
 NAMES = ("trtllm_fp8_block_scale_routed_moe", "Fp8QuantizationType", "WeightLayout", "RoutingMethodType")
@@ -120,22 +119,6 @@ def packed(weights: Tensor, ids: Tensor) -> Tensor:
     """(M, k) int32: the expert in the upper half of a word, its weight's bf16 in the lower one."""
     lower = weights.to(torch.bfloat16).contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
     return ids << 16 | lower
-
-
-def first_local(expert_map: Tensor, local: int) -> int:
-    """The first expert of this rank, whose experts follow each other.
-
-    Raises:
-        InvalidMoEInput: they do not.
-    """
-    offset = int((expert_map == 0).to(torch.int32).argmax())
-    expected = torch.full_like(expert_map, -1)
-    expected[offset : offset + local] = torch.arange(local, device=expert_map.device)[: expert_map.numel() - offset]
-    if not torch.equal(expert_map, expected):
-        raise InvalidMoEInput(
-            "expert_map", "not one run of experts", f"experts n to n + {local - 1} as 0 to {local - 1}, in this order"
-        )
-    return offset
 
 
 def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:

@@ -16,6 +16,7 @@ from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.kernel_format import convert_to_fp8_moe_kernel_format
 from fp8moe.platforms import Platform, detected_platform
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.validation import InvalidMoEInput
 
 
 def loaded(module: str, names: Sequence[str], user: str, remedy: str) -> Any:
@@ -112,3 +113,19 @@ def without_absent(topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | 
     other: Tensor | int = 0 if expert_map is None else expert_map.argmin()
     weights = topk_weights.float().masked_fill(absent, 0.0)
     return weights.contiguous(), torch.where(absent, other, ids).to(torch.int32).contiguous()
+
+
+def first_local(expert_map: Tensor, local: int) -> int:
+    """The first expert of this rank, whose experts follow each other.
+
+    Raises:
+        InvalidMoEInput: they do not.
+    """
+    offset = int((expert_map == 0).to(torch.int32).argmax())
+    expected = torch.full_like(expert_map, -1)
+    expected[offset : offset + local] = torch.arange(local, device=expert_map.device)[: expert_map.numel() - offset]
+    if not torch.equal(expert_map, expected):
+        raise InvalidMoEInput(
+            "expert_map", "not one run of experts", f"experts n to n + {local - 1} as 0 to {local - 1}, in this order"
+        )
+    return offset

@@ -1,0 +1,109 @@
+"""AITER beside its released source, on a played library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformance.build import build
+from fp8moe import PLATFORMS, InvalidMoEInput, MoEWeights, Platform
+from fp8moe.backends import aiter
+from fp8moe.backends.torch_experts import TorchExperts
+from tests.contracts.layers import CASES, bits, case, same, with_holes
+from tests.contracts.released import AITER, played
+
+
+def enumeration(name: str) -> type[IntEnum]:
+    """From the header that the compiled module is made of."""
+    text = AITER.source("aiter_meta/csrc/include/aiter_enum.h")
+    found = re.search(rf"enum class {name}\s*:\s*int\s*{{([^}}]*)}}", text)
+    assert found, f"no {name}"
+    members: dict[str, int] = {}
+    for entry in filter(None, (part.strip() for part in found[1].split(","))):
+        key, _, value = (part.strip() for part in entry.partition("="))
+        members[key] = int(value) if value else max(members.values(), default=-1) + 1
+    return IntEnum(name, members)  # type: ignore[return-value]
+
+
+def from_tiles(shuffled: Tensor) -> Tensor:
+    """(E, n, k): place by place of a tile of 16 rows and two parts of 16 columns."""
+    experts, n, k = shuffled.shape
+    flat = bits(shuffled).reshape(experts, -1)
+    row, column = torch.meshgrid(torch.arange(n), torch.arange(k), indexing="ij")
+    tile = (row // 16) * (k // 32) + column // 32
+    place = tile * 512 + column % 32 // 16 * 256 + row % 16 * 16 + column % 16
+    return flat[:, place.flatten()].reshape(experts, n, k)
+
+
+class PlayedAiter(aiter.AiterExperts):
+    device = "mi355x"
+
+    def platform(self) -> Platform:
+        return PLATFORMS[self.device]
+
+    def library(self) -> Any:
+        self.kinds = {name: enumeration(name) for name in ("QuantType", "ActivationType")}
+        signature = AITER.signature("aiter/fused_moe.py", "fused_moe")
+        return SimpleNamespace(fused_moe=played(signature, self.answer), **self.kinds)
+
+    def answer(self, given: Mapping[str, Any]) -> Tensor:
+        wide = self.quant.w1.dtype is None
+        for name in ("w1", "w2"):
+            assert given[name].is_shuffled
+        assert (given["topk_ids"].dtype, given["topk_weight"].dtype) == (torch.int32, torch.float32)
+        assert (given["topk_ids"] >= 0).all()
+        self.seen = given["quant_type"].name
+        fnuz = given["w1"].dtype == torch.float8_e4m3fnuz
+        scales = [given[name] for name in ("w1_scale", "w2_scale", "a1_scale", "a2_scale")]
+        if fnuz:
+            scales = [None if value is None else value / 2 for value in scales]
+        w13, w2 = (given[name] if wide else from_tiles(given[name]).view(torch.float8_e4m3fn) for name in ("w1", "w2"))
+        weights = MoEWeights(w13, w2, *scales[:2], given["bias1"], given["bias2"], *scales[2:])
+        experts = TorchExperts(self.config, self.quant, weights)
+        mask = given["expert_mask"]
+        placed = None
+        if mask is not None:
+            assert mask[-1] == 0
+            placed = torch.where(mask[:-1] == 1, mask[:-1].cumsum(0) - 1, -1).to(torch.int32)
+        assert given["dtype"] == given["hidden_states"].dtype
+        return experts.apply(given["hidden_states"], given["topk_weight"], given["topk_ids"], expert_map=placed)
+
+
+class PlayedAiterFnuz(PlayedAiter):
+    device = "mi300x"
+
+
+@pytest.mark.parametrize("cls", [PlayedAiter, PlayedAiterFnuz])
+@pytest.mark.parametrize("scheme", ["block", "tensor_static", "tensor_dyn", "channel_tok"])
+@pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
+def test_aiter(cls: type[PlayedAiter], scheme: str, fields: dict[str, Any]) -> None:
+    tensors = build(case(scheme, **fields), "cpu")
+    adapter = cls(tensors.config, tensors.quant, tensors.weights)
+    expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(adapter), expected)
+    assert adapter.seen == {"block": "per_128x128", "channel_tok": "per_Token"}.get(scheme, "per_Tensor")
+
+
+@pytest.mark.parametrize("scheme", ["block", "channel_tok"])
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_aiter_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
+    tensors, filled = with_holes(build(case(scheme, **fields), "cpu"))
+    expected = filled.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(PlayedAiter(tensors.config, tensors.quant, tensors.weights)), expected)
+
+
+def test_aiter_numbers_experts_by_their_global_ids() -> None:
+    tensors = build(case("block", ep="2:1"), "cpu")
+    assert tensors.expert_map is not None
+    turned = torch.where(tensors.expert_map >= 0, 3 - tensors.expert_map, -1)
+    adapter = PlayedAiter(tensors.config, tensors.quant, tensors.weights)
+    with pytest.raises(InvalidMoEInput, match="expert_map is not ascending"):
+        replace(tensors, expert_map=turned).call(adapter)

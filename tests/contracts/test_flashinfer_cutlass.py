@@ -1,0 +1,148 @@
+"""FlashInfer's CUTLASS kernels beside their released source, on a played library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformance.build import build
+from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
+from fp8moe.backends import flashinfer_cutlass
+from fp8moe.backends.torch_experts import TorchExperts
+from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
+from tests.contracts.released import FLASHINFER, played
+
+
+class PlayedCutlass(flashinfer_cutlass.FlashInferCutlassExperts):
+    def platform(self) -> Platform:
+        return PLATFORMS["h200"]
+
+    def library(self) -> Any:
+        names: dict[str, Any] = {}
+        exec(compile(FLASHINFER.source("flashinfer/tllm_enums.py"), "tllm_enums", "exec"), names)
+        public = FLASHINFER.source("flashinfer/fused_moe/__init__.py")
+        for name in flashinfer_cutlass.NAMES:
+            assert f'"{name}"' in public, f"flashinfer.fused_moe gives no {name}"
+        signature = FLASHINFER.signature("flashinfer/fused_moe/core.py", "cutlass_fused_moe")
+        return SimpleNamespace(ActivationType=names["ActivationType"], cutlass_fused_moe=played(signature, self.answer))
+
+    def answer(self, given: Mapping[str, Any]) -> None:
+        gated, block, own = self.config.is_act_and_mul, given["use_deepseek_fp8_block_scale"], self.weights
+        assert given["activation_type"].name == ("Swiglu" if gated else "Relu2")
+        assert given["output_dtype"] == given["output"].dtype
+        first, second, bias = (
+            given[name] for name in ("fc1_expert_weights", "fc2_expert_weights", "fc1_expert_biases")
+        )
+        hidden, scales = given["input"], given["quant_scales"]
+        w13_scale, w2_scale = own.w13_scale, own.w2_scale
+        if block:
+            w13_scale, w2_scale = turned(scales[0]), scales[1]
+        elif scales:
+            assert own.w13_scale is not None
+            assert own.w2_scale is not None
+            assert own.a13_scale is not None
+            assert own.a2_scale is not None
+            assert scales[3].dim() == 0
+            wanted = (own.w13_scale * own.a13_scale, 1 / own.a2_scale, own.w2_scale * own.a2_scale, own.a13_scale)
+            assert all(torch.equal(got, want.reshape(got.shape)) for got, want in zip(scales, wanted, strict=True))
+            hidden = (hidden.float() * scales[3]).to(self.config.in_dtype)
+        weights = MoEWeights(
+            turned(first) if gated else first,
+            second,
+            w13_scale,
+            w2_scale,
+            turned(bias) if gated and bias is not None else bias,
+            given["fc2_expert_biases"],
+            own.a13_scale,
+            own.a2_scale,
+        )
+        local, offset = self.config.num_local_experts, given["ep_rank"] * self.config.num_local_experts
+        placed = torch.arange(local * given["ep_size"], dtype=torch.int32) - offset
+        placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
+        config = replace(self.config, intermediate_size_per_partition=second.shape[2])
+        experts = TorchExperts(config, self.quant, weights)
+        ids, routing = given["token_selected_experts"], given["token_final_scales"]
+        experts.apply(hidden, routing, ids, expert_map=placed, output=given["output"])
+
+
+def turned(values: Tensor) -> Tensor:
+    """The second half of the rows before the first."""
+    half = values.shape[1] // 2
+    return torch.cat([bits(values[:, half:]), bits(values[:, :half])], 1).view(values.dtype)
+
+
+@pytest.mark.parametrize("scheme", ["block", "tensor_static", "none"])
+@pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
+def test_flashinfers_cutlass(scheme: str, fields: dict[str, Any]) -> None:
+    tensors = build(case(scheme, **fields), "cpu")
+    adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
+    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    assert same(tensors.call(adapter), tensors.call(experts))
+    if not tensors.apply_router_weight_on_input:
+        holes, filled = with_holes(tensors)
+        assert same(holes.call(adapter), filled.call(experts))
+
+
+@pytest.mark.parametrize("fields", [{"inter": 20}, {"bias": True}, {"activation": "relu2_no_mul"}])
+def test_flashinfers_cutlass_fills_up_each_half_and_takes_no_gate(fields: dict[str, Any]) -> None:
+    tensors = build(case("tensor_static", **fields), "cpu")
+    adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
+    assert same(tensors.call(adapter), tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights)))
+
+
+def test_ranks_of_flashinfer_have_one_size() -> None:
+    tensors = build(case("none", ep="2:1"), "cpu")
+    adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
+    off = torch.tensor([-1, -1, 0, 1, 2, 3, -1, -1], dtype=torch.int32)
+    with pytest.raises(InvalidMoEInput, match="of 8 experts, 4 from 2 on here: expected ranks of one size"):
+        replace(tensors, expert_map=off).call(adapter)
+
+
+@pytest.mark.parametrize(
+    ("device", "module"), [("h100", "90"), ("b200", "100"), ("b300", "103"), ("rtx_pro_6000", "120")]
+)
+def test_kernels_that_are_not_built_are_told_with_the_command(device: str, module: str, tmp_path: Path) -> None:
+    if device not in PLATFORMS:
+        pytest.fail(f"the catalogue has no {device}: {', '.join(PLATFORMS)}")
+    platform = PLATFORMS[device]
+    ahead, cache = tmp_path / "aot", tmp_path / "cached_ops"
+    told = flashinfer_cutlass.not_built(platform, (ahead, cache))
+    builder = re.search(r"import (\w+) as module", told)
+    assert builder
+    assert f"not built: no fused_moe_{module}.so in {ahead} or {cache}" in told
+    source = FLASHINFER.source("flashinfer/jit/fused_moe.py")
+    assert f"def {builder[1]}(" in source
+    assert 'f"fused_moe_{device_arch}"' in source
+    for name in ("FLASHINFER_AOT_DIR", "FLASHINFER_JIT_DIR"):
+        assert f"\n{name}" in FLASHINFER.source("flashinfer/jit/env.py")
+    for place in (ahead, cache):
+        there = place / f"fused_moe_{module}" / f"fused_moe_{module}.so"
+        there.parent.mkdir(parents=True)
+        there.touch()
+        assert flashinfer_cutlass.not_built(platform, (ahead, cache)) == ""
+        there.unlink()
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"scheme": "tensor_dyn"}, "tensor_dyn: expected none, tensor_static or block"),
+        ({"inter": 192}, "intermediate_size_per_partition=192: expected a multiple of 128"),
+        ({"hidden": 320}, "hidden_dim=320: expected a multiple of 128"),
+        ({"scheme": "tensor_static", "hidden": 200}, "hidden_dim=200: expected a multiple of 16"),
+        ({"dtype": "fp16"}, "in_dtype=torch.float16: expected torch.bfloat16"),
+        ({"activation": "gelu"}, "activation=gelu: expected silu or relu2_no_mul"),
+    ],
+)
+def test_what_flashinfers_cutlass_cannot_take_is_refused(fields: dict[str, Any], why: str) -> None:
+    tensors = build(replace(LAYER, **fields), "cpu")
+    with pytest.raises(BackendUnavailable, match=re.escape(why)):
+        PlayedCutlass(tensors.config, tensors.quant, tensors.weights)

@@ -1,0 +1,128 @@
+"""FlashInfer's TRTLLM kernels beside their released source, on a played library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformance.build import CaseTensors, build
+from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
+from fp8moe.backends import flashinfer_trtllm
+from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.quant import kFp8Dynamic128Sym
+from fp8moe.scaling import dequantize, quantize
+from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
+from tests.contracts.released import FLASHINFER, played
+
+
+def from_rows(values: Tensor, width: int) -> Tensor:
+    """(E, n, k): in each run of 8 rows times `width`, place i + 8 j holds row width i + j."""
+    n = values.shape[1]
+    row = torch.arange(n)
+    run = 8 * width
+    place = row // run * run + row % run // width + 8 * (row % run % width)
+    return values[:, place]
+
+
+class PlayedTrtllm(flashinfer_trtllm.FlashInferTrtllmExperts):
+    def platform(self) -> Platform:
+        return PLATFORMS["b200"]
+
+    def library(self) -> Any:
+        names: dict[str, Any] = {}
+        exec(compile(FLASHINFER.source("flashinfer/tllm_enums.py"), "tllm_enums", "exec"), names)
+        public = FLASHINFER.source("flashinfer/fused_moe/__init__.py")
+        for name in flashinfer_trtllm.NAMES:
+            assert f'"{name}"' in public, f"flashinfer.fused_moe gives no {name}"
+        function = flashinfer_trtllm.NAMES[0]
+        signature = FLASHINFER.signature("flashinfer/fused_moe/core.py", function)
+        enums = {name: names[name] for name in flashinfer_trtllm.NAMES[1:]}
+        return SimpleNamespace(**enums, **{function: played(signature, self.answer)})
+
+    def answer(self, given: Mapping[str, Any]) -> None:
+        assert (int(given["weight_layout"]), given["use_shuffled_weight"]) == (2, True)
+        assert given["fp8_quantization_type"].name == "DeepSeekFp8"
+        assert given["hidden_states_scale"].is_contiguous()
+        inter, local = given["intermediate_size"], given["local_num_experts"]
+        first, second = (
+            from_rows(bits(given[name]).transpose(1, 2).flatten(2), 2) for name in ("gemm1_weights", "gemm2_weights")
+        )
+        scale = given["gemm1_weights_scale"]
+        blocks = scale.shape[1] // 2
+        weights = MoEWeights(
+            torch.cat([first[:, inter:], first[:, :inter]], 1).view(torch.float8_e4m3fn),
+            second.contiguous().view(torch.float8_e4m3fn),
+            torch.cat([scale[:, blocks:], scale[:, :blocks]], 1),
+            given["gemm2_weights_scale"],
+        )
+        words = given["topk_ids"]
+        ids, lower = words >> 16, words & 0xFFFF
+        routing = torch.where(lower >= 1 << 15, lower - (1 << 16), lower).to(torch.int16).view(torch.bfloat16).float()
+        spread = given["hidden_states_scale"].t().repeat_interleave(128, 1)[:, : self.config.hidden_dim]
+        hidden = given["hidden_states"].float() * spread
+        placed = torch.arange(given["num_experts"], dtype=torch.int32) - given["local_expert_offset"]
+        placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
+        self.seen = hidden
+        experts = TorchExperts(replace(self.config, in_dtype=torch.bfloat16), self.quant, weights)
+        # The dequantised states are the quantised ones again: each group's largest code is 448.
+        experts.apply(hidden.bfloat16(), routing, ids, expert_map=placed, output=given["output"])
+
+
+def rounded(tensors: CaseTensors) -> CaseTensors:
+    """As the kernel gets them: states through FP8 and bf16, routing weights in bf16."""
+    given = tensors.hidden_states
+    if tensors.case.weight_on_input:
+        given = (given.float() * tensors.topk_weights).to(given.dtype)
+    codes, scale = quantize(given, kFp8Dynamic128Sym)
+    states = dequantize(codes, scale, kFp8Dynamic128Sym).to(given.dtype)
+    weights = torch.ones_like(tensors.topk_weights) if tensors.case.weight_on_input else tensors.topk_weights
+    return replace(tensors, hidden_states=states, topk_weights=weights.bfloat16().float())
+
+
+@pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
+def test_trtllm(fields: dict[str, Any]) -> None:
+    tensors = build(case("block", **fields), "cpu")
+    adapter = PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
+    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    for given, filled in (
+        (tensors, tensors),
+        *(() if tensors.apply_router_weight_on_input else (with_holes(tensors),)),
+    ):
+        as_got = rounded(filled)
+        expected = experts.apply(
+            as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map
+        )
+        assert same(given.call(adapter), expected)
+
+
+def test_trtllm_takes_experts_that_follow_each_other() -> None:
+    tensors = build(case("block", ep="2:1"), "cpu")
+    adapter = PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
+    in_turn = torch.tensor([0, -1, 1, -1, 2, -1, 3, -1], dtype=torch.int32)
+    with pytest.raises(InvalidMoEInput, match="expert_map is not one run of experts"):
+        replace(tensors, expert_map=in_turn).call(adapter)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"scheme": "tensor_static"}, "tensor_static: only `block` has an entry that takes chosen experts"),
+        ({"inter": 192}, "intermediate_size_per_partition=192: expected a multiple of 128"),
+        ({"hidden": 320}, "hidden_dim=320: expected a multiple of 128"),
+        ({"experts": 6}, "num_experts=6: expected a multiple of 4"),
+        ({"experts": 16, "top_k": 11}, "experts_per_token=11: expected at most 10"),
+        ({"dtype": "fp16"}, "in_dtype=torch.float16: expected torch.bfloat16"),
+        ({"bias": True}, "biases: it has none"),
+    ],
+)
+def test_what_trtllm_cannot_take_is_refused_before_it_is_loaded(fields: dict[str, Any], why: str) -> None:
+    tensors = build(replace(LAYER, **fields), "cpu")
+    with pytest.raises(BackendUnavailable, match=re.escape(why)):
+        PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)

@@ -1,0 +1,46 @@
+"""What all adapters of libraries say of another device, a missing library, another version."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.build import build
+from fp8moe import PLATFORMS, BackendUnavailable
+from fp8moe.backends import aiter, flashinfer_cutlass, flashinfer_trtllm, xpu
+from fp8moe.backends.libraries import LibraryExperts, loaded
+from tests.contracts.layers import case
+from tests.contracts.released import AITER, DEFAULT, played
+
+
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [
+        (aiter.AiterExperts, "AITER is for ROCm on gfx90a, gfx942 or gfx950, not cpu"),
+        (xpu.XpuExperts, "needs an Intel XPU, and this device is cpu"),
+        (flashinfer_trtllm.FlashInferTrtllmExperts, "TRTLLM's kernels are for CUDA SM10x, not cpu"),
+        (flashinfer_cutlass.FlashInferCutlassExperts, "kernels are for CUDA SM90, SM10x, SM11x and SM12x, not cpu"),
+    ],
+)
+def test_another_device_is_told_and_nothing_is_loaded(
+    cls: type[LibraryExperts], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fp8moe.backends.libraries.detected_platform", lambda: PLATFORMS["cpu"])
+    tensors = build(case("block"), "cpu")
+    with pytest.raises(BackendUnavailable, match=why):
+        cls(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_a_missing_library_and_another_version_name_the_remedy() -> None:
+    with pytest.raises(BackendUnavailable, match=r"X: no_such_library does not load \(ModuleNotFound.*\); get it"):
+        loaded("no_such_library", (), "X", "get it")
+    with pytest.raises(BackendUnavailable, match="X: json has no swirl: another version; get it"):
+        loaded("json", ("loads", "swirl"), "X", "get it")
+
+
+def test_a_parameter_that_is_no_more_is_an_error() -> None:
+    call = played(AITER.signature("aiter/fused_moe.py", "fused_moe"), lambda given: given)
+    with pytest.raises(TypeError, match="swirl"):
+        call(1, 2, 3, 4, 5, swirl=6)
+    with pytest.raises(TypeError, match="topk_ids"):
+        call(1, 2, 3, 4)
+    assert DEFAULT not in call(1, 2, 3, 4, 5).values()
