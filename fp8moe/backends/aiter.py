@@ -46,6 +46,7 @@ class AiterExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.AITER
+    written_from = "amd-aiter 0.1.7.post2.dev18"
     package = "aiter"
     support = Support(
         device=_device,

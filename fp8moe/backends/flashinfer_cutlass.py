@@ -62,6 +62,7 @@ class FlashInferCutlassExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.FLASHINFER_CUTLASS
+    written_from = "flashinfer-python 0.6.13"
     package = "flashinfer"
     support = Support(
         device=_device,

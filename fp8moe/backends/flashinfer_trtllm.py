@@ -54,6 +54,7 @@ class FlashInferTrtllmExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.FLASHINFER_TRTLLM
+    written_from = "flashinfer-python 0.6.13"
     package = "flashinfer"
     support = Support(
         device=_device,

@@ -43,7 +43,8 @@ class LibraryExperts(FusedMoEPermuteExpertsUnpermute):
     """A library's whole MoE behind `apply`; a class of it loads the library, converts the weights and computes."""
 
     backend: ClassVar[Fp8MoeBackend]
-    tried_on: ClassVar[str] = "no device: written from the library's released source"
+    written_from: ClassVar[str]
+    """The distribution and the release that it was written from and is tried beside, having run on no device."""
 
     @staticmethod
     def activation_format() -> FusedMoEActivationFormat:

@@ -30,6 +30,7 @@ class XpuExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.XPU
+    written_from = "vllm-xpu-kernels 0.1.16.2"
     package = "vllm_xpu_kernels"
     support = Support(
         device=lambda platform, _env: platform.kind == "xpu",

@@ -42,7 +42,7 @@ def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str,
     if isinstance(spec.backend, OutOfTreeBackend):
         adapter = f"there, from {spec.distribution or cls.__module__}"
     if issubclass(cls, LibraryExperts):
-        adapter = f"there, tried on {cls.tried_on}"
+        adapter = f"there, by {cls.written_from}, tried on no device"
     if issubclass(cls, AdapterNotWritten):
         adapter = "adapter not written yet"
     return {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}

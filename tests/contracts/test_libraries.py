@@ -9,7 +9,7 @@ from fp8moe import PLATFORMS, BackendUnavailable
 from fp8moe.backends import aiter, flashinfer_cutlass, flashinfer_trtllm, xpu
 from fp8moe.backends.libraries import LibraryExperts, loaded
 from tests.contracts.layers import case
-from tests.contracts.released import AITER, DEFAULT, played
+from tests.contracts.released import AITER, DEFAULT, FLASHINFER, XPU, Release, played
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,18 @@ def test_a_parameter_that_is_no_more_is_an_error() -> None:
     with pytest.raises(TypeError, match="topk_ids"):
         call(1, 2, 3, 4)
     assert DEFAULT not in call(1, 2, 3, 4, 5).values()
+
+
+@pytest.mark.parametrize(
+    ("cls", "release"),
+    [
+        (aiter.AiterExperts, AITER),
+        (xpu.XpuExperts, XPU),
+        (flashinfer_trtllm.FlashInferTrtllmExperts, FLASHINFER),
+        (flashinfer_cutlass.FlashInferCutlassExperts, FLASHINFER),
+    ],
+)
+def test_what_an_adapter_says_it_was_written_from_is_what_it_is_tried_beside(
+    cls: type[LibraryExperts], release: Release
+) -> None:
+    assert cls.written_from == f"{release.name} {release.version}"

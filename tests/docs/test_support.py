@@ -1,0 +1,81 @@
+"""The table of what is known of each backend: it says what the kept reports say, and the README's is not stale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.support_matrix import BEGIN, END, HERE, main, rows, runs_in
+
+
+def check(backend: str, device: str, *outcomes: tuple[str, str], evidence: str = "hardware") -> dict[str, Any]:
+    """A report of `fp8moe check`."""
+    checks = [{"scheme": scheme, "status": status, "evidence": evidence} for scheme, status in outcomes]
+    versions = {"torch": "2.11.0", "triton": "3.6.0"}
+    return {"backend": backend, "level": "quick", "device": device, "versions": versions, "checks": checks}
+
+
+def kept(folder: Path, **reports: Any) -> Path:
+    for name, content in reports.items():
+        place = folder / "reports" / name
+        place.mkdir(parents=True)
+        (place / "report.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder / "reports"
+
+
+def of(backend: str, reports: Path) -> list[tuple[str, ...]]:
+    return [row[1:] for row in rows(runs_in(reports)) if row[0] == backend]
+
+
+def test_the_latest_run_on_each_device_stands_there(tmp_path: Path) -> None:
+    reports = kept(
+        tmp_path,
+        **{
+            "2026-11-02-new": check("TRITON", "one", ("block", "passed"), ("none", "passed")),
+            "2026-11-01-old": check("TRITON", "one", ("block", "failed")),
+            "2026-10-01-other": check("TRITON", "two", ("block", "passed"), ("none", "failed"), ("none", "passed")),
+            "2026-11-03-simulated": check("TRITON", "none", ("block", "passed"), evidence="simulated"),
+            "2026-11-04-broken": "{",
+        },
+    )
+    two, one = of("TRITON", reports)
+    link = "[reports/{0}](reports/{0})"
+    assert one[:2] == ("hardware", "quick: 2 schemes, 2 checks passed")
+    assert one[2:] == ("one, torch 2.11.0, triton 3.6.0", "2026-11-02", link.format("2026-11-02-new"))
+    assert two[1] == "quick: 1 schemes, 2 checks passed; FAILED: none"
+
+
+def test_a_run_in_the_interpreter_counts_where_there_is_no_other(tmp_path: Path) -> None:
+    ran = check("TRITON", "none", ("block", "passed"), evidence="simulated")
+    ((evidence, *_),) = of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))
+    assert evidence == "simulated"
+
+
+def test_without_a_report_it_says_what_there_is(tmp_path: Path) -> None:
+    assert of("AITER", tmp_path)[0][0] == "contract"
+    assert of("DEEPGEMM", tmp_path) == [("not run", "no adapter yet", "-", "-", "-")]
+    assert of("TRITON", tmp_path) == [("not run", "no kept report", "-", "-", "-")]
+
+
+def test_a_stale_table_is_told_and_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{BEGIN}\n| old |\n{END}\nafter\n")
+    given = ["--reports", str(tmp_path)]
+    assert main([*given, "--check", str(file)]) == 1
+    assert f"--write {file}" in capsys.readouterr().err
+    assert main([*given, "--write", str(file)]) == 0
+    assert main([*given, "--check", str(file)]) == 0
+    assert file.read_text().startswith("before\n")
+    assert file.read_text().endswith("after\n")
+    file.write_text("no marks")
+    with pytest.raises(SystemExit):
+        main([*given, "--check", str(file)])
+
+
+def test_the_readmes_table_is_what_the_reports_say() -> None:
+    if not (HERE / "reports").is_dir():
+        pytest.skip("a source distribution has no kept runs")
+    assert main(["--check", str(HERE / "README.md")]) == 0
