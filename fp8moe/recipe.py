@@ -39,6 +39,8 @@ class Recipe:
         amax_floor: smallest amax that a dynamic scale is computed from; a group of zeros gets floor/448.
         dynamic_tensor_scope: what shares a dynamic per-tensor scale: all tokens of the call ("batch"; for the
             second GEMM all token-expert pairs), or the tokens of one expert ("expert").
+        quantize_input: whether the hidden states are quantised for the first GEMM as the activation key says; False,
+            with `requantize`, for a backend whose weights alone are FP8.
         gemm1_output: dtype of the first GEMM's result (bias included) before the activation.
         activation_output: dtype of the activation's result before it is quantised again, or, where activations
             are not quantised, as it enters the second GEMM.
@@ -57,6 +59,7 @@ class Recipe:
     scaling: Literal["divide", "reciprocal"] = "divide"
     amax_floor: float = 1e-10
     dynamic_tensor_scope: Literal["batch", "expert"] = "batch"
+    quantize_input: bool = True
     gemm1_output: Rounding = "float32"
     activation_output: Rounding = "float32"
     requantize: bool = True

@@ -72,7 +72,7 @@ def first_gemm_error(trace: RecipeTrace, arithmetic: Arithmetic) -> Tensor:
     """(P, 2I or I): bound of the error of the first GEMM's result."""
     problem, pairs = trace.problem, trace.pairs
     inputs = first_input(problem, pairs)
-    group = problem.activation_group(problem.quant.a1)
+    group = problem.activation_group(problem.a1)
     scale = None
     if group is not None and arithmetic.fraction_bits is not None:
         scale = spread(input_scale(problem, pairs), group, inputs.shape[1])

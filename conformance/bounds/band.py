@@ -91,7 +91,7 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
             values = values * problem.topk_weights[here.row, here.slot, None].double()
             error = half_spacing(values, fmt)
         shared = None if shared_first is None else shared_first[expert]
-        error = error + _quantisation_error(problem, problem.quant.a1, values, error, shared)
+        error = error + _quantisation_error(problem, problem.a1, values, error, shared)
         values, error = _through(problem, "w13", expert, values, error)
         if recipe.gemm1_output == "input":
             error = error + half_spacing(values.abs() + error, fmt)

@@ -173,6 +173,7 @@ HONEST: dict[str, type[TorchExperts]] = {
     "bf16_slots": Pairwise.with_recipe(Recipe(gemm2_output="input")),
     "bf16_running_sum": SplitKFour.with_recipe(Recipe(combine="input")),
     "not_requantised": BlocksOf128.with_recipe(Recipe(requantize=False)),
+    "weights_alone": EightWide.with_recipe(Recipe(quantize_input=False, requantize=False, activation_output="input")),
     "power_of_two": Reversed.with_recipe(Recipe(scale_rounding="power_of_two")),
     "weighted_slots": Pairwise.with_recipe(Recipe(weighted="input")),
     "scale_by_reciprocal": SplitKFour.with_recipe(Recipe(scale_division="reciprocal")),

@@ -118,6 +118,8 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
 
     def quantize_input(self, tokens: Tensor, expert: Tensor | None) -> Tensor:
         """(M, H) to what the first GEMM multiplies, dequantised, fp32."""
+        if not self.recipe.quantize_input:
+            return tokens.float()
         return self.through_fp8(tokens, self.quant.a1, self.weights.a13_scale, expert)
 
     def first_gemm(self, inputs: Tensor, index: int) -> Tensor:

@@ -12,6 +12,7 @@ from fp8moe.backends.libraries import LibraryExperts, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Contract, Recipe
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.schemes import TENSOR_DYNAMIC, TENSOR_NONE, UNQUANTISED
 from fp8moe.support import Support
@@ -30,6 +31,7 @@ class XpuExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.XPU
+    contract = Contract(Recipe(quantize_input=False, requantize=False))
     written_from = "vllm-xpu-kernels 0.1.16.2"
     package = "vllm_xpu_kernels"
     support = Support(

@@ -119,6 +119,11 @@ class MoEProblem:
             weight = torch.ones_like(weight)
         return Pairs(row, place[row], order % max(ids.shape[1], 1), expert[order], weight)
 
+    @property
+    def a1(self) -> FusedMoEQuantDesc:
+        """How the first GEMM's input is quantised, by the layer and the recipe."""
+        return self.quant.a1 if self.recipe.quantize_input else FusedMoEQuantDesc()
+
     def activation_group(self, desc: FusedMoEQuantDesc) -> GroupShape | None:
         """What shares a scale in the inputs of a GEMM; None where they are not quantised.
 

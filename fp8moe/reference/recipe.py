@@ -117,7 +117,7 @@ def first_input(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None)
     `shared` is the result of `first_scale`, for those who have it.
     """
     values = problem.inputs[pairs.row].double()
-    group = problem.activation_group(problem.quant.a1)
+    group = problem.activation_group(problem.a1)
     if group is None:
         return values
     scale = input_scale(problem, pairs, shared)
@@ -126,7 +126,7 @@ def first_input(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None)
 
 def input_scale(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None) -> Tensor:
     """(P, groups) float64: the scales of the first GEMM's inputs; ones where they are not quantised."""
-    group = problem.activation_group(problem.quant.a1)
+    group = problem.activation_group(problem.a1)
     if group is None:
         return torch.ones(len(pairs), 1, dtype=torch.float64, device=problem.device)
     if group.is_per_tensor():
@@ -175,11 +175,11 @@ def _rounded(problem: MoEProblem, values: Tensor, where: Rounding) -> Tensor:
 
 def first_scale(problem: MoEProblem) -> Tensor | None:
     """(E,) the scale of the first GEMM's inputs for each expert, where it is per tensor."""
-    group = problem.activation_group(problem.quant.a1)
+    group = problem.activation_group(problem.a1)
     if group is None or not group.is_per_tensor():
         return None
     experts = problem.config.num_local_experts
-    if problem.quant.a1.static:
+    if problem.a1.static:
         assert problem.weights.a13_scale is not None
         return problem.weights.a13_scale.double().reshape(1).expand(experts)
     rows = problem.inputs.abs().amax(-1).double() if problem.inputs.numel() else problem.inputs.double().sum(-1)

@@ -73,8 +73,9 @@ def why_not_replayed(
     scheme = (quant.weight_key, quant.activation_key)
     if scheme not in REPLAYED:
         return f"no steps are known for the scheme {scheme_name(*scheme)}"
-    if scheme != UNQUANTISED and not contract.recipe.requantize:
-        return "no steps are known for FP8 weights and an intermediate that is not quantised"
+    recipe = contract.recipe
+    if scheme != UNQUANTISED and not (recipe.requantize and recipe.quantize_input):
+        return "no steps are known for FP8 weights and inputs that are not quantised"
     unit = UNITS[arithmetic.unit]
     if not unit.takes(weights.w13.dtype):
         return f"its matrix unit {unit.name} does not take {weights.w13.dtype}"
@@ -168,7 +169,7 @@ def _group_of(desc: FusedMoEQuantDesc) -> GroupShape:
 
 def _first_input(problem: MoEProblem, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
     """(P, H) what the first GEMM multiplies, in the unit's input dtype; (P, groups) fp32 scales, None without."""
-    desc, recipe = problem.quant.a1, problem.recipe
+    desc, recipe = problem.a1, problem.recipe
     rows, place = torch.unique(pairs.row, return_inverse=True)
     if desc.dtype is None:
         return problem.inputs[pairs.row], None

@@ -15,6 +15,8 @@ from fp8moe.backends.torch_experts import TorchExperts
 from tests.contracts.layers import CASES, case, same, with_holes
 from tests.contracts.released import XPU
 
+WeightsAlone = TorchExperts.with_recipe(xpu.XpuExperts.contract.recipe)
+
 
 class PlayedXpu(xpu.XpuExperts):
     def platform(self) -> Platform:
@@ -41,7 +43,7 @@ class PlayedXpu(xpu.XpuExperts):
         assert made["w2"].is_contiguous()
         turned = [made[name].transpose(1, 2).contiguous() for name in ("w13", "w2")]
         weights = MoEWeights(*turned, made["w13_scales"], made["w2_scales"], made["w13_bias"], made["w2_bias"])
-        experts = TorchExperts(self.config, self.quant, weights)
+        experts = WeightsAlone(self.config, self.quant, weights)
         assert made["activation"] == self.config.activation
         assert (given["topk_ids"] >= 0).all()
         experts.apply(
@@ -53,16 +55,16 @@ class PlayedXpu(xpu.XpuExperts):
         )
 
 
-@pytest.mark.parametrize("scheme", ["none", "tensor_none"])
+@pytest.mark.parametrize("scheme", ["none", "tensor_none", "tensor_dyn"])
 @pytest.mark.parametrize("fields", [*CASES.values(), {"bias": True}], ids=[*CASES, "bias"])
 def test_xpu(scheme: str, fields: dict[str, Any]) -> None:
     tensors = build(case(scheme, **fields), "cpu")
-    expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    expected = tensors.call(WeightsAlone(tensors.config, tensors.quant, tensors.weights))
     adapter = PlayedXpu(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), expected)
     if not tensors.apply_router_weight_on_input:
         holes, filled = with_holes(tensors)
-        assert same(holes.call(adapter), filled.call(TorchExperts(tensors.config, tensors.quant, tensors.weights)))
+        assert same(holes.call(adapter), filled.call(WeightsAlone(tensors.config, tensors.quant, tensors.weights)))
 
 
 def test_xpu_has_as_many_experts_on_each_rank() -> None:

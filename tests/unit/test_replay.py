@@ -213,7 +213,8 @@ def test_a_backend_is_never_convicted_for_what_no_steps_tell() -> None:
     for scheme in set(SCHEMES) - {*FP8, "none", "nvfp4"}:
         assert why(MMA, scheme=scheme) == f"no steps are known for the scheme {scheme}"
         assert why(Arithmetic(promote_every=128), scheme=scheme, exact_sums=True)
-    assert "intermediate that is not quantised" in why(WGMMA, recipe=Recipe(requantize=False))
+    for recipe in (Recipe(requantize=False), Recipe(quantize_input=False)):
+        assert "inputs that are not quantised" in why(WGMMA, recipe=recipe)
     # Exact over 128 of K only: neither the whole of K nor block scales without promotion.
     assert why(FP32, exact_sums=True)
     assert why(FP32, scheme="tensor_tok", exact_sums=True)

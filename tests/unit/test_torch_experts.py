@@ -34,6 +34,8 @@ RECIPES = {
     "gemm1_16bit": Recipe(gemm1_output="input"),
     "activation_16bit": Recipe(activation_output="input"),
     "not_requantised": Recipe(requantize=False),
+    "input_16bit": Recipe(quantize_input=False),
+    "weights_alone": Recipe(quantize_input=False, requantize=False, activation_output="input", gemm1_output="input"),
     "weighted_16bit": Recipe(weighted="input"),
     "scale_reciprocal": Recipe(scale_division="reciprocal"),
     "slots_16bit": Recipe(gemm2_output="input"),
