@@ -48,6 +48,8 @@ FLASHINFER_ATTRIBUTES = (
 )
 # vLLM's compiled operators: `_C` holds CUTLASS, `_moe_C` Marlin; a build for the CPU has only the first.
 VLLM_EXTENSIONS = ("_C", "_moe_C")
+VLLM_OPS = "FP8MOE_VLLM_OPS"
+"""Names a folder with vLLM's compiled operators, for a machine without vLLM."""
 
 
 @dataclass(frozen=True)
@@ -184,19 +186,43 @@ def _flashinfer_kernels(here: Surroundings) -> str:
 
 
 def _vllm(here: Surroundings) -> str:
-    spec = _find("vllm", here)
-    found = []
+    files, place = _vllm_files(here)
+    return f"operators in {', '.join(path.name for path in files.values())} of {place}"
+
+
+def _vllm_files(here: Surroundings) -> tuple[dict[str, Path], str]:
+    """The file of each extension, and where they are in words."""
+    named = here.env.get(VLLM_OPS)
+    if named:
+        folders, place, lacks = [Path(named)], f"{VLLM_OPS}={named}", "expected both in one folder"
+    else:
+        spec = _find("vllm", here)
+        folders, place, lacks = list(_folders(spec)), _where(spec), "a build without GPU kernels"
+    found = {}
     for extension in VLLM_EXTENSIONS:
         files = [
-            path.name
-            for folder in _folders(spec)
+            path
+            for folder in folders
             for pattern in (f"{extension}.*so", f"{extension}_stable_libtorch.*so")
             for path in sorted(folder.glob(pattern))
         ]
         if not files:
-            raise _Missing(f"{_where(spec)} has no compiled {extension} beside it: a build without GPU kernels")
-        found.append(files[0])
-    return f"operators in {', '.join(found)} of {_where(spec)}"
+            raise _Missing(f"{place} has no compiled {extension}: {lacks}")
+        found[extension] = files[0]
+    return found, place
+
+
+def vllm_operators(surroundings: Surroundings | None = None) -> dict[str, Path]:
+    """The files with vLLM's compiled operators, by extension: of the folder in `FP8MOE_VLLM_OPS`, or of an installed
+    vLLM, which is not imported.
+
+    Raises:
+        FileNotFoundError: they are not there; the text says where they were looked for.
+    """
+    try:
+        return _vllm_files(surroundings or Surroundings())[0]
+    except _Missing as missing:
+        raise FileNotFoundError(str(missing)) from None
 
 
 _PROBES: dict[str, Callable[[Surroundings], str]] = {

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from fp8moe.backends.common import AdapterNotWritten, no_flashinfer_all2all
-from fp8moe.config import FusedMoEActivationFormat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fp8moe.backends.common import no_flashinfer_all2all
+from fp8moe.backends.libraries import LibraryExperts
+from fp8moe.backends.vllm_ops import operators
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
+from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8Static128BlockSym, kFp8StaticChannelSym, kFp8StaticTensorSym, kNvfp4Static
+from fp8moe.layouts.marlin import padded_intermediate
 from fp8moe.platforms import Platform
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Contract, Recipe
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.support import Support
 
 _WEIGHTS = frozenset({kFp8Static128BlockSym, kFp8StaticChannelSym, kFp8StaticTensorSym, kNvfp4Static})
+ACTIVATIONS = {"silu": "silu_and_mul", "gelu": "gelu_and_mul"}
+"""Operators of vLLM's `_C`, on rows of gate then up."""
+OPERATORS = ("moe_align_block_size", "moe_wna16_marlin_gemm", "moe_sum")
+E4M3 = 2814749767172868
+"""The id of float8_e4m3fn among vLLM's scalar types."""
+TILES = (8, 16, 32, 48, 64)
+"""Rows of a tile."""
+FULL = 0.9
+"""The smallest tile is taken that an expert's rows fill less than this, were they spread evenly."""
+LOCKS_A_MULTIPROCESSOR = 4
+K_MULTIPLE = 128
 
 
 def _device(platform: Platform, _env: Env) -> bool:
-    return platform.is_cuda and platform.cap is not None and platform.cap >= 75 and platform.has("vllm")
+    return _takes(platform) and platform.has("vllm")
+
+
+def _takes(platform: Platform) -> bool:
+    return platform.is_cuda and platform.cap is not None and platform.cap >= 75
 
 
 def _scheme(_platform: Platform, weight_key: QuantKey | None, _activation_key: QuantKey | None) -> bool:
@@ -21,10 +48,29 @@ def _scheme(_platform: Platform, weight_key: QuantKey | None, _activation_key: Q
     return weight_key in _WEIGHTS
 
 
-class MarlinExperts(AdapterNotWritten):
-    """vLLM's Marlin MoE."""
+class MarlinExperts(LibraryExperts):
+    """vLLM's Marlin MoE: two grouped GEMMs on token-expert pairs in their order, and a sum over each token's.
 
+    Its results in between are in the hidden states' dtype, a pair's times its routing weight. One workspace of locks
+    serves a layer: two streams must not call one at the same time.
+
+    Raises:
+        BackendUnavailable: another device, no operators, or a layer that the kernels cannot take.
+    """
+
+    backend = Fp8MoeBackend.MARLIN
+    written_from = "vllm 0.25.1"
     package = "vllm"
+    contract = Contract(
+        Recipe(
+            quantize_input=False,
+            requantize=False,
+            gemm1_output="input",
+            activation_output="input",
+            weighted="input",
+            combine="input",
+        )
+    )
     support = Support(
         device=_device,
         needs="CUDA SM75 or newer and vLLM's operators",
@@ -35,6 +81,115 @@ class MarlinExperts(AdapterNotWritten):
         non_gated=True,
     )
 
-    @staticmethod
-    def activation_format() -> FusedMoEActivationFormat:
-        return FusedMoEActivationFormat.Standard
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        name, platform = type(self).__name__, self.platform()
+        if not _takes(platform):
+            raise BackendUnavailable(f"{name}: MARLIN is for CUDA SM75 and newer, not {platform.architecture}")
+        refusal = _refusal(config, quant, weights)
+        if refusal:
+            raise BackendUnavailable(f"{name}: {refusal}")
+        self.ops = self.library()
+        self.converted = self.converted_weights(platform)
+        group = -1 if quant.block_shape is None else quant.block_shape[1]
+        self.inter = padded_intermediate(config.intermediate_size_per_partition, group)
+        # Locks, which the kernels leave as they find them: at zero.
+        device = weights.w13.device
+        self.workspace = torch.zeros(self.multiprocessors() * LOCKS_A_MULTIPROCESSOR, dtype=torch.int32, device=device)
+
+    def library(self) -> Any:
+        """The operators of `OPERATORS`, and the activation's.
+
+        Raises:
+            BackendUnavailable: they do not load, or one of them is missing.
+        """
+        return operators(type(self).__name__, {"_moe_C": OPERATORS, "_C": (ACTIVATIONS[self.config.activation],)})
+
+    def multiprocessors(self) -> int:
+        """Of the weights' device."""
+        return torch.cuda.get_device_properties(self.weights.w13.device).multi_processor_count
+
+    def compute(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        (tokens, hidden), (_, top_k) = hidden_states.shape, ids.shape
+        pairs, local = tokens * top_k, self.config.num_local_experts
+        experts = local if expert_map is None else expert_map.numel()
+        rows = next((rows for rows in TILES if pairs / local / rows < FULL), TILES[-1])
+        tiles = self._tiles(ids, experts, rows, expert_map)
+        wide = self.converted.w13.shape[2] // 4
+        gate_up = hidden_states.new_empty(pairs, wide)
+        common = (weights, rows)
+        self._gemm(hidden_states, gate_up, "w13", tiles, *common, top_k, False, (tokens, wide, hidden))
+        values = hidden_states.new_empty(pairs, self.inter)
+        getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
+        # Pairs of other ranks are not written, and are summed up all the same.
+        results = (
+            hidden_states.new_zeros(pairs, hidden) if expert_map is not None else hidden_states.new_empty(pairs, hidden)
+        )
+        self._gemm(values, results, "w2", tiles, *common, 1, True, (pairs, hidden, self.inter))
+        self.ops.moe_sum(results.view(tokens, top_k, hidden), output)
+
+    def _tiles(self, ids: Tensor, experts: int, rows: int, expert_map: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Which pairs a tile holds, whose expert, and how many rows there are with padding."""
+        pairs = ids.numel()
+        most = min(pairs + experts * (rows - 1), pairs * rows) if pairs < experts else pairs + experts * (rows - 1)
+        order = ids.new_empty(most)
+        owners = ids.new_empty(-(-most // rows))
+        count = ids.new_empty(1)
+        placed = None if expert_map is None else expert_map.to(torch.int32)
+        self.ops.moe_align_block_size(ids, experts, rows, order, owners, count, placed)
+        return order, owners, count
+
+    def _gemm(
+        self,
+        a: Tensor,
+        c: Tensor,
+        name: str,
+        tiles: tuple[Tensor, Tensor, Tensor],
+        weights: Tensor,
+        rows: int,
+        top_k: int,
+        weighted: bool,
+        size: tuple[int, int, int],
+    ) -> None:
+        """(m, k) times each pair's expert of w13 or w2, into c: pair p has row p // top_k of `a`; m, n, k in `size`."""
+        codes, scale, bias = (getattr(self.converted, f"{name}{suffix}") for suffix in ("", "_scale", "_bias"))
+        self.ops.moe_wna16_marlin_gemm(
+            a,
+            c,
+            codes,
+            bias,
+            scale,
+            None,  # a_scales: activations in 16 bits have none
+            None,  # global_scale
+            None,  # b_zeros
+            None,  # g_idx
+            None,  # perm
+            self.workspace,
+            *tiles,
+            weights,
+            rows,
+            top_k,
+            weighted,
+            E4M3,
+            *size,
+            True,  # is_full_k
+            False,  # use_atomic_add
+            True,  # use_fp32_reduce
+            False,  # is_zp_float
+            -1,  # thread_k
+            -1,  # thread_n
+            -1,  # blocks_per_sm
+        )
+
+
+def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:
+    """What the kernels cannot take of a layer; "" where they take it."""
+    if quant.w1.dtype is None or weights.w13.dtype != torch.float8_e4m3fn:
+        return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
+    if config.activation not in ACTIVATIONS:
+        return f"activation={config.activation}: expected {' or '.join(ACTIVATIONS)}, which this adapter has so far"
+    if config.hidden_dim % K_MULTIPLE:
+        return f"hidden_dim={config.hidden_dim}: expected a multiple of {K_MULTIPLE}"
+    return ""

@@ -9,10 +9,11 @@ import ast
 import hashlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,21 @@ class Release:
             assert path in wheel.namelist(), f"{self.path.name} has no {path}"
             return wheel.read(path).decode()
 
+    def schemas(self, path: str, names: Sequence[str]) -> dict[str, str]:
+        """Of operators, as a compiled file registers them, by name; with single spaces.
+
+        Raises:
+            AssertionError: the file has none of that name.
+        """
+        with zipfile.ZipFile(self.path) as wheel:
+            content = wheel.read(path)
+        found = {}
+        for name in names:
+            text = re.search(rb"\x00(" + name.encode() + rb"\([^\x00]*\)\s*->[^\x00]*)\x00", content)
+            assert text, f"{path} of {self.name} {self.version} registers no {name}"
+            found[name] = re.sub(r"\s+", " ", text[1].decode())
+        return found
+
     def signature(self, path: str, name: str) -> inspect.Signature:
         """Of a function, or of "Class.method" with its self; defaults are not looked at.
 
@@ -70,6 +86,7 @@ class Release:
 
 AITER = Release("amd-aiter", "0.1.7.post2.dev18", "fe139d74438217c35e87e3b961166bac8db2d381eadccb371da2e63615f05a31")
 FLASHINFER = Release("flashinfer-python", "0.6.13", "239e6ddc3cbbaf0bee251861a8c7c69438b1171830d69ddfa133ddea4494850d")
+VLLM = Release("vllm", "0.25.1", "16fc7a28df1576eb6f7ca0455026551b8f9adb674c19c66059359ef3e964bd1e")
 XPU = Release("vllm-xpu-kernels", "0.1.16.2", "86bfa26abbb605fab485236a386e6de07f76320177c456fa96e55c27502af17a")
 
 

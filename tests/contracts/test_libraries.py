@@ -6,10 +6,10 @@ import pytest
 
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable
-from fp8moe.backends import aiter, flashinfer_cutlass, flashinfer_trtllm, xpu
+from fp8moe.backends import aiter, flashinfer_cutlass, flashinfer_trtllm, marlin, xpu
 from fp8moe.backends.libraries import LibraryExperts, loaded
 from tests.contracts.layers import case
-from tests.contracts.released import AITER, DEFAULT, FLASHINFER, XPU, Release, played
+from tests.contracts.released import AITER, DEFAULT, FLASHINFER, VLLM, XPU, Release, played
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ from tests.contracts.released import AITER, DEFAULT, FLASHINFER, XPU, Release, p
         (xpu.XpuExperts, "needs an Intel XPU, and this device is cpu"),
         (flashinfer_trtllm.FlashInferTrtllmExperts, "TRTLLM's kernels are for CUDA SM10x, not cpu"),
         (flashinfer_cutlass.FlashInferCutlassExperts, "kernels are for CUDA SM90, SM10x, SM11x and SM12x, not cpu"),
+        (marlin.MarlinExperts, "MARLIN is for CUDA SM75 and newer, not cpu"),
     ],
 )
 def test_another_device_is_told_and_nothing_is_loaded(
@@ -53,6 +54,7 @@ def test_a_parameter_that_is_no_more_is_an_error() -> None:
         (xpu.XpuExperts, XPU),
         (flashinfer_trtllm.FlashInferTrtllmExperts, FLASHINFER),
         (flashinfer_cutlass.FlashInferCutlassExperts, FLASHINFER),
+        (marlin.MarlinExperts, VLLM),
     ],
 )
 def test_what_an_adapter_says_it_was_written_from_is_what_it_is_tried_beside(

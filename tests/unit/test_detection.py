@@ -365,9 +365,9 @@ def test_deep_gemm_nowhere(tmp_path: Path) -> None:
         (("_C.abi3.so", "_moe_C.abi3.so"), None),
         (("_C_stable_libtorch.abi3.so", "_moe_C_stable_libtorch.abi3.so"), None),
         (("_C.cpython-312-x86_64-linux-gnu.so", "_moe_C.cpython-312-x86_64-linux-gnu.so"), None),
-        (("_C.abi3.so",), "_moe_C"),  # vLLM's build for the CPU
-        (("_moe_C.abi3.so", "_C_AVX2.abi3.so"), "_C "),
-        (("_custom_ops.py",), "_C "),
+        (("_C.abi3.so",), "_moe_C:"),  # vLLM's build for the CPU
+        (("_moe_C.abi3.so", "_C_AVX2.abi3.so"), "_C:"),
+        (("_custom_ops.py",), "_C:"),
     ],
 )
 def test_vllm_by_its_files(tmp_path: Path, files: tuple[str, ...], missing: str | None) -> None:
