@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all
 from fp8moe.backends.libraries import LibraryExperts
-from fp8moe.backends.vllm_ops import operators
+from fp8moe.backends.vllm_ops import ACTIVATIONS, operators
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -22,8 +22,6 @@ from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.support import Support
 
 _WEIGHTS = frozenset({kFp8Static128BlockSym, kFp8StaticChannelSym, kFp8StaticTensorSym, kNvfp4Static})
-ACTIVATIONS = {"silu": "silu_and_mul", "gelu": "gelu_and_mul"}
-"""Operators of vLLM's `_C`, on rows of gate then up."""
 OPERATORS = ("moe_align_block_size", "moe_wna16_marlin_gemm", "moe_sum")
 E4M3 = 2814749767172868
 """The id of float8_e4m3fn among vLLM's scalar types."""

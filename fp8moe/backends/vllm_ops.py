@@ -12,6 +12,8 @@ from fp8moe.libraries import VLLM_OPS, vllm_operators
 from fp8moe.registry import BackendUnavailable
 
 REMEDY = f"install the vllm that is built for torch {torch.__version__}, or name a folder with its files in {VLLM_OPS}"
+ACTIVATIONS = {"silu": "silu_and_mul", "gelu": "gelu_and_mul"}
+"""Operators of `_C`, on rows of gate then up."""
 
 
 def operators(user: str, needed: Mapping[str, Sequence[str]]) -> Any:

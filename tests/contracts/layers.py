@@ -8,6 +8,7 @@ Evidence class contract: none of this says that the real kernel does so, or that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from conformance.build import CaseTensors
 from conformance.cases import Case
+from fp8moe.activations import activate
 
 LAYER = Case(tokens=7, experts=8, top_k=3, hidden=256, inter=128)
 CASES = {
@@ -48,3 +50,12 @@ def with_holes(tensors: CaseTensors) -> tuple[CaseTensors, CaseTensors]:
     for place in ((0, 0), (-1, slice(None))):
         ids[place], filled[place], weights[place] = -1, other, 0.0
     return replace(tensors, topk_ids=ids), replace(tensors, topk_ids=filled, topk_weights=weights)
+
+
+def played_activation(name: str) -> Callable[[Tensor, Tensor], None]:
+    """An operator (output!, values): rows of gate then up, in fp32, rounded to the output's dtype."""
+
+    def activate_rows(output: Tensor, values: Tensor) -> None:
+        output.copy_(activate(name, values.float()))
+
+    return activate_rows

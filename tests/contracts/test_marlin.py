@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from conformance.build import CaseTensors, build
 from fp8moe import PLATFORMS, BackendUnavailable, MoEWeights, Platform
-from fp8moe.activations import activate
 from fp8moe.backends import marlin
 from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.backends.vllm_ops import ACTIVATIONS
 from fp8moe.layouts.marlin import EXPONENT_BITS
-from tests.contracts.layers import CASES, LAYER, case, same, with_holes
+from tests.contracts.layers import CASES, LAYER, case, played_activation, same, with_holes
 from tests.contracts.released import VLLM
 from tests.unit.test_layouts_marlin import read, unpermuted
 
@@ -78,20 +78,13 @@ def summed(values: Tensor, output: Tensor) -> None:
     output.copy_(total)
 
 
-def activated(name: str) -> Callable[[Tensor, Tensor], None]:
-    def activate_rows(output: Tensor, values: Tensor) -> None:
-        output.copy_(activate(name, values.float()))
-
-    return activate_rows
-
-
 @pytest.fixture(scope="module")
 def operators() -> Iterator[dict[str, str]]:
     """Registers played operators under the real ones' schemas, so that the dispatcher checks what they are given."""
     schemas = VLLM.schemas("vllm/_moe_C_stable_libtorch.abi3.so", marlin.OPERATORS)
-    schemas |= VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", tuple(marlin.ACTIVATIONS.values()))
+    schemas |= VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", tuple(ACTIVATIONS.values()))
     played = {"moe_align_block_size": align, "moe_wna16_marlin_gemm": gemm, "moe_sum": summed}
-    played |= {operator: activated(name) for name, operator in marlin.ACTIVATIONS.items()}
+    played |= {operator: played_activation(name) for name, operator in ACTIVATIONS.items()}
     library = torch.library.Library(NAMESPACE, "DEF")
     for name, schema in schemas.items():
         library.define(schema)
@@ -108,7 +101,7 @@ class PlayedMarlin(marlin.MarlinExperts):
         return 3
 
     def library(self) -> Any:
-        names = (*marlin.OPERATORS, marlin.ACTIVATIONS[self.config.activation])
+        names = (*marlin.OPERATORS, ACTIVATIONS[self.config.activation])
         return SimpleNamespace(**{name: getattr(getattr(torch.ops, NAMESPACE), name) for name in names})
 
 

@@ -1,0 +1,171 @@
+"""VLLM_CUTLASS beside vLLM's released operators, on played ones with the schemas that its compiled files register."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformance.build import build
+from fp8moe import PLATFORMS, BackendUnavailable, GroupShape, Platform
+from fp8moe.backends import vllm_cutlass
+from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.backends.vllm_ops import ACTIVATIONS
+from fp8moe.scaling import quantize
+from tests.contracts.layers import CASES, LAYER, case, played_activation, same, with_holes
+from tests.contracts.released import VLLM
+
+NAMESPACE = "fp8moe_played_cutlass"
+AsDeclared = TorchExperts.with_recipe(vllm_cutlass.VllmCutlassExperts.contract.recipe)
+
+
+def permute(
+    values: Tensor,
+    ids: Tensor,
+    numbers: Tensor,
+    placed: Tensor | None,
+    experts: int,
+    local: int,
+    top_k: int,
+    taken: Tensor,
+    offsets: Tensor,
+    places: Tensor,
+    pairs: Tensor,
+) -> None:
+    """Rows by local expert, those without one at the end, where nothing is written."""
+    assert torch.equal(numbers.flatten(), torch.arange(ids.numel(), dtype=torch.int32))
+    assert experts == (local if placed is None else placed.numel())
+    owner = ids.long().flatten() if placed is None else placed.long()[ids.long().flatten()]
+    order = torch.argsort(torch.where(owner < 0, local, owner), stable=True)
+    here = int((owner >= 0).sum())
+    taken.view(torch.uint8).fill_(0x7F)  # NaN: what is there must not be looked at
+    taken.view(torch.uint8)[:here] = values.view(torch.uint8)[order[:here] // top_k]
+    offsets.copy_(torch.searchsorted(torch.where(owner < 0, local, owner)[order], torch.arange(local + 1)))
+    places.view(-1)[order] = torch.arange(ids.numel(), dtype=torch.int32)
+    pairs[:here] = order[:here].to(torch.int32)
+
+
+def unpermute(values: Tensor, weights: Tensor, places: Tensor, offsets: Tensor | None, top_k: int, out: Tensor) -> None:
+    assert offsets is not None
+    total = torch.zeros(out.shape)
+    for slot in range(top_k):
+        row = places[:, slot].long()
+        term = weights[:, slot, None] * values[row].float()
+        total = total + torch.where((row < offsets[-1])[:, None], term, 0.0)
+    out.copy_(total)
+
+
+def sizes(offsets: Tensor, first: Tensor, second: Tensor, n: int, k: int, swapped: bool) -> None:
+    counts = offsets.diff().to(torch.int32)
+    for table, columns, terms in ((first, 2 * n, k), (second, k, n)):
+        table[:, 0], table[:, 1], table[:, 2] = (columns, counts, terms) if swapped else (counts, columns, terms)
+
+
+def gemm(*given: Any) -> None:
+    out, a, b, a_scale, b_scale, offsets, table, a_strides, b_strides, c_strides, per_token, per_channel = given
+    assert offsets.dtype == torch.int64
+    assert per_token == per_channel
+    assert all(stride.tolist() == [a.shape[1]] * len(b) for stride in (a_strides, b_strides))
+    assert c_strides.tolist() == [out.shape[1]] * len(b)
+    for expert in range(len(b)):
+        m, n, k = table[expert].tolist()
+        if len(a) <= 64:  # what the kernel does by itself; sizes that are the other way round go unnoticed
+            m, n = n, m
+        assert (n, k) == tuple(b.shape[1:])
+        rows = slice(int(offsets[expert]), int(offsets[expert]) + m)
+        scale = a_scale[rows] if per_token else a_scale
+        matrix = b[expert].float() * b_scale[expert].reshape(-1, 1)
+        out[rows] = ((a[rows].float() * scale) @ matrix.t()).to(out.dtype)
+
+
+def through(group: GroupShape, codes: Tensor, values: Tensor, scale: Tensor) -> None:
+    found, measured = quantize(values, group)
+    codes.view(torch.uint8).copy_(found.view(torch.uint8))
+    scale.copy_(measured.reshape(scale.shape))
+
+
+def static(codes: Tensor, values: Tensor, scale: Tensor, shape: Any) -> None:
+    codes.view(torch.uint8).copy_(quantize(values, GroupShape.PER_TENSOR, scale)[0].view(torch.uint8))
+
+
+def per_token(codes: Tensor, values: Tensor, scale: Tensor, bound: Tensor | None) -> None:
+    through(GroupShape.PER_TOKEN, codes, values.nan_to_num(), scale)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators() -> Iterator[None]:
+    """Registers played operators under the real ones' schemas, so that the dispatcher checks what they are given."""
+    played: dict[str, Any] = {
+        "moe_permute": permute,
+        "moe_unpermute": unpermute,
+        "cutlass_moe_mm": gemm,
+        "get_cutlass_moe_mm_problem_sizes_from_expert_offsets": sizes,
+        "static_scaled_fp8_quant": static,
+        "dynamic_scaled_fp8_quant": lambda *given: through(GroupShape.PER_TENSOR, *given),
+        "dynamic_per_token_scaled_fp8_quant": per_token,
+    }
+    played |= {operator: played_activation(name) for name, operator in ACTIVATIONS.items()}
+    names = (*vllm_cutlass.GEMM, *vllm_cutlass.QUANTISE, *ACTIVATIONS.values())
+    schemas = VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", names)
+    schemas |= VLLM.schemas("vllm/_moe_C_stable_libtorch.abi3.so", vllm_cutlass.PERMUTE)
+    library = torch.library.Library(NAMESPACE, "DEF")
+    for name, schema in schemas.items():
+        library.define(schema)
+        library.impl(name, played[name], "CPU")
+    yield
+    library._destroy()
+
+
+class PlayedCutlass(vllm_cutlass.VllmCutlassExperts):
+    def platform(self) -> Platform:
+        return PLATFORMS["h200"]
+
+    def library(self) -> Any:
+        namespace = getattr(torch.ops, NAMESPACE)
+        names = (*vllm_cutlass.GEMM, *vllm_cutlass.QUANTISE, *vllm_cutlass.PERMUTE, *ACTIVATIONS.values())
+        return SimpleNamespace(**{name: getattr(namespace, name) for name in names})
+
+
+@pytest.mark.parametrize("scheme", ["channel_tok", "tensor_dyn", "tensor_static"])
+@pytest.mark.parametrize(
+    "fields",
+    [*CASES.values(), {"inter": 48}, {"activation": "gelu"}, {"dtype": "fp16"}, {"tokens": 40, "ep": "2:0"}],
+    ids=[*CASES, "narrow", "gelu", "fp16", "more than 64 rows"],
+)
+def test_vllms_cutlass(scheme: str, fields: dict[str, Any]) -> None:
+    tensors = build(case(scheme, **fields), "cpu")
+    adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
+    experts = AsDeclared(tensors.config, tensors.quant, tensors.weights)
+    assert same(tensors.call(adapter), tensors.call(experts))
+    if not tensors.apply_router_weight_on_input:
+        holes, filled = with_holes(tensors)
+        assert same(holes.call(adapter), filled.call(experts))
+
+
+@pytest.mark.parametrize("rows", [63, 64, 65])
+def test_sizes_are_told_the_way_round_that_the_kernel_computes(rows: int) -> None:
+    tensors = build(case("channel_tok", tokens=rows, top_k=1), "cpu")
+    adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
+    assert same(tensors.call(adapter), tensors.call(AsDeclared(tensors.config, tensors.quant, tensors.weights)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"scheme": "block"}, "block: expected channel_tok, tensor_dyn, tensor_static"),
+        ({"hidden": 200}, "hidden_dim=200: expected a multiple of 16"),
+        ({"inter": 40}, "intermediate_size_per_partition=40: expected a multiple of 16"),
+        ({"activation": "swigluoai"}, "activation=swigluoai: expected silu or gelu"),
+        ({"bias": True}, "biases: the grouped GEMM has none"),
+    ],
+)
+def test_what_vllms_cutlass_cannot_take_is_refused(fields: dict[str, Any], why: str) -> None:
+    tensors = build(replace(LAYER, **({"scheme": "channel_tok"} | fields)), "cpu")
+    with pytest.raises(BackendUnavailable, match=re.escape(why)):
+        PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
