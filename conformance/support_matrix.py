@@ -114,7 +114,9 @@ def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
         for evidence in (Evidence.HARDWARE, Evidence.SIMULATED):
             of = [run for run in mine if run.evidence is evidence]
             if of:
-                latest = {run.device: run for run in sorted(of, key=lambda run: (run.date, run.cases))}
+                latest = {
+                    run.device: run for run in sorted(of, key=lambda run: (run.date, bool(run.failed), run.cases))
+                }
                 for run in latest.values():
                     on = f"{run.device}, {run.versions}" if run.versions else run.device
                     link = f"[{run.folder}]({run.folder})"

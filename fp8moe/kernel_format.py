@@ -6,6 +6,7 @@ Adapters convert in their constructors by these same functions; nothing here nee
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -58,7 +59,9 @@ def make_fp8_moe_quant_config(backend: Fp8MoeBackend, quant: FusedMoEQuantConfig
     if backend is Fp8MoeBackend.FLASHINFER_TRTLLM:
         return None
     if backend is Fp8MoeBackend.MARLIN:
-        return FusedMoEQuantConfig(FusedMoEQuantDesc(), FusedMoEQuantDesc(), quant.w1, quant.w2)
+        block = quant.w1.shape if quant.block_shape is not None else None
+        weights = replace(quant.w1, shape=block)  # whether a scale is a channel's or a tensor's shows in the scales
+        return FusedMoEQuantConfig(FusedMoEQuantDesc(), FusedMoEQuantDesc(), weights, weights)
     needs_static = backend is Fp8MoeBackend.FLASHINFER_CUTLASS and quant.use_fp8_w8a8 and quant.block_shape is None
     if needs_static and not (quant.a1.static and quant.a2.static):
         raise ValueError(

@@ -31,7 +31,7 @@ from conformance.timing.cells import TimedCell, prepared_pair
 from conformance.timing.graphs import CaptureFailed
 from conformance.timing.recorded import setting
 from conformance.timing.samplers import DevicePairs, Make
-from conformance.timing.state import Watch, opened_here, unwatched
+from conformance.timing.state import STATE, Watch, opened_here, unwatched
 from conformance.timing.two_processes import TwoProcessPairs, Version, WorkerFailed, record_apart
 from conformance.trial import Ended, beyond_limits, refused
 from conformance.versions import versions
@@ -177,7 +177,9 @@ def compared_with(baseline: Baseline, path: Path, asked: Asked, tell: Tell) -> t
         told |= state
         here = replace(here, speed=[record], states=[state])
         try:
-            result = replace(result, speed=_as_watched(judge_stored(record, baseline.speed), state, asked))
+            blind = [f"{unwatched(seen)}, in the baseline" for seen in baseline.states if unwatched(seen)]
+            told |= {STATE: blind[0]} if blind and not unwatched(state) else {}
+            result = replace(result, speed=_as_watched(judge_stored(record, baseline.speed), told, asked))
         except ValueError as error:
             raise BadBaseline(f"{path}: {error}") from None
     return replace(result, left=left, told=told), here

@@ -39,8 +39,8 @@ CACHES = 4
 LEAST_LAYERS, MOST_LAYERS = 2, 32
 MOST_PLACES = 16
 """Of intermediate results: what one place does to a time, by 0.5%, is 0.13% in the mean of so many."""
-PART_OF_MEMORY = 128
-"""One cell's places take this part of the device's memory at the most; a stored run holds some dozens of cells."""
+PLACES_BYTES = 1 << 30
+"""What one cell's places may take, as far as a case tells; a stored run holds some dozens of cells."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def prepared_beside(case: Case, names: Sequence[str], layers: Layers) -> Iterato
 
 @dataclass(frozen=True)
 class Layers:
-    """A case's call on as many layers as a cache cannot hold, as a model has them: each call reads its weights from
-    memory, whatever ran before. Layers of a few MiB are at most `MOST_LAYERS`, and stay in the cache.
+    """A case's call on as many layers as a cache cannot hold, as a model has them. Layers of a few MiB are at most
+    `MOST_LAYERS`, and stay in the cache; so may, with few tokens, the weights of the experts that they meet.
 
     Args:
         calls: the case's tensors; copies of the weights, and the tokens in another order, in the further ones.
@@ -204,8 +204,8 @@ def _prepared(
     _, called = high_water(calls[0])
     captures = all(backend.contract.graph_capturable for backend in backends)
     told = count or -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
-    memory = built.then(called)
-    graph = Unrolled(calls, told, capture=captures, beside=beside, more=more, places=places_for(memory.peak))
+    memory, places = built.then(called), places_for(Case.parse(cell.case))
+    graph = Unrolled(calls, told, capture=captures, beside=beside, more=more, places=places)
     graph.output = output
     return Prepared(graph, kind_of(layers.floor), memory, Given.of(layers.calls, output))
 
@@ -219,10 +219,11 @@ def calls_for(floor_us: float) -> int:
     return min(max(math.ceil(GRAPH_US / max(floor_us, LAUNCHED_US)), 1), MOST_CALLS)
 
 
-def places_for(peak: int) -> int:
-    """In how many places a call's intermediate results may lie, by how much memory they take."""
-    whole = torch.cuda.get_device_properties(0).total_memory
-    return min(max(whole // PART_OF_MEMORY // max(peak, 1), 1), MOST_PLACES)
+def places_for(case: Case) -> int:
+    """In how many places a call's intermediate results lie: by the case alone, so that every version and backend has as
+    many, and a launch as many graphs."""
+    nominal = case.tokens * case.top_k * (3 * case.inter + case.hidden) * 4  # both GEMMs' results, and what is between
+    return min(max(PLACES_BYTES // max(nominal, 1), 1), MOST_PLACES)
 
 
 def kind_of(floor: Floor) -> str:

@@ -67,8 +67,8 @@ class Unrolled:
         self._all = range(count + more)
         self.places: int = places if beside is None else beside.places
         if capture:
-            self.method = f"{count} calls in graphs"
             self._capture(beside)
+            self.method = f"{count} calls in {len(self.graphs)} x {len(self.graphs[0])} graphs"
 
     def _capture(self, beside: Unrolled | None) -> None:
         parts = min(self.places, self.count)

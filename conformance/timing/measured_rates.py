@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -22,6 +23,7 @@ import platformdirs
 from conformance.rates import Rates
 from conformance.timing.graphs import Call, Unrolled, replays
 from conformance.timing.recorded import setting
+from conformance.timing.state import Watch
 from conformance.timing.yardsticks import copy_call, gemm_call
 
 COPY_BYTES = 1 << 30
@@ -68,7 +70,12 @@ def measured_rates() -> MeasuredRates:
     here, path = setting(), kept_in()
     kept = _load(path)
     if kept is None or kept.setting != here:
-        kept = MeasuredRates(here, datetime.now(timezone.utc).isoformat(timespec="seconds"), *_measure())
+        with Watch() as watch:
+            begin = time.monotonic()
+            kept = MeasuredRates(here, datetime.now(timezone.utc).isoformat(timespec="seconds"), *_measure())
+            disturbed = watch.flags(begin, time.monotonic())
+        if disturbed:  # throttled, or shared: good for now, and no measure for later
+            return kept
         with suppress(OSError):  # then it is measured anew another time
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{os.getpid()}")

@@ -17,6 +17,8 @@ from conformance.timing.yardsticks import yardsticks
 from fp8moe.detection import describe_device
 
 HERE = Path(__file__).parents[2]
+TIMING = "2"
+"""Of how a cell is timed: another number for whatever changes times by that alone. 2: graphs in many places."""
 Planted = Mapping[str, tuple[int, int]]
 """By a cell's name, of the calls in its graph those that are told and how many more there are: slower on purpose."""
 
@@ -29,6 +31,7 @@ def setting() -> dict[str, str]:
         "driver": str(device.driver),
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
+        "timing": TIMING,
     }
 
 

@@ -39,7 +39,11 @@ class Given:
         return cls([vars(one.weights) | {name: getattr(one, name) for name in INPUTS} for one in calls], output)
 
     def sent(self) -> str:
-        """Where they lie, for exactly one receiver; they stay there while this process keeps them."""
+        """Where they lie, for exactly one receiver; they stay there while this process keeps them.
+
+        Raises:
+            RuntimeError: memory of this device cannot be shared; `fp8moe gate --baseline` needs none of that.
+        """
         return base64.b64encode(ForkingPickler.dumps((self.layers, self.output))).decode()
 
     @classmethod

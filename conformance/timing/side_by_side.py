@@ -111,6 +111,10 @@ def side_by_side(case: Case, names: Sequence[str], absent: Mapping[str, str], ro
             missing[name] = made
         else:
             graphs[name], memory[name] = made.graph, made.memory
+    if any(made.graphs for made in graphs.values()):
+        for name in [name for name, made in graphs.items() if not made.graphs]:
+            missing[name] = "it does not declare that it can be captured, and eager calls are not timed beside graphs"
+            del graphs[name]
     if not graphs:
         return SideBySide({}, missing, layers.work, {})
     forwards = list(graphs)

@@ -49,7 +49,8 @@ class Version:
         self.name, self.checkout = name, checkout.resolve()
         if not (self.checkout / "conformance" / "timing" / "worker.py").is_file():
             raise WorkerFailed(f"{checkout}: no conformance/timing/worker.py: expected a checkout of this project")
-        elsewhere = [entry for entry in sys.path if entry and not (Path(entry) / "conformance").is_dir()]
+        entries = [os.path.abspath(entry) for entry in sys.path]  # "" is the folder that this process is in
+        elsewhere = [entry for entry in entries if not (Path(entry) / "conformance").is_dir()]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.checkout), *elsewhere])}
         self._process = subprocess.Popen(
             [sys.executable, "-m", worker.__name__],

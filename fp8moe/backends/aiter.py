@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all, one_of
-from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -20,6 +20,8 @@ from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install amd-aiter, built for this ROCm"
+DEVICES = ("gfx942", "gfx950")
+"""gfx90a, which the selector takes, is in none of the library's tables."""
 QUANT_TYPES: dict[Scheme, str] = {
     UNQUANTISED: "No",
     TENSOR_STATIC: "per_Tensor",
@@ -60,9 +62,9 @@ class AiterExperts(LibraryExperts):
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
         name, platform = type(self).__name__, self.platform()
-        if not platform.is_rocm_gfx9:
+        if not platform.has_gcn_arch(*DEVICES):
             raise BackendUnavailable(
-                f"{name}: AITER is for ROCm on gfx90a, gfx942 or gfx950, not {platform.architecture}"
+                f"{name}: AITER is for ROCm on {' and '.join(DEVICES)}, not {platform.architecture}"
             )
         scheme = (quant.weight_key, quant.activation_key)
         if scheme not in QUANT_TYPES or config.activation not in ACTIVATION_TYPES:
@@ -70,6 +72,8 @@ class AiterExperts(LibraryExperts):
                 f"{name}: {scheme_name(*scheme)} with {config.activation}: AITER has {', '.join(ACTIVATION_TYPES)} and "
                 f"{', '.join(scheme_name(*known) for known in QUANT_TYPES)}"
             )
+        if weights.w13_bias is not None or weights.w2_bias is not None:
+            raise BackendUnavailable(f"{name}: biases: AITER passes over them in these schemes")
         library = self.library()
         self.fused_moe = library.fused_moe
         self.quant_type = getattr(library.QuantType, QUANT_TYPES[scheme])
@@ -87,37 +91,39 @@ class AiterExperts(LibraryExperts):
         """
         return loaded("aiter.fused_moe", ("fused_moe", "QuantType", "ActivationType"), type(self).__name__, REMEDY)
 
-    def compute(
-        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
-    ) -> None:
+    def compute(self, call: LibraryCall, output: Tensor) -> None:
+        mask = mask_of(call.expert_map, self.config.num_local_experts, call.ids.device)
         found = self.fused_moe(
-            hidden_states,
+            call.hidden_states,
             self.converted.w13,
             self.converted.w2,
-            weights,
-            ids,
-            expert_mask=None if expert_map is None else mask_of(expert_map),
+            call.weights,
+            call.ids.masked_fill(~call.present, mask.numel() - 1),
+            expert_mask=mask,
             activation=self.activation,
             quant_type=self.quant_type,
             w1_scale=self.converted.w13_scale,
             w2_scale=self.converted.w2_scale,
             a1_scale=self.converted.a13_scale,
             a2_scale=self.converted.a2_scale,
-            dtype=hidden_states.dtype,
-            bias1=self.converted.w13_bias,
-            bias2=self.converted.w2_bias,
+            dtype=call.hidden_states.dtype,
         )
         output.copy_(found)
 
 
-def mask_of(expert_map: Tensor) -> Tensor:
-    """(num_experts + 1,) int32: 1 for experts of this rank, and a 0 at the end, as the library's callers have it.
+def mask_of(expert_map: Tensor | None, local: int, device: torch.device) -> Tensor:
+    """(num_experts + 1,) int32: 1 for experts of this rank, and a 0 at the end, as the library's callers have it: what
+    is sent there is left out.
 
     Raises:
         InvalidMoEInput: local ids do not ascend with the global ones, by which the library numbers them.
     """
-    here = expert_map >= 0
-    numbered = torch.where(here, here.cumsum(0) - 1, -1)
-    if not torch.equal(numbered, expert_map.to(numbered.dtype)):
-        raise InvalidMoEInput("expert_map", "not ascending", "local experts numbered in the order of their global ids")
+    if expert_map is None:
+        here = torch.ones(local, dtype=torch.bool, device=device)
+    else:
+        here = expert_map >= 0
+        if not torch.equal(torch.where(here, here.cumsum(0) - 1, -1), expert_map.long()):
+            raise InvalidMoEInput(
+                "expert_map", "not ascending", "local experts numbered in the order of their global ids"
+            )
     return torch.nn.functional.pad(here.to(torch.int32), (0, 1))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fp8moe.backends.libraries import LibraryExperts, first_local, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -83,7 +83,7 @@ class FlashInferCutlassExperts(LibraryExperts):
                 f"{platform.architecture}"
             )
         self.block = quant.block_shape is not None
-        refusal = _refusal(config, quant, platform)
+        refusal = _refusal(config, quant, weights, platform)
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
         self.flashinfer = self.library()
@@ -104,24 +104,22 @@ class FlashInferCutlassExperts(LibraryExperts):
             raise BackendUnavailable(f"{name}: {missing}")
         return library
 
-    def compute(
-        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
-    ) -> None:
+    def compute(self, call: LibraryCall, output: Tensor) -> None:
         local = self.config.num_local_experts
         rank, ranks = 0, 1
-        if expert_map is not None:
-            offset = first_local(expert_map, local)
-            if offset % local or expert_map.numel() % local:
-                raise InvalidMoEInput(
-                    "expert_map", f"of {expert_map.numel()} experts, {local} from {offset} on here", "ranks of one size"
-                )
-            rank, ranks = offset // local, expert_map.numel() // local
+        if call.expert_map is not None:
+            offset = first_local(call.expert_map, local)
+            if offset % local or call.expert_map.numel() % local:
+                told = f"of {call.expert_map.numel()} experts, {local} from {offset} on here"
+                raise InvalidMoEInput("expert_map", told, "ranks of one size")
+            rank, ranks = offset // local, call.expert_map.numel() // local
+        given = call.hidden_states
         if self.quant.use_fp8_w8a8 and not self.block:
-            hidden_states, _ = quantize(hidden_states, kFp8StaticTensorSym, self.converted.a13_scale)
+            given, _ = quantize(given, kFp8StaticTensorSym, self.converted.a13_scale)
         self.flashinfer.cutlass_fused_moe(
-            input=hidden_states,
-            token_selected_experts=ids,
-            token_final_scales=weights,
+            input=given,
+            token_selected_experts=call.ids,
+            token_final_scales=call.weights,
             fc1_expert_weights=self.converted.w13,
             fc2_expert_weights=self.converted.w2,
             output_dtype=output.dtype,
@@ -157,13 +155,15 @@ def not_built(platform: Platform, places: tuple[Path, Path]) -> str:
     )
 
 
-def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, platform: Platform) -> str:
+def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights, platform: Platform) -> str:
     """What the kernels cannot take of a layer; "" where they take it."""
     scheme = (quant.weight_key, quant.activation_key)
     if scheme not in (UNQUANTISED, TENSOR_STATIC, BLOCK):
         return f"{scheme_name(*scheme)}: expected none, tensor_static or block"
     if config.activation not in ACTIVATION_TYPES:
         return f"activation={config.activation}: expected {' or '.join(ACTIVATION_TYPES)}"
+    if (weights.w13_bias is None) != (weights.w2_bias is None):
+        return "biases: one of the two; expected both, or none"
     if scheme == BLOCK and platform.cap != 90:
         return f"block: its kernels are for SM90 alone, not {platform.architecture}"
     sizes = {"hidden_dim": config.hidden_dim}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import one_of
-from fp8moe.backends.libraries import LibraryExperts, first_local, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, RoutingMethodType
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -19,9 +19,11 @@ from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, TENSOR_STATIC, scheme_name
 from fp8moe.support import Support
+from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install flashinfer-python and flashinfer-cubin of one version, 0.6.13 or newer"
 NAMES = ("trtllm_fp8_block_scale_routed_moe", "Fp8QuantizationType", "WeightLayout", "RoutingMethodType")
+EXPERTS_MULTIPLE = 4
 MOST_TOP_K = 10
 """What vLLM, too, allows at the most."""
 
@@ -86,13 +88,15 @@ class FlashInferTrtllmExperts(LibraryExperts):
         """
         return loaded("flashinfer.fused_moe", NAMES, type(self).__name__, REMEDY)
 
-    def compute(
-        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
-    ) -> None:
-        codes, scale = quantize(hidden_states, kFp8Dynamic128Sym)
+    def compute(self, call: LibraryCall, output: Tensor) -> None:
         library, local = self.flashinfer, self.config.num_local_experts
+        experts = local if call.expert_map is None else call.expert_map.numel()
+        if experts % EXPERTS_MULTIPLE or experts <= call.ids.shape[1]:
+            told = f"{call.ids.shape[1]} for each token, of {experts} experts"
+            raise InvalidMoEInput("topk_ids", told, f"a multiple of {EXPERTS_MULTIPLE} experts, and more of them")
+        codes, scale = quantize(call.hidden_states, kFp8Dynamic128Sym)
         self.flashinfer.trtllm_fp8_block_scale_routed_moe(
-            topk_ids=packed(weights, ids),
+            topk_ids=packed(call.weights, call.ids),
             routing_bias=None,
             hidden_states=codes,
             hidden_states_scale=scale.t().contiguous(),
@@ -100,12 +104,12 @@ class FlashInferTrtllmExperts(LibraryExperts):
             gemm1_weights_scale=self.converted.w13_scale,
             gemm2_weights=self.converted.w2,
             gemm2_weights_scale=self.converted.w2_scale,
-            num_experts=local if expert_map is None else expert_map.numel(),
-            top_k=ids.shape[1],
+            num_experts=experts,
+            top_k=call.ids.shape[1],
             n_group=None,
             topk_group=None,
             intermediate_size=self.config.intermediate_size_per_partition,
-            local_expert_offset=0 if expert_map is None else first_local(expert_map, local),
+            local_expert_offset=0 if call.expert_map is None else first_local(call.expert_map, local),
             local_num_experts=local,
             routed_scaling_factor=None,
             routing_method_type=library.RoutingMethodType.Renormalize,  # of no meaning where experts are chosen
@@ -134,7 +138,7 @@ def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWei
         f"intermediate_size_per_partition={config.intermediate_size_per_partition}: expected a multiple of 128": (
             config.intermediate_size_per_partition % 128 != 0
         ),
-        f"num_experts={config.num_experts}: expected a multiple of 4": config.num_experts % 4 != 0,
+        f"num_experts={config.num_experts}: expected a multiple of 4": config.num_experts % EXPERTS_MULTIPLE != 0,
         f"experts_per_token={config.experts_per_token}: expected at most {MOST_TOP_K}, and fewer than num_experts": (
             config.experts_per_token > MOST_TOP_K or config.experts_per_token >= config.num_experts
         ),

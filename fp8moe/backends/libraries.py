@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -39,6 +40,45 @@ def loaded(module: str, names: Sequence[str], user: str, remedy: str) -> Any:
     return found
 
 
+@dataclass(frozen=True)
+class LibraryCall:
+    """One call, for a library that knows no -1; all tensors contiguous.
+
+    Args:
+        hidden_states: (M, H).
+        weights: (M, k) fp32, 0 for absent pairs.
+        ids: (M, k) int32. An absent pair has an expert that its token has anyway, so that it brings no work to another
+            and no value of its own into a scale that pairs share; a token without any has an expert of another rank, or
+            the first one where there is none.
+        present: (M, k) bool, False for pairs that are absent.
+        expert_map: (num_experts,) int32, or None where ids are local.
+    """
+
+    hidden_states: Tensor
+    weights: Tensor
+    ids: Tensor
+    present: Tensor
+    expert_map: Tensor | None
+
+    @classmethod
+    def of(
+        cls, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None, local: int
+    ) -> LibraryCall:
+        ids = topk_ids.to(torch.int64)
+        limit = local if expert_map is None else expert_map.numel()
+        present = (ids >= 0) & (ids < limit)  # out of range counts as absent, as in a captured graph
+        own = ids.gather(1, present.to(torch.int8).argmax(1, keepdim=True))
+        other: Tensor | int = 0 if expert_map is None else expert_map.argmin()
+        own = torch.where(present.any(1, keepdim=True), own, other)
+        return cls(
+            hidden_states.contiguous(),
+            topk_weights.float().masked_fill(~present, 0.0).contiguous(),
+            torch.where(present, ids, own).to(torch.int32).contiguous(),
+            present,
+            None if expert_map is None else expert_map.to(torch.int32).contiguous(),
+        )
+
+
 class LibraryExperts(FusedMoEPermuteExpertsUnpermute):
     """A library's whole MoE behind `apply`; a class of it loads the library, converts the weights and computes."""
 
@@ -66,15 +106,9 @@ class LibraryExperts(FusedMoEPermuteExpertsUnpermute):
             raise BackendUnavailable(f"{type(self).__name__}: {error}") from error
 
     @abstractmethod
-    def compute(
-        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
-    ) -> None:
-        """The layer's output for tokens that are there, all arguments contiguous.
-
-        Args:
-            weights, ids: (M, k) fp32 and int32, without -1: `without_absent`.
-            output: (M, H), to be written.
-        """
+    def compute(self, call: LibraryCall, output: Tensor) -> None:
+        """Writes the layer's output, (M, H) and contiguous, for at least one token. What it writes for a token without
+        any expert is of no account."""
 
     def apply(
         self,
@@ -100,20 +134,11 @@ class LibraryExperts(FusedMoEPermuteExpertsUnpermute):
             return output.zero_()
         if apply_router_weight_on_input:
             hidden_states, topk_weights = weighted_input(hidden_states, topk_weights), torch.ones_like(topk_weights)
-        weights, ids = without_absent(topk_weights, topk_ids, expert_map)
+        call = LibraryCall.of(hidden_states, topk_weights, topk_ids, expert_map, self.config.num_local_experts)
         written = output if output.is_contiguous() else torch.empty_like(output, memory_format=torch.contiguous_format)
-        self.compute(hidden_states.contiguous(), weights, ids, expert_map, written)
+        self.compute(call, written)
+        written.masked_fill_(~call.present.any(1, keepdim=True), 0.0)
         return output if written is output else output.copy_(written)
-
-
-def without_absent(topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights (M, k) fp32 and ids (M, k) int32 for a library that knows no -1: such a pair goes to an expert that is
-    elsewhere, or where none is to the first one, and has no weight."""
-    ids = topk_ids.to(torch.int64)
-    absent = ids < 0
-    other: Tensor | int = 0 if expert_map is None else expert_map.argmin()
-    weights = topk_weights.float().masked_fill(absent, 0.0)
-    return weights.contiguous(), torch.where(absent, other, ids).to(torch.int32).contiguous()
 
 
 def first_local(expert_map: Tensor, local: int) -> int:

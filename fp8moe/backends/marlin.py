@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all
-from fp8moe.backends.libraries import LibraryExperts
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts
 from fp8moe.backends.vllm_ops import ACTIVATIONS, operators
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
@@ -107,24 +107,21 @@ class MarlinExperts(LibraryExperts):
         """Of the weights' device."""
         return torch.cuda.get_device_properties(self.weights.w13.device).multi_processor_count
 
-    def compute(
-        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
-    ) -> None:
-        (tokens, hidden), (_, top_k) = hidden_states.shape, ids.shape
+    def compute(self, call: LibraryCall, output: Tensor) -> None:
+        (tokens, hidden), (_, top_k) = call.hidden_states.shape, call.ids.shape
         pairs, local = tokens * top_k, self.config.num_local_experts
-        experts = local if expert_map is None else expert_map.numel()
+        experts = local if call.expert_map is None else call.expert_map.numel()
         rows = next((rows for rows in TILES if pairs / local / rows < FULL), TILES[-1])
-        tiles = self._tiles(ids, experts, rows, expert_map)
+        tiles = self._tiles(call.ids, experts, rows, call.expert_map)
         wide = self.converted.w13.shape[2] // 4
-        gate_up = hidden_states.new_empty(pairs, wide)
-        common = (weights, rows)
-        self._gemm(hidden_states, gate_up, "w13", tiles, *common, top_k, False, (tokens, wide, hidden))
-        values = hidden_states.new_empty(pairs, self.inter)
+        given, common = call.hidden_states, (call.weights, rows)
+        gate_up = given.new_empty(pairs, wide)
+        self._gemm(given, gate_up, "w13", tiles, *common, top_k, False, (tokens, wide, hidden))
+        values = given.new_empty(pairs, self.inter)
         getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
-        # Pairs of other ranks are not written, and are summed up all the same.
-        results = (
-            hidden_states.new_zeros(pairs, hidden) if expert_map is not None else hidden_states.new_empty(pairs, hidden)
-        )
+        results = given.new_empty(pairs, hidden)
+        if call.expert_map is not None:
+            results.zero_()  # pairs of other ranks are not written, and are summed up all the same
         self._gemm(values, results, "w2", tiles, *common, 1, True, (pairs, hidden, self.inter))
         self.ops.moe_sum(results.view(tokens, top_k, hidden), output)
 
@@ -135,8 +132,7 @@ class MarlinExperts(LibraryExperts):
         order = ids.new_empty(most)
         owners = ids.new_empty(-(-most // rows))
         count = ids.new_empty(1)
-        placed = None if expert_map is None else expert_map.to(torch.int32)
-        self.ops.moe_align_block_size(ids, experts, rows, order, owners, count, placed)
+        self.ops.moe_align_block_size(ids, experts, rows, order, owners, count, expert_map)
         return order, owners, count
 
     def _gemm(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import VLLM_CUTLASS_NEEDS, one_of, vllm_cutlass_device
-from fp8moe.backends.libraries import LibraryExperts
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.backends.vllm_ops import ACTIVATIONS, operators
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig
@@ -29,7 +29,7 @@ PERMUTE = ("moe_permute", "moe_unpermute")
 FEW_TOKENS = 8
 """On SM10x, up to so many go to Triton (specification section 2.4)."""
 SWAPPED_ROWS = 64
-"""Up to so many rows over all experts, the kernel computes the transposed product, and sizes are told that way round."""
+"""Up to so many rows over all experts the kernel computes the transposed product, and takes sizes that way round."""
 MULTIPLE = 16
 """Of both sizes, for 128-bit loads of 8-bit numbers."""
 
@@ -89,38 +89,39 @@ class VllmCutlassExperts(LibraryExperts):
         activation = (ACTIVATIONS[self.config.activation],)
         return operators(type(self).__name__, {"_C": (*GEMM, *QUANTISE, *activation), "_moe_C": PERMUTE})
 
-    def compute(
-        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
-    ) -> None:
-        if self.few is not None and len(hidden_states) <= FEW_TOKENS:
-            self.few.apply(hidden_states, weights, ids, expert_map=expert_map, output=output)
+    def compute(self, call: LibraryCall, output: Tensor) -> None:
+        if self.few is not None and len(call.hidden_states) <= FEW_TOKENS:
+            self.few.apply(call.hidden_states, call.weights, call.ids, expert_map=call.expert_map, output=output)
             return
-        (tokens, hidden), top_k = hidden_states.shape, ids.shape[1]
+        (tokens, hidden), top_k = call.hidden_states.shape, call.ids.shape[1]
         rows, local = tokens * top_k, self.config.num_local_experts
         inter = self.config.intermediate_size_per_partition
-        placed = None if expert_map is None else expert_map.to(torch.int32)
-        codes, scale = self.quantised(hidden_states, self.weights.a13_scale)
+        placed, ids = call.expert_map, call.ids
+        codes, scale = self.quantised(call.hidden_states, self.weights.a13_scale)
         taken = codes.new_empty(rows, hidden)
         offsets = ids.new_empty(local + 1, dtype=torch.int64)
         places, pairs = torch.empty_like(ids), ids.new_full((rows,), rows)
         numbers = torch.arange(rows, dtype=torch.int32, device=ids.device).view(tokens, top_k)
         experts = local if placed is None else placed.numel()
         self.ops.moe_permute(codes, ids, numbers, placed, experts, local, top_k, taken, offsets, places, pairs)
-        if self.per_token:  # rows without an expert here hold no pair
-            scale = scale[pairs.clamp(max=rows - 1).long() // top_k]
+        pair = pairs.clamp(max=rows - 1).long()  # rows without an expert here hold none
+        if self.per_token:
+            scale = scale[pair // top_k]
         first, second = ids.new_empty(local, 3), ids.new_empty(local, 3)
         swapped = rows <= SWAPPED_ROWS
         self.ops.get_cutlass_moe_mm_problem_sizes_from_expert_offsets(offsets, first, second, inter, hidden, swapped)
-        gate_up = hidden_states.new_empty(rows, 2 * inter)
+        gate_up = call.hidden_states.new_empty(rows, 2 * inter)
         if not self.per_token and placed is not None:
             gate_up.zero_()  # rows without an expert here are part of the one scale of all
         self.gemm(gate_up, taken, scale, "w13", offsets[:-1], first)
-        values = hidden_states.new_empty(rows, inter)
+        values = call.hidden_states.new_empty(rows, inter)
         getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
+        if not self.per_token and self.weights.a2_scale is None:
+            values.masked_fill_(~call.present.flatten()[pair, None], 0.0)  # nor are absent pairs part of it
         codes, scale = self.quantised(values, self.weights.a2_scale)
-        results = hidden_states.new_empty(rows, hidden)
+        results = call.hidden_states.new_empty(rows, hidden)
         self.gemm(results, codes, scale, "w2", offsets[:-1], second)
-        self.ops.moe_unpermute(results, weights, places, offsets, top_k, output)
+        self.ops.moe_unpermute(results, call.weights, places, offsets, top_k, output)
 
     def quantised(self, values: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor]:
         """(rows, columns) FP8, and fp32 scales (rows, 1) or (1,)."""

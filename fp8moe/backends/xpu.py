@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fp8moe.backends.common import one_of
-from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
@@ -19,6 +18,7 @@ from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install vllm-xpu-kernels 0.1.16 or newer, and the torch for Intel GPUs that it is built for"
+ACTIVATIONS = ("silu", "gelu")
 
 
 class XpuExperts(LibraryExperts):
@@ -47,6 +47,11 @@ class XpuExperts(LibraryExperts):
         name, platform = type(self).__name__, self.platform()
         if platform.kind != "xpu":
             raise BackendUnavailable(f"{name}: needs an Intel XPU, and this device is {platform.architecture}")
+        if config.activation not in ACTIVATIONS:
+            # The operator of swigluoai takes gate and up in turn.
+            raise BackendUnavailable(
+                f"{name}: activation={config.activation}: expected {' or '.join(ACTIVATIONS)} so far"
+            )
         library = self.library()
         if not library.FUSEDMOE_AVAILABLE:
             why = library.FUSEDMOE_UNAVAILABLE_REASON
@@ -75,12 +80,12 @@ class XpuExperts(LibraryExperts):
         names = ("XpuFusedMoe", "FUSEDMOE_AVAILABLE", "FUSEDMOE_UNAVAILABLE_REASON")
         return loaded("vllm_xpu_kernels.fused_moe_interface", names, type(self).__name__, REMEDY)
 
-    def compute(
-        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
-    ) -> None:
-        if expert_map is not None and expert_map.numel() != self.moe.total_experts_num:
-            raise InvalidMoEInput(
-                "expert_map", f"of {expert_map.numel()} experts", f"{self.moe.total_experts_num}: as many on each rank"
-            )
-        given = None if expert_map is None else expert_map.to(torch.int32)
-        self.moe.apply(output, hidden_states, weights, ids, expert_map=given)
+    def compute(self, call: LibraryCall, output: Tensor) -> None:
+        placed, ids = call.expert_map, call.ids
+        parallel = self.config.moe_parallel_config
+        if placed is None:  # the library takes ids for global ones where there are several ranks
+            ids = ids + parallel.ep_rank * self.config.num_local_experts
+        elif placed.numel() != self.config.num_local_experts * parallel.ep_size:
+            expected = self.config.num_local_experts * parallel.ep_size
+            raise InvalidMoEInput("expert_map", f"of {placed.numel()} experts", f"{expected}: as many on each rank")
+        self.moe.apply(output, call.hidden_states, call.weights, ids, expert_map=placed)

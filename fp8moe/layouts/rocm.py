@@ -9,24 +9,24 @@ from torch import Tensor
 
 from fp8moe.experts import MoEWeights
 
-ROWS, COLUMNS, PART = 16, 32, 16
-"""A tile of 8-bit weights: 16 rows, and columns as two parts of 16 bytes, which one lane loads at a time."""
+ROWS, COLUMNS, BYTES = 16, 32, 16
+"""A tile of weights: 16 rows, and columns in parts of 16 bytes, which one lane loads at a time."""
 
 
 def shuffled(codes: Tensor) -> Tensor:
-    """(E, n, k) of one byte each, tile by tile: of each tile the first 16 columns of all 16 rows, then the others. The
-    shape stays, which tells nothing of where an element is.
+    """(E, n, k) of one byte or two each, tile by tile: of each tile the first 16 bytes of all 16 rows, then the next
+    ones. The shape stays, which tells nothing of where an element is.
 
     Raises:
-        ValueError: n is no multiple of 16, k none of 32, or elements are wider than a byte.
+        ValueError: n is no multiple of 16, or k none of 32.
     """
     experts, n, k = codes.shape
-    if n % ROWS or k % COLUMNS or codes.element_size() != 1:
+    if n % ROWS or k % COLUMNS:
         raise ValueError(
-            f"weights of shape {tuple(codes.shape)} and dtype {codes.dtype}: expected one byte each, a multiple of "
-            f"{ROWS} rows and {COLUMNS} columns"
+            f"weights of shape {tuple(codes.shape)}: expected a multiple of {ROWS} rows and {COLUMNS} columns"
         )
-    tiles = codes.reshape(experts, n // ROWS, ROWS, k // COLUMNS, COLUMNS // PART, PART)
+    part = BYTES // codes.element_size()
+    tiles = codes.reshape(experts, n // ROWS, ROWS, k // COLUMNS, COLUMNS // part, part)
     return tiles.permute(0, 1, 3, 4, 2, 5).contiguous().view(experts, n, k)
 
 

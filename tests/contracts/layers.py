@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformance.build import CaseTensors
+from conformance.build import CaseTensors, build
 from conformance.cases import Case
 from fp8moe.activations import activate
 
@@ -42,14 +42,16 @@ def same(got: Tensor, expected: Tensor) -> bool:
     return got.dtype == expected.dtype and torch.equal(bits(got), bits(expected))
 
 
-def with_holes(tensors: CaseTensors) -> tuple[CaseTensors, CaseTensors]:
-    """Without an expert in one place, and in all of one token's; and the same for who knows no -1: another expert with
-    no weight, on another rank where there is one. (With fewer rows an expert's product may have other bits.)"""
-    other = 0 if tensors.expert_map is None else int((tensors.expert_map < 0).int().argmax())
-    ids, filled, weights = tensors.topk_ids.clone(), tensors.topk_ids.clone(), tensors.topk_weights.clone()
-    for place in ((0, 0), (-1, slice(None))):
-        ids[place], filled[place], weights[place] = -1, other, 0.0
-    return replace(tensors, topk_ids=ids), replace(tensors, topk_ids=filled, topk_weights=weights)
+def with_holes(case: Case) -> CaseTensors:
+    """Without an expert in one place, and in all of the last token's, which holds what must reach no other. Sums are
+    exact: an expert's product has the same bits with rows more or less."""
+    tensors = build(replace(case, values="exact_sums"), "cpu")
+    ids, states = tensors.topk_ids.clone(), tensors.hidden_states.clone()
+    ids[0, 0] = -1
+    ids[-1] = -1
+    shared = case.scheme == "tensor_dyn"  # its first scale is all tokens', by the recipe
+    states[-1] = states[-1] * 8 if shared else torch.nan
+    return replace(tensors, topk_ids=ids, hidden_states=states)
 
 
 def played_activation(name: str) -> Callable[[Tensor, Tensor], None]:

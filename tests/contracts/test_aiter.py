@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from conformance.build import build
-from fp8moe import PLATFORMS, InvalidMoEInput, MoEWeights, Platform
+from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import aiter
 from fp8moe.backends.torch_experts import TorchExperts
-from tests.contracts.layers import CASES, bits, case, same, with_holes
+from tests.contracts.layers import CASES, case, same, with_holes
 from tests.contracts.released import AITER, played
 
 
@@ -34,12 +34,14 @@ def enumeration(name: str) -> type[IntEnum]:
 
 
 def from_tiles(shuffled: Tensor) -> Tensor:
-    """(E, n, k): place by place of a tile of 16 rows and two parts of 16 columns."""
+    """(E, n, k): place by place of a tile of 16 rows and 32 columns, in parts of 16 bytes."""
     experts, n, k = shuffled.shape
-    flat = bits(shuffled).reshape(experts, -1)
+    part = 16 // shuffled.element_size()
+    numbers = torch.uint8 if shuffled.element_size() == 1 else torch.int16
+    flat = shuffled.view(numbers).reshape(experts, -1)
     row, column = torch.meshgrid(torch.arange(n), torch.arange(k), indexing="ij")
     tile = (row // 16) * (k // 32) + column // 32
-    place = tile * 512 + column % 32 // 16 * 256 + row % 16 * 16 + column % 16
+    place = tile * 512 + column % 32 // part * 16 * part + row % 16 * part + column % part
     return flat[:, place.flatten()].reshape(experts, n, k)
 
 
@@ -65,16 +67,16 @@ class PlayedAiter(aiter.AiterExperts):
         scales = [given[name] for name in ("w1_scale", "w2_scale", "a1_scale", "a2_scale")]
         if fnuz:
             scales = [None if value is None else value / 2 for value in scales]
-        w13, w2 = (given[name] if wide else from_tiles(given[name]).view(torch.float8_e4m3fn) for name in ("w1", "w2"))
-        weights = MoEWeights(w13, w2, *scales[:2], given["bias1"], given["bias2"], *scales[2:])
+        dtype = given["w1"].dtype if wide else torch.float8_e4m3fn
+        w13, w2 = (from_tiles(given[name]).view(dtype) for name in ("w1", "w2"))
+        weights = MoEWeights(w13, w2, *scales[:2], None, None, *scales[2:])
         experts = TorchExperts(self.config, self.quant, weights)
-        mask = given["expert_mask"]
-        placed = None
-        if mask is not None:
-            assert mask[-1] == 0
-            placed = torch.where(mask[:-1] == 1, mask[:-1].cumsum(0) - 1, -1).to(torch.int32)
+        mask, ids = given["expert_mask"], given["topk_ids"]
+        assert mask[-1] == 0
+        placed = torch.where(mask == 1, mask.cumsum(0) - 1, -1).to(torch.int32)
+        ids = placed[ids.long()]
         assert given["dtype"] == given["hidden_states"].dtype
-        return experts.apply(given["hidden_states"], given["topk_weight"], given["topk_ids"], expert_map=placed)
+        return experts.apply(given["hidden_states"], given["topk_weight"], ids)
 
 
 class PlayedAiterFnuz(PlayedAiter):
@@ -82,21 +84,21 @@ class PlayedAiterFnuz(PlayedAiter):
 
 
 @pytest.mark.parametrize("cls", [PlayedAiter, PlayedAiterFnuz])
-@pytest.mark.parametrize("scheme", ["block", "tensor_static", "tensor_dyn", "channel_tok"])
+@pytest.mark.parametrize("scheme", ["block", "tensor_static", "tensor_dyn", "channel_tok", "none"])
 @pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
 def test_aiter(cls: type[PlayedAiter], scheme: str, fields: dict[str, Any]) -> None:
     tensors = build(case(scheme, **fields), "cpu")
     adapter = cls(tensors.config, tensors.quant, tensors.weights)
     expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
     assert same(tensors.call(adapter), expected)
-    assert adapter.seen == {"block": "per_128x128", "channel_tok": "per_Token"}.get(scheme, "per_Tensor")
+    assert adapter.seen == {"block": "per_128x128", "channel_tok": "per_Token", "none": "No"}.get(scheme, "per_Tensor")
 
 
-@pytest.mark.parametrize("scheme", ["block", "channel_tok"])
+@pytest.mark.parametrize("scheme", ["block", "tensor_dyn", "channel_tok", "none"])
 @pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
 def test_aiter_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
-    tensors, filled = with_holes(build(case(scheme, **fields), "cpu"))
-    expected = filled.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    tensors = with_holes(case(scheme, **fields))
+    expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
     assert same(tensors.call(PlayedAiter(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
@@ -107,3 +109,18 @@ def test_aiter_numbers_experts_by_their_global_ids() -> None:
     adapter = PlayedAiter(tensors.config, tensors.quant, tensors.weights)
     with pytest.raises(InvalidMoEInput, match="expert_map is not ascending"):
         replace(tensors, expert_map=turned).call(adapter)
+
+
+def test_biases_that_the_library_passes_over_are_refused() -> None:
+    tensors = build(case("block", bias=True), "cpu")
+    with pytest.raises(BackendUnavailable, match="biases: AITER passes over them"):
+        PlayedAiter(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_a_device_that_the_selector_takes_and_the_library_does_not_is_refused() -> None:
+    class On90a(PlayedAiter):
+        device = "mi250x"
+
+    tensors = build(case("block"), "cpu")
+    with pytest.raises(BackendUnavailable, match="for ROCm on gfx942 and gfx950, not gfx90a"):
+        On90a(tensors.config, tensors.quant, tensors.weights)

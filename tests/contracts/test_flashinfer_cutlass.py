@@ -86,9 +86,14 @@ def test_flashinfers_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
     experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), tensors.call(experts))
-    if not tensors.apply_router_weight_on_input:
-        holes, filled = with_holes(tensors)
-        assert same(holes.call(adapter), filled.call(experts))
+
+
+@pytest.mark.parametrize("scheme", ["block", "tensor_static", "none"])
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_flashinfers_cutlass_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
+    tensors = with_holes(case(scheme, **fields))
+    expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(PlayedCutlass(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
 @pytest.mark.parametrize("fields", [{"inter": 20}, {"bias": True}, {"activation": "relu2_no_mul"}])

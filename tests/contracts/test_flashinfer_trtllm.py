@@ -91,15 +91,18 @@ def test_trtllm(fields: dict[str, Any]) -> None:
     tensors = build(case("block", **fields), "cpu")
     adapter = PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
     experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
-    for given, filled in (
-        (tensors, tensors),
-        *(() if tensors.apply_router_weight_on_input else (with_holes(tensors),)),
-    ):
-        as_got = rounded(filled)
-        expected = experts.apply(
-            as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map
-        )
-        assert same(given.call(adapter), expected)
+    as_got = rounded(tensors)
+    expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
+    assert same(tensors.call(adapter), expected)
+
+
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_trtllm_knows_no_absent_pair(fields: dict[str, Any]) -> None:
+    tensors = with_holes(case("block", **fields))
+    as_got = rounded(tensors)
+    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
+    assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
 def test_trtllm_takes_experts_that_follow_each_other() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable
-from fp8moe.backends import aiter, flashinfer_cutlass, flashinfer_trtllm, marlin, xpu
+from fp8moe.backends import aiter, flashinfer_cutlass, flashinfer_trtllm, marlin, vllm_cutlass, xpu
 from fp8moe.backends.libraries import LibraryExperts, loaded
 from tests.contracts.layers import case
 from tests.contracts.released import AITER, DEFAULT, FLASHINFER, VLLM, XPU, Release, played
@@ -15,11 +15,12 @@ from tests.contracts.released import AITER, DEFAULT, FLASHINFER, VLLM, XPU, Rele
 @pytest.mark.parametrize(
     ("cls", "why"),
     [
-        (aiter.AiterExperts, "AITER is for ROCm on gfx90a, gfx942 or gfx950, not cpu"),
+        (aiter.AiterExperts, "AITER is for ROCm on gfx942 and gfx950, not cpu"),
         (xpu.XpuExperts, "needs an Intel XPU, and this device is cpu"),
         (flashinfer_trtllm.FlashInferTrtllmExperts, "TRTLLM's kernels are for CUDA SM10x, not cpu"),
         (flashinfer_cutlass.FlashInferCutlassExperts, "kernels are for CUDA SM90, SM10x, SM11x and SM12x, not cpu"),
         (marlin.MarlinExperts, "MARLIN is for CUDA SM75 and newer, not cpu"),
+        (vllm_cutlass.VllmCutlassExperts, "vLLM's grouped GEMM is for CUDA SM90 to SM109, not cpu"),
     ],
 )
 def test_another_device_is_told_and_nothing_is_loaded(
@@ -55,6 +56,7 @@ def test_a_parameter_that_is_no_more_is_an_error() -> None:
         (flashinfer_trtllm.FlashInferTrtllmExperts, FLASHINFER),
         (flashinfer_cutlass.FlashInferCutlassExperts, FLASHINFER),
         (marlin.MarlinExperts, VLLM),
+        (vllm_cutlass.VllmCutlassExperts, VLLM),
     ],
 )
 def test_what_an_adapter_says_it_was_written_from_is_what_it_is_tried_beside(

@@ -128,9 +128,15 @@ def test_marlin(scheme: str, fields: dict[str, Any]) -> None:
     tensors = build(case(scheme, **fields), "cpu")
     adapter = PlayedMarlin(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), tensors.call(declared(tensors)))
-    if not tensors.apply_router_weight_on_input:
-        holes, filled = with_holes(tensors)
-        assert same(holes.call(adapter), filled.call(declared(tensors)))
+
+
+@pytest.mark.parametrize("scheme", ["block", "tensor_dyn", "channel_tok"])
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+@pytest.mark.usefixtures("operators")
+def test_marlin_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
+    tensors = with_holes(case(scheme, **fields))
+    expected = tensors.call(declared(tensors))
+    assert same(tensors.call(PlayedMarlin(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
 def test_the_id_of_the_weights_type_is_what_the_release_computes() -> None:

@@ -90,7 +90,7 @@ def through(group: GroupShape, codes: Tensor, values: Tensor, scale: Tensor) -> 
     scale.copy_(measured.reshape(scale.shape))
 
 
-def static(codes: Tensor, values: Tensor, scale: Tensor, shape: Any) -> None:
+def static(codes: Tensor, values: Tensor, scale: Tensor, shape: Any = None) -> None:
     codes.view(torch.uint8).copy_(quantize(values, GroupShape.PER_TENSOR, scale)[0].view(torch.uint8))
 
 
@@ -143,9 +143,14 @@ def test_vllms_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
     experts = AsDeclared(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), tensors.call(experts))
-    if not tensors.apply_router_weight_on_input:
-        holes, filled = with_holes(tensors)
-        assert same(holes.call(adapter), filled.call(experts))
+
+
+@pytest.mark.parametrize("scheme", ["channel_tok", "tensor_dyn", "tensor_static"])
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_vllms_cutlass_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
+    tensors = with_holes(case(scheme, **fields))
+    expected = tensors.call(AsDeclared(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(PlayedCutlass(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
 @pytest.mark.parametrize("rows", [63, 64, 65])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from conformance.build import build
 from fp8moe import BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import xpu
+from fp8moe.backends.libraries import LibraryCall
 from fp8moe.backends.torch_experts import TorchExperts
 from tests.contracts.layers import CASES, case, same, with_holes
 from tests.contracts.released import XPU
@@ -31,7 +34,6 @@ class PlayedXpu(xpu.XpuExperts):
         class XpuFusedMoe:
             def __init__(moe, *args: Any, **kwargs: Any) -> None:
                 moe.given = made.bind(moe, *args, **kwargs).arguments
-                moe.total_experts_num = moe.given["num_experts"] * moe.given["ep_size"]
 
             def apply(moe, *args: Any, **kwargs: Any) -> None:
                 self.answer(moe.given, call.bind(moe, *args, **kwargs).arguments)
@@ -46,11 +48,15 @@ class PlayedXpu(xpu.XpuExperts):
         experts = WeightsAlone(self.config, self.quant, weights)
         assert made["activation"] == self.config.activation
         assert (given["topk_ids"] >= 0).all()
+        placed, ranks, local = given["expert_map"], made["ep_size"], made["num_experts"]
+        if placed is None and ranks > 1:  # the library then has a map of its own
+            placed = torch.arange(ranks * local, dtype=torch.int32) - made["ep_rank"] * local
+            placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
         experts.apply(
             given["hidden_states"],
             given["topk_weights"],
             given["topk_ids"],
-            expert_map=given["expert_map"],
+            expert_map=placed,
             output=given["output"],
         )
 
@@ -62,18 +68,38 @@ def test_xpu(scheme: str, fields: dict[str, Any]) -> None:
     expected = tensors.call(WeightsAlone(tensors.config, tensors.quant, tensors.weights))
     adapter = PlayedXpu(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), expected)
-    if not tensors.apply_router_weight_on_input:
-        holes, filled = with_holes(tensors)
-        assert same(holes.call(adapter), filled.call(WeightsAlone(tensors.config, tensors.quant, tensors.weights)))
+
+
+@pytest.mark.parametrize("scheme", ["none", "tensor_dyn"])
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_xpu_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
+    tensors = with_holes(case(scheme, **fields))
+    expected = tensors.call(WeightsAlone(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(PlayedXpu(tensors.config, tensors.quant, tensors.weights)), expected)
+
+
+def test_ids_of_one_rank_are_that_ranks() -> None:
+    """The library takes them for global ones where it knows of several ranks."""
+    tensors = build(case("none", ep="2:1"), "cpu")
+    local = replace(tensors, topk_ids=tensors.topk_ids % 4, expert_map=None)
+    expected = local.call(WeightsAlone(tensors.config, tensors.quant, tensors.weights))
+    assert same(local.call(PlayedXpu(tensors.config, tensors.quant, tensors.weights)), expected)
+
+
+def test_gate_and_up_in_turn_are_refused() -> None:
+    tensors = build(case("none", activation="swigluoai"), "cpu")
+    with pytest.raises(BackendUnavailable, match="activation=swigluoai: expected silu or gelu"):
+        PlayedXpu(tensors.config, tensors.quant, tensors.weights)
 
 
 def test_xpu_has_as_many_experts_on_each_rank() -> None:
     tensors = build(case("none", ep="2:1"), "cpu")
     assert tensors.expert_map is not None
     adapter = PlayedXpu(tensors.config, tensors.quant, tensors.weights)
-    adapter.moe.total_experts_num = 12
+    adapter.config = replace(adapter.config, num_local_experts=6)
+    call = LibraryCall.of(tensors.hidden_states, tensors.topk_weights, tensors.topk_ids, tensors.expert_map, 6)
     with pytest.raises(InvalidMoEInput, match="expert_map is of 8 experts: expected 12"):
-        tensors.call(adapter)
+        adapter.compute(call, tensors.hidden_states.clone())
 
 
 def test_xpu_without_its_extensions_says_why() -> None:

@@ -119,3 +119,15 @@ def test_a_baseline_is_written_without_that_option(tmp_path: Path, monkeypatch: 
         in " ".join(result.stderr.split())
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_baseline_that_nothing_watched_is_no_ground_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_timed", lambda *_: (gate_runs.record({"TorchExperts v1:M=1": math.log(1.2)}), WATCHED))
+    monkeypatch.setattr(run, "setting", lambda: {"driver": "1"})
+    speed = [gate_runs.record({"TorchExperts v1:M=1": 0.0})]
+    named = ("2026-11-28T22:05:42+00:00", "cuda", describe_device().name, versions(), 0, "", "", {}, speed)
+    asked = Asked(("TorchExperts",), ("speed",))
+    result, _ = run.compared_with(Baseline(*named, [UNWATCHED]), Path("baseline.json"), asked, lambda text: None)
+    assert result.speed is not None
+    assert [cell.reason for cell in result.speed.cells] == [Reason.UNWATCHED]
+    assert result.told[STATE] == f"{UNWATCHED[STATE]}, in the baseline"

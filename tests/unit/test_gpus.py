@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -18,11 +19,18 @@ def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
 
 
+def _shown(here: int, given: dict[str, str], environment: dict[str, str]) -> int:
+    """All of them, until the environment is another."""
+    return here if environment == given else 1
+
+
 def taken(monkeypatch: pytest.MonkeyPatch, here: int, workers: int, **given: str) -> tuple[list[dict[str, str]], bool]:
     """The environment of each worker, all of which began in the same one; and whether each is told that it is alone."""
-    monkeypatch.setattr(gpus, "count", lambda: here)
     environments = [dict(given) for _ in range(workers)]
-    alone = {take_one(worker, workers, environment) for worker, environment in enumerate(environments)}
+    alone = set()
+    for worker, environment in enumerate(environments):
+        monkeypatch.setattr(gpus, "count", partial(_shown, here, given, environment))
+        alone.add(take_one(worker, workers, environment))
     assert len(alone) == 1
     return environments, alone.pop()
 
@@ -95,3 +103,15 @@ def test_rocms_workers_stay_within_what_the_user_allowed_by_cudas_variable(monke
     monkeypatch.setattr(torch.version, "hip", "6.4")
     environments, _ = taken(monkeypatch, 2, 2, CUDA_VISIBLE_DEVICES="2,3")
     assert environments == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
+
+
+def test_a_worker_in_place_of_one_that_crashed_is_not_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a new number, and there are as many as before: its GPU may be another's."""
+    counts = iter([4, 1])
+    monkeypatch.setattr(gpus, "count", lambda: next(counts))
+    assert not take_one(4, 4, {})
+
+
+def test_a_driver_that_was_asked_before_may_show_all_of_them_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "count", lambda: 4)
+    assert not take_one(0, 4, {})

@@ -100,6 +100,9 @@ def test_quantisation_as_each_class_takes_it() -> None:
     assert marlin is not None
     assert marlin.use_fp8_w8a16
     assert marlin.block_shape == (128, 128)
+    channel = make_fp8_moe_quant_config(Fp8MoeBackend.MARLIN, FusedMoEQuantConfig.from_keys(*SCHEMES["channel_tok"]))
+    assert channel is not None
+    assert not channel.per_out_ch_quant
     cutlass = Fp8MoeBackend.FLASHINFER_CUTLASS
     assert make_fp8_moe_quant_config(cutlass, block) is block
     assert make_fp8_moe_quant_config(cutlass, static) is static

@@ -9,6 +9,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from conformance.cases import Case
 from conformance.gate.samples import Flag
 from conformance.performs import Floor
 from conformance.timing import graphs, polls, worker
-from conformance.timing.cells import LAUNCHED_US, MOST_CALLS, TimedCell, calls_for, kind_of
+from conformance.timing.cells import LAUNCHED_US, MOST_CALLS, MOST_PLACES, TimedCell, calls_for, kind_of, places_for
 from conformance.timing.graphs import CaptureFailed, Unrolled, replays
 from conformance.timing.memory import Memory
 from conformance.timing.polls import Poll
@@ -271,3 +272,16 @@ def test_each_graph_of_a_sequence_goes_through_its_places(monkeypatch: pytest.Mo
     Clock.launched.clear()
     replays([made[name] for name in "abbaab"], turn=3)
     assert Clock.launched == ["a1", "a1", "b1", "b0", "a0", "a1", "b1"]
+
+
+def test_places_follow_from_the_case_alone() -> None:
+    small, large = Case(tokens=4), Case(tokens=4096, top_k=2, hidden=4096, inter=896)
+    assert places_for(small) == MOST_PLACES
+    assert places_for(large) == (1 << 30) // (4096 * 2 * (3 * 896 + 4096) * 4) == 4
+    assert places_for(replace(large, tokens=1 << 20)) == 1
+
+
+def test_a_pair_of_other_graphs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "captured", Played)
+    made = [Unrolled([takes("x", 1)], 5, places=places) for places in (5, 15, 1)]
+    assert [one.method for one in made] == [f"5 calls in {told} graphs" for told in ("1 x 5", "3 x 5", "1 x 1")]
