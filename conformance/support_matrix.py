@@ -17,7 +17,7 @@ from typing import Any
 
 from conformance.results import Evidence, Status
 from fp8moe.backends.common import AdapterNotWritten
-from fp8moe.backends.libraries import LibraryExperts
+from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.registry import seed_backends
 
 HERE = Path(__file__).parents[1]
@@ -128,7 +128,7 @@ def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
 
 def _without(cls: type[Any] | None) -> tuple[str, ...]:
     """What there is of a backend that no report tells of."""
-    if cls is not None and issubclass(cls, LibraryExperts):
+    if cls is not None and issubclass(cls, LibraryBackend):
         return "contract", f"its adapter, on a library played from {cls.written_from}", NONE, NONE, "tests/contracts"
     why = "no adapter yet" if cls is None or issubclass(cls, AdapterNotWritten) else "no kept report"
     return "not run", why, NONE, NONE, NONE

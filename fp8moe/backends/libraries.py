@@ -79,16 +79,12 @@ class LibraryCall:
         )
 
 
-class LibraryExperts(FusedMoEPermuteExpertsUnpermute):
-    """A library's whole MoE behind `apply`; a class of it loads the library, converts the weights and computes."""
+class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
+    """A backend whose kernels are a library's."""
 
     backend: ClassVar[Fp8MoeBackend]
     written_from: ClassVar[str]
     """The distribution and the release that it was written from and is tried beside, having run on no device."""
-
-    @staticmethod
-    def activation_format() -> FusedMoEActivationFormat:
-        return FusedMoEActivationFormat.Standard
 
     def platform(self) -> Platform:
         """The device; a test without one has another."""
@@ -104,6 +100,14 @@ class LibraryExperts(FusedMoEPermuteExpertsUnpermute):
             return convert_to_fp8_moe_kernel_format(*given, platform=platform)
         except ValueError as error:
             raise BackendUnavailable(f"{type(self).__name__}: {error}") from error
+
+
+class LibraryExperts(LibraryBackend):
+    """A library's whole MoE behind `apply`; a class of it loads the library, converts the weights and computes."""
+
+    @staticmethod
+    def activation_format() -> FusedMoEActivationFormat:
+        return FusedMoEActivationFormat.Standard
 
     @abstractmethod
     def compute(self, call: LibraryCall, output: Tensor) -> None:

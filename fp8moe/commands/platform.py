@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fp8moe.backends.common import AdapterNotWritten
-from fp8moe.backends.libraries import LibraryExperts
+from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.commands.tables import FORMAT, console, platform_json, table, yes_or_no
 from fp8moe.detection import Detection
 from fp8moe.envs import Env, MalformedVariable
@@ -41,7 +41,7 @@ def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str,
     adapter = "there"
     if isinstance(spec.backend, OutOfTreeBackend):
         adapter = f"there, from {spec.distribution or cls.__module__}"
-    if issubclass(cls, LibraryExperts):
+    if issubclass(cls, LibraryBackend):
         adapter = f"there, by {cls.written_from}, tried on no device"
     if issubclass(cls, AdapterNotWritten):
         adapter = "adapter not written yet"

@@ -6,8 +6,16 @@ import pytest
 
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable
-from fp8moe.backends import aiter, flashinfer_cutlass, flashinfer_trtllm, marlin, vllm_cutlass, xpu
-from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.backends import (
+    aiter,
+    batched_vllm_cutlass,
+    flashinfer_cutlass,
+    flashinfer_trtllm,
+    marlin,
+    vllm_cutlass,
+    xpu,
+)
+from fp8moe.backends.libraries import LibraryBackend, loaded
 from tests.contracts.layers import case
 from tests.contracts.released import AITER, DEFAULT, FLASHINFER, VLLM, XPU, Release, played
 
@@ -24,7 +32,7 @@ from tests.contracts.released import AITER, DEFAULT, FLASHINFER, VLLM, XPU, Rele
     ],
 )
 def test_another_device_is_told_and_nothing_is_loaded(
-    cls: type[LibraryExperts], why: str, monkeypatch: pytest.MonkeyPatch
+    cls: type[LibraryBackend], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fp8moe.backends.libraries.detected_platform", lambda: PLATFORMS["cpu"])
     tensors = build(case("block"), "cpu")
@@ -57,9 +65,10 @@ def test_a_parameter_that_is_no_more_is_an_error() -> None:
         (flashinfer_cutlass.FlashInferCutlassExperts, FLASHINFER),
         (marlin.MarlinExperts, VLLM),
         (vllm_cutlass.VllmCutlassExperts, VLLM),
+        (batched_vllm_cutlass.BatchedVllmCutlassExperts, VLLM),
     ],
 )
 def test_what_an_adapter_says_it_was_written_from_is_what_it_is_tried_beside(
-    cls: type[LibraryExperts], release: Release
+    cls: type[LibraryBackend], release: Release
 ) -> None:
     assert cls.written_from == f"{release.name} {release.version}"

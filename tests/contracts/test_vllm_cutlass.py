@@ -1,4 +1,4 @@
-"""VLLM_CUTLASS beside vLLM's released operators, on played ones with the schemas that its compiled files register."""
+"""VLLM_CUTLASS and its batched form beside vLLM's released operators, on played ones with their registered schemas."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from torch import Tensor
 
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable, GroupShape, Platform
-from fp8moe.backends import vllm_cutlass
-from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.backends import batched_vllm_cutlass, cutlass_stages, vllm_cutlass
+from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.backends.vllm_ops import ACTIVATIONS
 from fp8moe.scaling import quantize
 from tests.contracts.layers import CASES, LAYER, case, played_activation, same, with_holes
 from tests.contracts.released import VLLM
 
 NAMESPACE = "fp8moe_played_cutlass"
-AsDeclared = TorchExperts.with_recipe(vllm_cutlass.VllmCutlassExperts.contract.recipe)
+OF_C = (cutlass_stages.GEMM, *cutlass_stages.QUANTISE, vllm_cutlass.SIZES, batched_vllm_cutlass.SIZES)
+AsDeclared = TorchExperts.with_recipe(cutlass_stages.CutlassStages.contract.recipe)
+BatchedAsDeclared = BatchedTorchExperts.with_recipe(cutlass_stages.CutlassStages.contract.recipe)
 
 
 def permute(
@@ -84,6 +86,16 @@ def gemm(*given: Any) -> None:
         out[rows] = ((a[rows].float() * scale) @ matrix.t()).to(out.dtype)
 
 
+def batched_sizes(
+    offsets: Tensor, first: Tensor, second: Tensor, counts: Tensor, experts: int, longest: int, n: int, k: int
+) -> None:
+    assert (offsets.dtype, len(counts)) == (torch.int32, experts)
+    offsets.copy_(torch.arange(experts) * longest)
+    swapped = experts * longest <= 64
+    for table, columns, terms in ((first, 2 * n, k), (second, k, n)):
+        table[:, 0], table[:, 1], table[:, 2] = (columns, counts, terms) if swapped else (counts, columns, terms)
+
+
 def through(group: GroupShape, codes: Tensor, values: Tensor, scale: Tensor) -> None:
     found, measured = quantize(values, group)
     codes.view(torch.uint8).copy_(found.view(torch.uint8))
@@ -106,12 +118,13 @@ def operators() -> Iterator[None]:
         "moe_unpermute": unpermute,
         "cutlass_moe_mm": gemm,
         "get_cutlass_moe_mm_problem_sizes_from_expert_offsets": sizes,
+        "get_cutlass_batched_moe_mm_data": batched_sizes,
         "static_scaled_fp8_quant": static,
         "dynamic_scaled_fp8_quant": lambda *given: through(GroupShape.PER_TENSOR, *given),
         "dynamic_per_token_scaled_fp8_quant": per_token,
     }
     played |= {operator: played_activation(name) for name, operator in ACTIVATIONS.items()}
-    names = (*vllm_cutlass.GEMM, *vllm_cutlass.QUANTISE, *ACTIVATIONS.values())
+    names = (*OF_C, *ACTIVATIONS.values())
     schemas = VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", names)
     schemas |= VLLM.schemas("vllm/_moe_C_stable_libtorch.abi3.so", vllm_cutlass.PERMUTE)
     library = torch.library.Library(NAMESPACE, "DEF")
@@ -122,14 +135,22 @@ def operators() -> Iterator[None]:
     library._destroy()
 
 
-class PlayedCutlass(vllm_cutlass.VllmCutlassExperts):
+class Played(cutlass_stages.CutlassStages):
     def platform(self) -> Platform:
         return PLATFORMS["h200"]
 
     def library(self) -> Any:
         namespace = getattr(torch.ops, NAMESPACE)
-        names = (*vllm_cutlass.GEMM, *vllm_cutlass.QUANTISE, *vllm_cutlass.PERMUTE, *ACTIVATIONS.values())
+        names = (*OF_C, *vllm_cutlass.PERMUTE, *ACTIVATIONS.values())
         return SimpleNamespace(**{name: getattr(namespace, name) for name in names})
+
+
+class PlayedCutlass(Played, vllm_cutlass.VllmCutlassExperts):
+    pass
+
+
+class PlayedBatchedCutlass(Played, batched_vllm_cutlass.BatchedVllmCutlassExperts):
+    pass
 
 
 @pytest.mark.parametrize("scheme", ["channel_tok", "tensor_dyn", "tensor_static"])
@@ -174,3 +195,22 @@ def test_what_vllms_cutlass_cannot_take_is_refused(fields: dict[str, Any], why: 
     tensors = build(replace(LAYER, **({"scheme": "channel_tok"} | fields)), "cpu")
     with pytest.raises(BackendUnavailable, match=re.escape(why)):
         PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
+
+
+@pytest.mark.parametrize("scheme", ["channel_tok", "tensor_static"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tokens": 1}, {"law": "skewed"}, {"ep": "2:1"}, {"inter": 48}, {"activation": "gelu"}, {"tokens": 40}],
+    ids=["plain", "one token", "few experts", "a rank of two", "narrow", "gelu", "more than 64 rows"],
+)
+def test_vllms_batched_cutlass(scheme: str, fields: dict[str, Any]) -> None:
+    for tensors in (build(case(scheme, **fields), "cpu"), with_holes(case(scheme, **fields))):
+        adapter = PlayedBatchedCutlass(tensors.config, tensors.quant, tensors.weights)
+        experts = BatchedAsDeclared(tensors.config, tensors.quant, tensors.weights)
+        assert same(tensors.call(adapter), tensors.call(experts))
+
+
+def test_one_scale_for_all_experts_batches_is_refused() -> None:
+    tensors = build(case("tensor_dyn"), "cpu")
+    with pytest.raises(BackendUnavailable, match="tensor_dyn: expected channel_tok, tensor_static"):
+        PlayedBatchedCutlass(tensors.config, tensors.quant, tensors.weights)

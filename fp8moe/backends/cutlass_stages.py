@@ -1,0 +1,125 @@
+"""What VLLM_CUTLASS and BATCHED_VLLM_CUTLASS share: quantisation and the grouped GEMM, by vLLM's operators."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fp8moe.backends.libraries import LibraryBackend
+from fp8moe.backends.vllm_ops import ACTIVATIONS, operators
+from fp8moe.config import FusedMoEConfig
+from fp8moe.experts import MoEWeights
+from fp8moe.platforms import Platform
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Contract, Recipe
+from fp8moe.registry import BackendUnavailable
+from fp8moe.schemes import CHANNEL_TOKEN, Scheme, scheme_name
+
+GEMM = "cutlass_moe_mm"
+QUANTISE = ("static_scaled_fp8_quant", "dynamic_scaled_fp8_quant", "dynamic_per_token_scaled_fp8_quant")
+MULTIPLE = 16
+"""Of both sizes, for 128-bit loads of 8-bit numbers."""
+
+
+class CutlassStages(LibraryBackend):
+    """The stages; results in between are in the hidden states' dtype.
+
+    Raises:
+        BackendUnavailable: another device, no operators, or a layer that the kernels cannot take.
+    """
+
+    written_from = "vllm 0.25.1"
+    package = "vllm"
+    contract = Contract(Recipe(gemm1_output="input", activation_output="input", gemm2_output="input"))
+    schemes: ClassVar[tuple[Scheme, ...]]
+    more: ClassVar[dict[str, tuple[str, ...]]]
+    """Operators beside those of this class, by extension."""
+
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        name, platform = type(self).__name__, self.platform()
+        if not _takes(platform):
+            told = "vLLM's grouped GEMM is for CUDA SM90 to SM109"
+            raise BackendUnavailable(f"{name}: {told}, not {platform.architecture}")
+        refusal = _refused(config, quant, weights, self.schemes)
+        if refusal:
+            raise BackendUnavailable(f"{name}: {refusal}")
+        self.ops = self.library()
+        self.per_token = (quant.weight_key, quant.activation_key) == CHANNEL_TOKEN
+        self.scales = {name: _scale_of(weights, name) for name in ("w13", "w2")}
+        self.strides = {size: _strides(weights, size) for size in {*weights.w13.shape[1:], *weights.w2.shape[1:]}}
+
+    def library(self) -> Any:
+        """The operators.
+
+        Raises:
+            BackendUnavailable: they do not load, or one of them is missing.
+        """
+        needed = {"_C": (GEMM, *QUANTISE, ACTIVATIONS[self.config.activation])}
+        for extension, names in self.more.items():
+            needed[extension] = (*needed.get(extension, ()), *names)
+        return operators(type(self).__name__, needed)
+
+    def activated(self, gate_up: Tensor) -> Tensor:
+        """(rows, 2I) to (rows, I)."""
+        values = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+        getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
+        return values
+
+    def quantised(self, values: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(rows, columns) FP8, and fp32 scales (rows, 1) or (1,)."""
+        codes = torch.empty_like(values, dtype=torch.float8_e4m3fn)
+        if static is not None:
+            scale = static.reshape(1)
+            self.ops.static_scaled_fp8_quant(codes, values, scale, None)
+            return codes, scale
+        if self.per_token:
+            scale = values.new_empty(len(values), 1, dtype=torch.float32)
+            self.ops.dynamic_per_token_scaled_fp8_quant(codes, values, scale, None)
+            return codes, scale
+        scale = values.new_empty(1, dtype=torch.float32)
+        self.ops.dynamic_scaled_fp8_quant(codes, values, scale)
+        return codes, scale
+
+    def gemm(self, out: Tensor, a: Tensor, scale: Tensor, name: str, offsets: Tensor, sizes: Tensor) -> None:
+        """Each expert's rows of `a`, from its offset on, times its w13 or w2, scaled, into `out`."""
+        matrix: Tensor = getattr(self.weights, name)
+        inner, outer = self.strides[a.shape[1]], self.strides[out.shape[1]]
+        per = (self.per_token, self.per_token)
+        self.ops.cutlass_moe_mm(out, a, matrix, scale, self.scales[name], offsets, sizes, inner, inner, outer, *per)
+
+
+def _takes(platform: Platform) -> bool:
+    """Whether the device is one that the grouped GEMM is compiled for."""
+    return platform.is_cuda and platform.cap is not None and 90 <= platform.cap < 110
+
+
+def _refused(
+    config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights, schemes: tuple[Scheme, ...]
+) -> str:
+    """What the kernels cannot take of a layer; "" where they take it."""
+    scheme = (quant.weight_key, quant.activation_key)
+    if scheme not in schemes:
+        return f"{scheme_name(*scheme)}: expected {', '.join(scheme_name(*known) for known in schemes)}"
+    if weights.w13.dtype != torch.float8_e4m3fn:
+        return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
+    if config.activation not in ACTIVATIONS:
+        return f"activation={config.activation}: expected {' or '.join(ACTIVATIONS)}, which this adapter has so far"
+    if weights.w13_bias is not None or weights.w2_bias is not None:
+        return "biases: the grouped GEMM has none"
+    sizes = {"hidden_dim": config.hidden_dim, "intermediate_size_per_partition": config.intermediate_size_per_partition}
+    wrong = [f"{name}={size}: expected a multiple of {MULTIPLE}" for name, size in sizes.items() if size % MULTIPLE]
+    return "; ".join(wrong)
+
+
+def _scale_of(weights: MoEWeights, name: str) -> Tensor:
+    """(E, rows), or (E, 1) per tensor."""
+    scale: Tensor = getattr(weights, f"{name}_scale")
+    return scale.reshape(scale.shape[0], -1).contiguous()
+
+
+def _strides(weights: MoEWeights, size: int) -> Tensor:
+    """(E,) int64: the distance of rows of so many columns."""
+    return torch.full((weights.w13.shape[0],), size, dtype=torch.int64, device=weights.w13.device)
