@@ -152,13 +152,13 @@ def _told_difference(found: Difference, parted: StageResult | None, replay: Repl
 
 def replay_of(case: Case, backend: FusedMoEPermuteExpertsUnpermute, target: Target) -> tuple[CaseTensors, Replay] | str:
     """A case's tensors and its replay for a backend made from them; or why there is none."""
-    tensors = tensors_of(case, target.device)
-    why = why_not_bits(tensors, backend.contract)
-    arithmetic = backend.contract.arithmetic_for(int(tensors.topk_ids.numel()))
-    if why or arithmetic is None or backend.contract.steps is None:
+    tensors, contract = tensors_of(case, target.device), backend.contract.for_tokens(case.tokens)
+    why = why_not_bits(tensors, contract)
+    arithmetic = contract.arithmetic_for(int(tensors.topk_ids.numel()))
+    if why or arithmetic is None or contract.steps is None:
         return why
-    oracles = oracles_of(case, backend.contract.recipe, arithmetic, target.device, by_bits=True)
-    return tensors, oracles.replay(arithmetic, backend.contract.steps)
+    oracles = oracles_of(case, contract.recipe, arithmetic, target.device, by_bits=True)
+    return tensors, oracles.replay(arithmetic, contract.steps)
 
 
 def make(case: Case, subject: Subject, target: Target) -> FusedMoEPermuteExpertsUnpermute:

@@ -157,14 +157,15 @@ class Stopwatch:
             raise Broken(f"apply raised {_told(error)}") from error
         self.launch: Callable[[], object] = call
         self.method = "eager calls"
-        if backend.contract.graph_capturable:
+        contract = backend.contract.for_tokens(len(tensors.hidden_states))
+        if contract.graph_capturable:
             expected = self.output.clone()
             try:
                 self.graph = captured(call)
             except CaptureFailed as error:
                 raise Broken(f"declared graph-capturable, and capture raised {error}") from error
             self.launch, self.method = self.graph.replay, "graph replays"
-            self._check_replay(expected, exactly=backend.contract.deterministic is True)
+            self._check_replay(expected, exactly=contract.deterministic is True)
 
     def _check_replay(self, expected: Tensor, *, exactly: bool) -> None:
         self.output.fill_(torch.nan)

@@ -95,7 +95,7 @@ class Trial:
         if beyond:  # a constructor may enforce what its class declares
             raise Ended(Status.NOT_APPLICABLE, beyond)
         self.backend = self.made(self.tensors)
-        self.contract = contract = contract_of(self.backend)
+        self.contract = contract = contract_of(self.backend, self.case.tokens)
         self.arithmetic = arithmetic_of(contract, int(self.tensors.topk_ids.numel()))
         beyond = beyond_limits(contract, self.case)
         if beyond:
@@ -112,6 +112,14 @@ class Trial:
     def row_by_row(self) -> bool:
         """It declares that a token's bits do not depend on the other tokens of a call of the same shape."""
         return self.by_bits or bool(self.contract.batch_invariant and self.contract.deterministic)
+
+    def contract_for(self, tensors: CaseTensors) -> Contract:
+        """What holds for a call of the backend on `tensors`, whose tokens may be another number.
+
+        Raises:
+            Ended: it declares nonsense.
+        """
+        return contract_of(self.backend, len(tensors.hidden_states))
 
     def made(self, tensors: CaseTensors) -> FusedMoEPermuteExpertsUnpermute:
         """Another backend, with these tensors' configuration and weights.
@@ -186,8 +194,8 @@ class Trial:
         """
         if tokens is None:
             tokens = torch.arange(len(tensors.hidden_states), device=output.device)
-        declared = self.contract if contract is None else contract
-        # A call of another size may have another arithmetic.
+        # A call of another size may have another contract, and another arithmetic.
+        declared = self.contract_for(tensors) if contract is None else contract
         arithmetic = arithmetic_of(declared, int(tensors.topk_ids.numel()))
         trace = trace_of(tensors, declared.recipe, tokens)
         judgement = judge(trace, output[tokens].to(trace.R.device), arithmetic)
@@ -253,8 +261,8 @@ def guarded(what: str) -> Iterator[None]:
         raise Ended(Status.FAILED, f"{what} raised {told(error)}") from error
 
 
-def contract_of(backend: FusedMoEPermuteExpertsUnpermute) -> Contract:
-    """What a backend declares; it may depend on its configuration.
+def contract_of(backend: FusedMoEPermuteExpertsUnpermute, tokens: int) -> Contract:
+    """What a backend declares of a call of so many tokens; it may depend on its configuration.
 
     Raises:
         Ended: it is no contract.
@@ -263,7 +271,7 @@ def contract_of(backend: FusedMoEPermuteExpertsUnpermute) -> Contract:
         contract = backend.contract
         if not isinstance(contract, Contract):
             raise TypeError(f"it is a {type(contract).__name__}: expected a fp8moe.recipe.Contract")
-    return contract
+        return contract.for_tokens(tokens)
 
 
 def arithmetic_of(contract: Contract, pairs: int) -> Arithmetic | None:
@@ -309,7 +317,8 @@ def told_judgement(judgement: Judgement, tokens: Tensor) -> str:
 
 def beyond_limits(contract: Contract, case: Case) -> str:
     """Which declared limit of the backend the case passes; "" where none."""
-    limits = {"top_k": (case.top_k, contract.max_top_k), "experts": (case.experts, contract.max_experts)}
+    held = contract.for_tokens(case.tokens)
+    limits = {"top_k": (case.top_k, held.max_top_k), "experts": (case.experts, held.max_experts)}
     for name, (value, limit) in limits.items():
         if limit is not None and value > limit:
             return f"{name}={value} is beyond the declared max_{name}={limit}"

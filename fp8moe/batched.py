@@ -56,7 +56,7 @@ def apply_through_batches(
     batch = batch[:rows].view(config.num_local_experts, longest, config.hidden_dim)
     results = _computed(experts, batch, counts, place)
     slots = _taken(results, place).float().view(tokens, top_k, config.hidden_dim)
-    recipe = experts.contract.recipe
+    recipe = experts.contract.for_tokens(tokens).recipe
     roundings = (recipe.combine == "input", recipe.weighted == "input")
     total = combine(slots, weights, local >= 0, config.in_dtype, *roundings)
     if experts.observe is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 Rounding = Literal["float32", "input"]
@@ -184,6 +184,7 @@ class Contract:
         batch_invariant: a token's result does not depend on the other tokens.
         graph_capturable: `apply` can be captured in a device graph.
         max_top_k, max_experts: largest sizes that the kernels take; None: no limit.
+        fewer: (tokens, contract): what holds instead for calls of fewer tokens than that, where another kernel runs.
 
     Raises:
         ValueError: names the field.
@@ -197,8 +198,15 @@ class Contract:
     graph_capturable: bool | None = None
     max_top_k: int | None = None
     max_experts: int | None = None
+    fewer: tuple[int, Contract] | None = None
 
     def __post_init__(self) -> None:
+        if self.fewer is not None:
+            tokens, contract = self.fewer
+            if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+                raise ValueError(f"fewer={tokens!r} tokens: expected an integer of at least 1")
+            if not isinstance(contract, Contract) or contract.fewer is not None:
+                raise ValueError(f"fewer={contract!r}: expected a Contract that has no `fewer` of its own")
         for name, kinds in (("recipe", Recipe), ("steps", (Steps, type(None)))):
             if not isinstance(getattr(self, name), kinds):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a fp8moe.recipe.{name.capitalize()}")
@@ -208,6 +216,12 @@ class Contract:
             limit = getattr(self, name)
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
                 raise ValueError(f"{name}={limit!r}: expected None or an integer of at least 1")
+
+    def for_tokens(self, tokens: int) -> Contract:
+        """What holds for a call of so many tokens."""
+        if self.fewer is None:
+            return self
+        return self.fewer[1] if tokens < self.fewer[0] else replace(self, fewer=None)
 
     def arithmetic_for(self, pairs: int) -> Arithmetic | None:
         """The declared arithmetic of a call with `pairs` token-expert pairs."""

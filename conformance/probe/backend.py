@@ -133,7 +133,7 @@ def _reading(cell: Cell, target: Target, tokens: int) -> Reading:
     layer = crafted_layer(asked, cell.scheme, tokens, activation=activation, device=target.device)
     with guarded("the crafted layer"):
         output, backend = layer.output(cell.subject.experts_cls)
-    contract = contract_of(backend)
+    contract = contract_of(backend, tokens)
     given = declared = arithmetic_of(contract, tokens)
     if declared is not None and layer.quant.w1.shape is not None and layer.quant.w1.shape.is_block():
         declared = at_most_every(declared, BLOCK)

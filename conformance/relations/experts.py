@@ -81,7 +81,7 @@ def _partitions(used: Tensor) -> Iterator[list[Tensor]]:
 def _judge_shard(trial: Trial, whole: Tensor, experts: Tensor, ranks: int, rank: int) -> None:
     shard = _shard_of(trial.tensors, experts, ranks, rank)
     backend = trial.made(shard)
-    contract = contract_of(backend)
+    contract = contract_of(backend, len(shard.hidden_states))
     got = trial.call(shard, backend=backend)
     what = f"rank {rank} of {ranks}, with experts {experts.tolist()}"
     local = experts_of(shard)
@@ -134,7 +134,7 @@ def padding_experts(trial: Trial) -> None:
         weights=weights,
     )
     backend = trial.made(padded)
-    contract = contract_of(backend)
+    contract = contract_of(backend, len(padded.hidden_states))
     output, got = trial.call(), trial.call(padded, backend=backend)
     exact = replayed_alike(trial, padded, contract)
     what = f"with {UNUSED} experts appended that no token names"

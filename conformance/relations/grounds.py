@@ -70,7 +70,7 @@ def replayed_alike(trial: Trial, tensors: CaseTensors, contract: Contract | None
     What is chosen by the number of pairs (the height of a tile, and with it the matrix instruction) may be another in
     a call of another size; only where it is not are the bits the same.
     """
-    declared = trial.contract if contract is None else contract
+    declared = trial.contract_for(tensors) if contract is None else contract
     return (
         trial.by_bits
         and arithmetic_of(declared, int(tensors.topk_ids.numel())) == trial.arithmetic
@@ -85,8 +85,9 @@ def token_by_token(trial: Trial, tensors: CaseTensors) -> bool:
 
     For cases whose tokens share no dynamic scale.
     """
+    alike = trial.contract_for(tensors) == trial.contract
     declared = trial.contract.batch_invariant and trial.contract.deterministic
-    return bool(declared) or replayed_alike(trial, tensors)
+    return bool(alike and declared) or replayed_alike(trial, tensors)
 
 
 def scaling_is_exact(trial: Trial, *stages: str) -> bool:

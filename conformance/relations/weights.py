@@ -107,7 +107,7 @@ def padding_hidden(trial: Trial) -> None:
         hidden_states=torch.nn.functional.pad(tensors.hidden_states, (0, BLOCK)),
     )
     backend = trial.made(padded)
-    contract = contract_of(backend)
+    contract = contract_of(backend, len(padded.hidden_states))
     base, got = trial.call(), trial.call(padded, backend=backend)
     expected = torch.cat([base, got[:, hidden:]], dim=1)
     exact = replayed_alike(trial, padded, contract)

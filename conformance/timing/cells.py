@@ -202,7 +202,8 @@ def _prepared(
         output = torch.empty_like(layers.calls[0].hidden_states, memory_format=torch.contiguous_format)
     calls = [partial(tensors.call, backend, output) for backend, tensors in zip(backends, layers.calls, strict=True)]
     _, called = high_water(calls[0])
-    captures = all(backend.contract.graph_capturable for backend in backends)
+    tokens = len(layers.calls[0].hidden_states)
+    captures = all(backend.contract.for_tokens(tokens).graph_capturable for backend in backends)
     told = count or -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
     memory, places = built.then(called), places_for(Case.parse(cell.case))
     graph = Unrolled(calls, told, capture=captures, beside=beside, more=more, places=places)
