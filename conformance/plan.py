@@ -12,7 +12,6 @@ import torch
 
 from conformance.cases import SCHEME_NAMES
 from conformance.results import Evidence, Status
-from fp8moe.backends.common import AdapterNotWritten
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.config import (
     ACTIVATIONS,
@@ -172,8 +171,6 @@ def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
     if not activations:
         reason = _refusal(cls, scheme, "silu", platform)
         return Cell(subject, scheme, Status.NOT_SUPPORTED, str(reason), None)
-    if issubclass(cls, AdapterNotWritten):
-        return Cell(subject, scheme, Status.NOT_RUN, f"no adapter for {cls.package} yet", None)
     if simulated and not target.interpreter:
         return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; --fp8moe-device=interpreter simulates", None)
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE

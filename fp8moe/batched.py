@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fp8moe.dispatch import combine, local_ids, weighted_input
+from fp8moe.dispatch import combine, local_ids, places_by_expert, weighted_input
 from fp8moe.validation import InvalidMoEInput
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def apply_through_batches(
     )
     tokens, top_k = topk_ids.shape
     local = local_ids(topk_ids, expert_map, config.num_local_experts)
-    row, counts = _places(local, config.num_local_experts)
+    row, counts = places_by_expert(local, config.num_local_experts)
     longest = tokens * top_k if is_capturing(hidden_states.device) else int(counts.max())
     rows = config.num_local_experts * longest
     if rows >= 2**31:
@@ -91,14 +91,3 @@ def _taken(values: Tensor, place: Tensor) -> Tensor:
     """(E, T, columns) to the rows of the pairs, (P, columns); an absent pair gets some row or other, or zeros."""
     flat = values.reshape(-1, values.shape[-1])
     return flat[place.clamp(max=len(flat) - 1)] if len(flat) else flat.new_zeros(len(place), values.shape[-1])
-
-
-def _places(local: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """For each pair, in the order token then slot, its row among its expert's tokens; (E,) int32 counts."""
-    flat = local.reshape(-1)
-    ours = torch.where(flat < 0, experts, flat)
-    sorted_ids, order = torch.sort(ours, stable=True)
-    starts = torch.searchsorted(sorted_ids, torch.arange(experts + 2, device=flat.device))
-    row = torch.empty_like(flat)
-    row[order] = torch.arange(flat.numel(), device=flat.device) - starts[sorted_ids]
-    return row, starts.diff()[:experts].to(torch.int32)

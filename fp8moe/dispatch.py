@@ -16,6 +16,17 @@ def local_ids(topk_ids: Tensor, expert_map: Tensor | None, experts: int) -> Tens
     return ids.masked_fill((ids < 0) | (ids >= experts), -1)
 
 
+def places_by_expert(local: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """For each pair, in the order token then slot, its row among its expert's tokens; (E,) int32 counts."""
+    flat = local.reshape(-1)
+    ours = torch.where(flat < 0, experts, flat)
+    sorted_ids, order = torch.sort(ours, stable=True)
+    starts = torch.searchsorted(sorted_ids, torch.arange(experts + 2, device=flat.device))
+    row = torch.empty_like(flat)
+    row[order] = torch.arange(flat.numel(), device=flat.device) - starts[sorted_ids]
+    return row, starts.diff()[:experts].to(torch.int32)
+
+
 def weighted_input(hidden_states: Tensor, topk_weights: Tensor) -> Tensor:
     """Top-1: each token times its routing weight in fp32, rounded to the tokens' dtype."""
     return (hidden_states.float() * topk_weights).to(hidden_states.dtype)

@@ -148,10 +148,23 @@ def _deep_gemm(here: Surroundings) -> str:
             vllm = _find("vllm", here)
         except _Missing:
             raise missing from None
-        for folder in _folders(vllm):
-            if (folder / "third_party" / "deep_gemm" / "__init__.py").is_file():
-                return f"the copy inside vllm, {folder / 'third_party' / 'deep_gemm'}"
-        raise _Missing(f"{missing}, and {_where(vllm)} holds no copy of it") from None
+        copy = _deep_gemm_of(vllm)
+        if copy is None:
+            raise _Missing(f"{missing}, and {_where(vllm)} holds no copy of it") from None
+        return f"the copy inside vllm, {copy}"
+
+
+def _deep_gemm_of(vllm: ModuleSpec) -> Path | None:
+    copies = (folder / "third_party" / "deep_gemm" for folder in _folders(vllm))
+    return next((copy for copy in copies if (copy / "__init__.py").is_file()), None)
+
+
+def vllms_deep_gemm(surroundings: Surroundings | None = None) -> Path | None:
+    """The folder of the DeepGEMM inside an installed vLLM, which is not imported; None where there is none."""
+    try:
+        return _deep_gemm_of(_find("vllm", surroundings or Surroundings()))
+    except _Missing:
+        return None
 
 
 def _flashinfer(here: Surroundings) -> str:

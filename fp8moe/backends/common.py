@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fp8moe.config import FusedMoEConfig, FusedMoEParallelConfig
+from fp8moe.config import FusedMoEParallelConfig
 from fp8moe.envs import Env
-from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.keys import QuantKey
 from fp8moe.platforms import Platform
-from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.registry import BackendUnavailable
 from fp8moe.schemes import Scheme
 
 SchemeCheck = Callable[[Platform, QuantKey | None, QuantKey | None], bool]
@@ -48,16 +45,3 @@ def vllm_cutlass_device(platform: Platform, _env: Env) -> bool:
 
 
 VLLM_CUTLASS_NEEDS = "CUDA SM90 to SM109 and vLLM's operators built with CUDA 12.3 (SM9x) or 12.8 (SM10x)"
-
-
-class AdapterNotWritten(FusedMoEPermuteExpertsUnpermute):
-    """Base of the classes that exist for selection while their adapter is not written."""
-
-    package: str
-    """What has to be installed beside the adapter."""
-
-    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
-        raise BackendUnavailable(
-            f"{type(self).__name__}: fp8moe selects this backend but has no adapter for {self.package} yet; "
-            "nothing was run"
-        )

@@ -145,6 +145,12 @@ class LibraryExperts(LibraryBackend):
         return output if written is output else output.copy_(written)
 
 
+def by_fallback(experts: FusedMoEPermuteExpertsUnpermute, call: LibraryCall, output: Tensor) -> None:
+    """The call by another backend, one that knows -1."""
+    ids = call.ids.masked_fill(~call.present, -1)
+    experts.apply(call.hidden_states, call.weights, ids, expert_map=call.expert_map, output=output)
+
+
 def first_local(expert_map: Tensor, local: int) -> int:
     """The first expert of this rank, whose experts follow each other.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 
 from fp8moe.backends.common import VLLM_CUTLASS_NEEDS, one_of, vllm_cutlass_device
 from fp8moe.backends.cutlass_stages import CutlassStages
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, by_fallback
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig
-from fp8moe.experts import MoEWeights
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.registry import Fp8MoeBackend
 from fp8moe.schemes import CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC
@@ -58,11 +59,18 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
         cap = self.platform().cap
-        self.few = TritonExperts(config, quant, weights) if cap is not None and cap >= 100 else None
+        self.few: FusedMoEPermuteExpertsUnpermute | None = None
+        if cap is not None and cap >= 100:
+            self.few = self.fallback()
+            self.contract = replace(self.contract, fewer=(FEW_TOKENS + 1, self.few.contract))
+
+    def fallback(self) -> FusedMoEPermuteExpertsUnpermute:
+        """What computes few tokens on SM10x."""
+        return TritonExperts(self.config, self.quant, self.weights)
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         if self.few is not None and len(call.hidden_states) <= FEW_TOKENS:
-            self.few.apply(call.hidden_states, call.weights, call.ids, expert_map=call.expert_map, output=output)
+            by_fallback(self.few, call, output)
             return
         (tokens, hidden), top_k = call.hidden_states.shape, call.ids.shape[1]
         rows, local = tokens * top_k, self.config.num_local_experts

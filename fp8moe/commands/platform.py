@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fp8moe.backends.common import AdapterNotWritten
 from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.commands.tables import FORMAT, console, platform_json, table, yes_or_no
 from fp8moe.detection import Detection
@@ -43,8 +42,6 @@ def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str,
         adapter = f"there, from {spec.distribution or cls.__module__}"
     if issubclass(cls, LibraryBackend):
         adapter = f"there, by {cls.written_from}, tried on no device"
-    if issubclass(cls, AdapterNotWritten):
-        adapter = "adapter not written yet"
     return {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}
 
 

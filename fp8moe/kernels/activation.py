@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fp8moe.activations import GATED, NON_GATED
 from fp8moe.kernels.interpreter import rows_of_program
-from fp8moe.kernels.widths import round_float32
+from fp8moe.kernels.widths import round_float32, to_float32
 
 ROWS = 16
 BLOCK = 256
@@ -204,10 +204,10 @@ def activate_kernel(
     column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     mask = local[:, None] & (column < columns)[None, :]
     gate_at = gate_up + row[:, None] * stride_row + column[None, :]
-    gate = tl.load(gate_at, mask=mask, other=0.0)
+    gate = to_float32(tl.load(gate_at, mask=mask, other=0.0))
     up = gate
     if IS_GATED:
-        up = tl.load(gate_at + columns, mask=mask, other=0.0)
+        up = to_float32(tl.load(gate_at + columns, mask=mask, other=0.0))
     if NAME == "silu":
         value = silu(gate) * up
     elif NAME == "gelu":
@@ -236,8 +236,8 @@ def activate(
     that end in _no_mul are the functions themselves. Then one rounding to `dtype`, to nearest even.
 
     Args:
-        gate_up: (P, 2I) fp32, the gate's columns, then the up's; (P, I) for an activation without a gate. A row's
-            columns are contiguous, and rows any stride apart.
+        gate_up: (P, 2I) fp32, bf16 or fp16, the gate's columns, then the up's; (P, I) for an activation without a
+            gate. A row's columns are contiguous, and rows any stride apart.
         name: one of `fp8moe.activations.GATED` and `NON_GATED`.
         present: (P,) int32; rows where it is negative are neither read nor written. None: all are present.
         dtype: fp32, bf16 or fp16.

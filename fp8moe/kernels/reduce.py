@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fp8moe.kernels.widths import round_float32
+from fp8moe.kernels.widths import round_float32, to_float32
 
 BLOCK = 1024
 """Columns of one program."""
@@ -36,7 +36,7 @@ def weighted_sum_kernel(
         pair = token * top_k + slot
         # A pair without a local expert is not read: its row of y was never written.
         if tl.load(local_ids + pair) >= 0:
-            value = tl.load(y + pair * stride_y_row + column, mask=in_range, other=0.0)
+            value = to_float32(tl.load(y + pair * stride_y_row + column, mask=in_range, other=0.0))
             if WEIGHTED:
                 weight = tl.load(weights + token * stride_weights_row + slot * stride_weights_slot)
                 total = tl.fma(value, ones * weight, total)
@@ -54,7 +54,7 @@ def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor |
     one rounding to the output's dtype at the end, to nearest even.
 
     Args:
-        y: (M * top_k, H) fp32, row-major.
+        y: (M * top_k, H) fp32, bf16 or fp16, row-major.
         local_ids: (M * top_k,) int32; a pair where it is negative adds nothing, whatever y and the weight hold.
         output: (M, H) bf16, fp16 or fp32, any strides.
         weights: (M, top_k) fp32, any strides, or None for a plain sum.

@@ -67,6 +67,18 @@ class Release:
             found[name] = re.sub(r"\s+", " ", text[1].decode())
         return found
 
+    def symbols(self, path: str, name: str) -> set[str]:
+        """Of the compiled functions of that name, as the compiler writes them, their parameters' types with them.
+
+        Raises:
+            AssertionError: the file has none.
+        """
+        with zipfile.ZipFile(self.path) as wheel:
+            content = wheel.read(path)
+        found = {text.decode() for text in re.findall(rb"_Z\w*%d%s\w*" % (len(name), name.encode()), content)}
+        assert found, f"{path} of {self.name} {self.version} has no {name}"
+        return found
+
     def signature(self, path: str, name: str) -> inspect.Signature:
         """Of a function, or of "Class.method" with its self; defaults are not looked at.
 

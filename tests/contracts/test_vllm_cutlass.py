@@ -17,6 +17,7 @@ from fp8moe import PLATFORMS, BackendUnavailable, GroupShape, Platform
 from fp8moe.backends import batched_vllm_cutlass, cutlass_stages, vllm_cutlass
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.backends.vllm_ops import ACTIVATIONS
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.scaling import quantize
 from tests.contracts.layers import CASES, LAYER, case, played_activation, same, with_holes
 from tests.contracts.released import VLLM
@@ -179,6 +180,26 @@ def test_sizes_are_told_the_way_round_that_the_kernel_computes(rows: int) -> Non
     tensors = build(case("channel_tok", tokens=rows, top_k=1), "cpu")
     adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), tensors.call(AsDeclared(tensors.config, tensors.quant, tensors.weights)))
+
+
+class OnBlackwell(PlayedCutlass):
+    def platform(self) -> Platform:
+        return PLATFORMS["b200"]
+
+    def fallback(self) -> FusedMoEPermuteExpertsUnpermute:
+        return TorchExperts(self.config, self.quant, self.weights)
+
+
+@pytest.mark.parametrize(("tokens", "by_cutlass"), [(1, False), (8, False), (9, True)])
+@pytest.mark.parametrize("holes", [False, True])
+def test_few_tokens_go_to_triton_on_blackwell(tokens: int, by_cutlass: bool, holes: bool) -> None:
+    made = case("channel_tok", tokens=tokens, ep="2:1")
+    tensors = with_holes(made) if holes else build(made, "cpu")
+    adapter = OnBlackwell(tensors.config, tensors.quant, tensors.weights)
+    recipe = (AsDeclared if by_cutlass else TorchExperts).contract.recipe
+    assert adapter.contract.for_tokens(tokens).recipe == recipe
+    expected = TorchExperts.with_recipe(recipe)(tensors.config, tensors.quant, tensors.weights)
+    assert same(tensors.call(adapter), tensors.call(expected))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,6 @@ def test_a_run_in_the_interpreter_counts_where_there_is_no_other(tmp_path: Path)
 
 def test_without_a_report_it_says_what_there_is(tmp_path: Path) -> None:
     assert of("AITER", tmp_path)[0][0] == "contract"
-    assert of("DEEPGEMM", tmp_path) == [("not run", "no adapter yet", "-", "-", "-")]
     assert of("TRITON", tmp_path) == [("not run", "no kept report", "-", "-", "-")]
 
 

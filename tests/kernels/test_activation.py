@@ -177,6 +177,13 @@ def test_rounded_once_to_the_dtype(name: str, dtype: torch.dtype, device: torch.
     assert torch.equal(activate(x, name, dtype=dtype), activate(x, name).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", STEPS)
+def test_16_bit_values_are_computed_in_fp32(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    x = (torch.randn(33, 288, generator=torch.Generator().manual_seed(6)) * 3).to(device, dtype)
+    assert torch.equal(activate(x, name), activate(x.float(), name))
+
+
 @pytest.mark.parametrize(("name", "width"), [("swigluoai", 400), ("gelu_no_mul", 200)])
 def test_absent_rows_are_neither_read_nor_written(
     name: str, width: int, device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -10,10 +10,11 @@ from fp8moe.kernels.reduce import weighted_sum
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_weighted_sum(weighted: bool, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("results", [torch.float32, torch.bfloat16, torch.float16])
+def test_weighted_sum(weighted: bool, results: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
     tokens, top_k, columns = 5, 3, 1100
     generator = torch.Generator().manual_seed(3)
-    y = torch.randn(tokens * top_k, columns, generator=generator)
+    y = torch.randn(tokens * top_k, columns, generator=generator).to(results)
     weights = torch.rand(tokens, top_k, generator=generator)
     local_ids = torch.randint(0, 3, (tokens, top_k), generator=generator).to(torch.int32)
     local_ids[1] = -1
