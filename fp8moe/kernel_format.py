@@ -134,9 +134,9 @@ def _flashinfer_trtllm(
     return flashinfer.trtllm_weights(weights, gated=config.is_act_and_mul, block=quant.block_shape is not None)
 
 
-def _xpu(weights: MoEWeights, _: FusedMoEConfig, __: FusedMoEQuantConfig, ___: Platform) -> MoEWeights:
-    """Upstream's seed leaves them alone; the released library takes them transposed."""
-    return xpu.transposed(weights)
+def _xpu(weights: MoEWeights, config: FusedMoEConfig, _: FusedMoEQuantConfig, __: Platform) -> MoEWeights:
+    """Upstream's seed leaves them alone; the released library takes them transposed, and for swigluoai in turn."""
+    return xpu.transposed(xpu.in_turn(weights) if config.activation == "swigluoai" else weights)
 
 
 _CONVERT: dict[Fp8MoeBackend, Convert] = {

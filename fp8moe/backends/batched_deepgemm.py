@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fp8moe.backends.common import DEEP_GEMM_NEEDS, deep_gemm_device, one_of
 from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages, pair_of
+from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
@@ -29,7 +30,6 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         activations=frozenset({"silu"}),
         activation_format=FusedMoEActivationFormat.BatchedExperts,
     )
-    activations = ("silu",)
     names = (GEMM,)
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
@@ -63,5 +63,6 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         codes, scale = (part.view(len(counts), longest, -1) for part in a)
         out = matrix.new_empty(len(counts), longest, matrix.shape[1], dtype=torch.bfloat16)
         # The last argument decides the tiles alone; how many rows there are, only the device knows.
-        getattr(self.deep_gemm, GEMM)(pair_of(codes, scale), self.matrices[name], out, counts, longest)
+        with device_guard(out.device):
+            getattr(self.deep_gemm, GEMM)(pair_of(codes, scale), self.matrices[name], out, counts, longest)
         return out.flatten(0, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.libraries import LibraryBackend
-from fp8moe.backends.vllm_ops import ACTIVATIONS, operators
+from fp8moe.backends.vllm_ops import ACTIVATIONS, needed_activation, operators
 from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
@@ -43,7 +43,7 @@ class CutlassStages(LibraryBackend):
         if not _takes(platform):
             told = "vLLM's grouped GEMM is for CUDA SM90 to SM109"
             raise BackendUnavailable(f"{name}: {told}, not {platform.architecture}")
-        refusal = _refused(config, quant, weights, self.schemes)
+        refusal = _refused(config, quant, weights, self.schemes) or self.refused_activation()
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
         self.ops = self.library()
@@ -57,13 +57,16 @@ class CutlassStages(LibraryBackend):
         Raises:
             BackendUnavailable: they do not load, or one of them is missing.
         """
-        needed = {"_C": (GEMM, *QUANTISE, ACTIVATIONS[self.config.activation])}
+        name = type(self).__name__
+        needed = {"_C": (GEMM, *QUANTISE, *needed_activation(name, self.config.activation))}
         for extension, names in self.more.items():
             needed[extension] = (*needed.get(extension, ()), *names)
-        return operators(type(self).__name__, needed)
+        return operators(name, needed)
 
     def activated(self, gate_up: Tensor) -> Tensor:
         """(rows, 2I) to (rows, I)."""
+        if self.config.activation not in ACTIVATIONS:
+            return self.activated_by_triton(gate_up, dtype=gate_up.dtype)
         values = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
         getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
         return values
@@ -105,8 +108,6 @@ def _refused(
         return f"{scheme_name(*scheme)}: expected {', '.join(scheme_name(*known) for known in schemes)}"
     if weights.w13.dtype != torch.float8_e4m3fn:
         return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
-    if config.activation not in ACTIVATIONS:
-        return f"activation={config.activation}: expected {' or '.join(ACTIVATIONS)}, which this adapter has so far"
     if weights.w13_bias is not None or weights.w2_bias is not None:
         return "biases: the grouped GEMM has none"
     sizes = {"hidden_dim": config.hidden_dim, "intermediate_size_per_partition": config.intermediate_size_per_partition}

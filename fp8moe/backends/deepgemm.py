@@ -16,6 +16,7 @@ from fp8moe.backends.common import (
 from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, DeepGemmStages, pair_of
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts, by_fallback
 from fp8moe.backends.triton_experts import TritonExperts
+from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.dispatch import places_by_expert
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
@@ -84,7 +85,6 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
 
     backend = Fp8MoeBackend.DEEPGEMM
     support = DEEP_GEMM_ALONE.and_fallback(TritonExperts.support)
-    activations = ("silu", "swiglustep")
     names = (GEMM, ALIGNMENT)
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
@@ -131,11 +131,13 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         """Each row times its expert's w13 or w2, scaled, in bf16; rows without a pair are left undefined."""
         matrix, _ = self.matrices[name]
         out = matrix.new_empty(len(a[0]), matrix.shape[1], dtype=torch.bfloat16)
-        getattr(self.deep_gemm, GEMM)(a, self.matrices[name], out, layout.expert)
+        with device_guard(out.device):
+            getattr(self.deep_gemm, GEMM)(a, self.matrices[name], out, layout.expert)
         return out
 
     def combine(self, results: Tensor, local: Tensor, output: Tensor, weights: Tensor) -> None:
         """The weighted sum over a token's slots: bf16 results in the order of the pairs into (M, H)."""
         from fp8moe.kernels.reduce import weighted_sum
 
-        weighted_sum(results, local, output, weights)
+        with device_guard(output.device):
+            weighted_sum(results, local, output, weights)

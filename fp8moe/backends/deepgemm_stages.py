@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, bfloat16, float8_e4m3fn
 
 from fp8moe.backends.libraries import LibraryBackend, loaded
+from fp8moe.backends.triton_stages import device_guard, interprets
 from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.layouts.deepgemm import rows_fastest
@@ -36,7 +37,6 @@ class DeepGemmStages(LibraryBackend):
 
     written_from = "vllm 0.25.1"
     package = MODULE
-    activations: ClassVar[tuple[str, ...]]
     names: ClassVar[tuple[str, ...]]
     """Functions of the library."""
 
@@ -46,11 +46,12 @@ class DeepGemmStages(LibraryBackend):
         if not (platform.is_cuda and platform.cap == 90):
             told = "this adapter has DeepGEMM's fp32 scales alone, which are for CUDA SM90"
             raise BackendUnavailable(f"{name}: {told}, not {platform.architecture}")
-        refusal = _refused(config, quant, weights, self.activations)
+        refusal = _refused(config, quant, weights) or self.refused_activation()
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
         given = self.converted_weights(platform)
         self.matrices = {"w13": _pair(given.w13, given.w13_scale), "w2": _pair(given.w2, given.w2_scale)}
+        interprets(name)
         self.deep_gemm = self.library()
 
     def library(self) -> Any:
@@ -68,13 +69,12 @@ class DeepGemmStages(LibraryBackend):
         undefined."""
         from fp8moe.kernels.quantize import quantize_per_token_group
 
-        return quantize_per_token_group(values, amax_floor=BY_DEEPGEMM.recipe.amax_floor, present=present)
+        with device_guard(values.device):
+            return quantize_per_token_group(values, amax_floor=BY_DEEPGEMM.recipe.amax_floor, present=present)
 
     def activated(self, gate_up: Tensor, present: Tensor) -> Tensor:
         """(rows, 2I) bf16 to (rows, I) fp32; rows where `present` is negative are left undefined."""
-        from fp8moe.kernels.activation import activate
-
-        return activate(gate_up, self.config.activation, present=present)
+        return self.activated_by_triton(gate_up, present=present)
 
 
 def _pair(matrix: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -115,9 +115,7 @@ def _offer_vllms_copy(name: str) -> None:
         ) from error
 
 
-def _refused(
-    config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights, activations: tuple[str, ...]
-) -> str:
+def _refused(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:
     """What the kernels cannot take of a layer; "" where they take it."""
     scheme = (quant.weight_key, quant.activation_key)
     if scheme != BLOCK:
@@ -126,8 +124,6 @@ def _refused(
         return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
     if config.in_dtype != bfloat16:
         return f"hidden states of dtype {config.in_dtype}: expected torch.bfloat16, the dtype of DeepGEMM's results"
-    if config.activation not in activations:
-        return f"activation={config.activation}: expected {' or '.join(activations)}"
     if weights.w13_bias is not None or weights.w2_bias is not None:
         return "biases: the grouped GEMM has none"
     return ""

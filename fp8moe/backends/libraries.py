@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fp8moe.backends.triton_stages import device_guard, gate_refused
 from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.dispatch import weighted_input
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
@@ -100,6 +101,30 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
             return convert_to_fp8_moe_kernel_format(*given, platform=platform)
         except ValueError as error:
             raise BackendUnavailable(f"{type(self).__name__}: {error}") from error
+
+    def refused_activation(self) -> str:
+        """Of an activation that the backend's predicate takes no layer with; "" where it takes it."""
+        known = self.support.activations if self.support else ()
+        if self.config.activation not in known:
+            return f"activation={self.config.activation}: expected {', '.join(sorted(known))}"
+        return gate_refused(self.config)
+
+    def activated_by_triton(
+        self, gate_up: Tensor, *, present: Tensor | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """The layer's activation by our kernel, in fp32 and rounded once, for one that the library has no operator for.
+
+        Args:
+            gate_up: (rows, 2I), or (rows, I) without a gate; fp32, bf16 or fp16.
+            present: (rows,) int32; rows where it is negative are left undefined.
+
+        Returns:
+            (rows, I) of `dtype`.
+        """
+        from fp8moe.kernels.activation import activate
+
+        with device_guard(gate_up.device):
+            return activate(gate_up, self.config.activation, present=present, dtype=dtype)
 
 
 class LibraryExperts(LibraryBackend):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts
-from fp8moe.backends.vllm_ops import ACTIVATIONS, operators
+from fp8moe.backends.vllm_ops import ACTIVATIONS, needed_activation, operators
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -84,7 +84,7 @@ class MarlinExperts(LibraryExperts):
         name, platform = type(self).__name__, self.platform()
         if not _takes(platform):
             raise BackendUnavailable(f"{name}: MARLIN is for CUDA SM75 and newer, not {platform.architecture}")
-        refusal = _refusal(config, quant, weights)
+        refusal = _refusal(config, quant, weights) or self.refused_activation()
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
         self.ops = self.library()
@@ -101,7 +101,16 @@ class MarlinExperts(LibraryExperts):
         Raises:
             BackendUnavailable: they do not load, or one of them is missing.
         """
-        return operators(type(self).__name__, {"_moe_C": OPERATORS, "_C": (ACTIVATIONS[self.config.activation],)})
+        name = type(self).__name__
+        return operators(name, {"_moe_C": OPERATORS, "_C": needed_activation(name, self.config.activation)})
+
+    def activated(self, gate_up: Tensor) -> Tensor:
+        """(pairs, 2I, or I without a gate) to (pairs, I)."""
+        if self.config.activation not in ACTIVATIONS:
+            return self.activated_by_triton(gate_up, dtype=gate_up.dtype)
+        values = gate_up.new_empty(len(gate_up), self.inter)
+        getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
+        return values
 
     def multiprocessors(self) -> int:
         """Of the weights' device."""
@@ -117,8 +126,7 @@ class MarlinExperts(LibraryExperts):
         given, common = call.hidden_states, (call.weights, rows)
         gate_up = given.new_empty(pairs, wide)
         self._gemm(given, gate_up, "w13", tiles, *common, top_k, False, (tokens, wide, hidden))
-        values = given.new_empty(pairs, self.inter)
-        getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
+        values = self.activated(gate_up)
         results = given.new_empty(pairs, hidden)
         if call.expert_map is not None:
             results.zero_()  # pairs of other ranks are not written, and are summed up all the same
@@ -182,8 +190,6 @@ def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWei
     """What the kernels cannot take of a layer; "" where they take it."""
     if quant.w1.dtype is None or weights.w13.dtype != torch.float8_e4m3fn:
         return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
-    if config.activation not in ACTIVATIONS:
-        return f"activation={config.activation}: expected {' or '.join(ACTIVATIONS)}, which this adapter has so far"
     if config.hidden_dim % K_MULTIPLE:
         return f"hidden_dim={config.hidden_dim}: expected a multiple of {K_MULTIPLE}"
     return ""

@@ -222,10 +222,15 @@ def _unsupported(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: Mo
         return f"weights of dtype {weights.w13.dtype} have no kernel yet, only torch.float8_e4m3fn has"
     if config.in_dtype not in (torch.bfloat16, torch.float16):
         return f"hidden states of dtype {config.in_dtype} have no kernel, only bfloat16 and float16 have"
-    if config.activation.endswith("_no_mul") == config.is_act_and_mul:
-        gated = "with" if config.is_act_and_mul else "without"
-        return f"the activation {config.activation} does not go {gated} a gate (is_act_and_mul={config.is_act_and_mul})"
-    return None
+    return gate_refused(config) or None
+
+
+def gate_refused(config: FusedMoEConfig) -> str:
+    """What is wrong of the activation and `is_act_and_mul` together; "" where they agree."""
+    if config.activation.endswith("_no_mul") != config.is_act_and_mul:
+        return ""
+    gated = "with" if config.is_act_and_mul else "without"
+    return f"the activation {config.activation} does not go {gated} a gate (is_act_and_mul={config.is_act_and_mul})"
 
 
 def _platform_of(name: str, device: torch.device, interpreted: bool, fp8: bool) -> Platform:

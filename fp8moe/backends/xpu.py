@@ -18,7 +18,6 @@ from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install vllm-xpu-kernels 0.1.16 or newer, and the torch for Intel GPUs that it is built for"
-ACTIVATIONS = ("silu", "gelu")
 
 
 class XpuExperts(LibraryExperts):
@@ -47,11 +46,9 @@ class XpuExperts(LibraryExperts):
         name, platform = type(self).__name__, self.platform()
         if platform.kind != "xpu":
             raise BackendUnavailable(f"{name}: needs an Intel XPU, and this device is {platform.architecture}")
-        if config.activation not in ACTIVATIONS:
-            # The operator of swigluoai takes gate and up in turn.
-            raise BackendUnavailable(
-                f"{name}: activation={config.activation}: expected {' or '.join(ACTIVATIONS)} so far"
-            )
+        refusal = self.refused_activation()
+        if refusal:
+            raise BackendUnavailable(f"{name}: {refusal}")
         library = self.library()
         if not library.FUSEDMOE_AVAILABLE:
             why = library.FUSEDMOE_UNAVAILABLE_REASON

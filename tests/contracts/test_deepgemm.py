@@ -16,7 +16,6 @@ from torch import Tensor
 
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable, Platform
-from fp8moe.activations import activate
 from fp8moe.backends import batched_deepgemm, deepgemm
 from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, DeepGemmStages
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
@@ -24,7 +23,7 @@ from fp8moe.dispatch import combine
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.recipe import Contract
 from fp8moe.scaling import quantize
-from tests.contracts.layers import case, same, with_holes
+from tests.contracts.layers import ByTorch, case, same, with_holes
 from tests.contracts.played_deepgemm import GROUP, WIDE, PlayedLibrary
 from tests.contracts.released import VLLM
 
@@ -34,17 +33,13 @@ BatchedAsDeclared = BatchedTorchExperts.with_recipe(BY_DEEPGEMM.recipe)
 FULL_PRECISION = TorchExperts.contract.recipe
 
 
-class Played(PlayedLibrary):
+class Played(ByTorch, PlayedLibrary):
     # Triton's kernels have tests of their own; here there is no device for them. What they leave undefined is NaN.
     def quantised(self, values: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         codes, scale = quantize(values, GROUP)
         if present is not None:
             codes.view(torch.uint8)[present < 0], scale[present < 0] = 0x7F, torch.nan
         return codes, scale
-
-    def activated(self, gate_up: Tensor, present: Tensor) -> Tensor:
-        values = activate(self.config.activation, gate_up.float())
-        return values.masked_fill((present < 0)[:, None], torch.nan)
 
 
 class PlayedDeepGemm(Played, deepgemm.DeepGemmExperts):

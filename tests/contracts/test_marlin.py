@@ -16,9 +16,9 @@ from conformance.build import CaseTensors, build
 from fp8moe import PLATFORMS, BackendUnavailable, MoEWeights, Platform
 from fp8moe.backends import marlin
 from fp8moe.backends.torch_experts import TorchExperts
-from fp8moe.backends.vllm_ops import ACTIVATIONS
+from fp8moe.backends.vllm_ops import ACTIVATIONS, needed_activation
 from fp8moe.layouts.marlin import EXPONENT_BITS
-from tests.contracts.layers import CASES, LAYER, case, played_activation, same, with_holes
+from tests.contracts.layers import CASES, LAYER, ByTorch, case, played_activation, same, with_holes
 from tests.contracts.released import VLLM
 from tests.unit.test_layouts_marlin import read, unpermuted
 
@@ -93,7 +93,7 @@ def operators() -> Iterator[dict[str, str]]:
     library._destroy()
 
 
-class PlayedMarlin(marlin.MarlinExperts):
+class PlayedMarlin(ByTorch, marlin.MarlinExperts):
     def platform(self) -> Platform:
         return PLATFORMS["h200"]
 
@@ -101,7 +101,7 @@ class PlayedMarlin(marlin.MarlinExperts):
         return 3
 
     def library(self) -> Any:
-        names = (*marlin.OPERATORS, ACTIVATIONS[self.config.activation])
+        names = (*marlin.OPERATORS, *needed_activation("", self.config.activation))
         return SimpleNamespace(**{name: getattr(getattr(torch.ops, NAMESPACE), name) for name in names})
 
 
@@ -131,6 +131,16 @@ def test_marlin(scheme: str, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["block", "tensor_dyn", "channel_tok"])
+@pytest.mark.parametrize("inter", [128, 192])
+@pytest.mark.parametrize("activation", sorted(marlin.MarlinExperts.support.activations - set(ACTIVATIONS)))
+@pytest.mark.usefixtures("operators")
+def test_marlin_with_activations_by_our_kernel(scheme: str, inter: int, activation: str) -> None:
+    tensors = build(case(scheme, inter=inter, activation=activation, bias=activation == "swigluoai"), "cpu")
+    adapter = PlayedMarlin(tensors.config, tensors.quant, tensors.weights)
+    assert same(tensors.call(adapter), tensors.call(declared(tensors)))
+
+
+@pytest.mark.parametrize("scheme", ["block", "tensor_dyn", "channel_tok"])
 @pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
 @pytest.mark.usefixtures("operators")
 def test_marlin_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
@@ -155,7 +165,7 @@ def test_the_id_of_the_weights_type_is_what_the_release_computes() -> None:
     [
         ({"scheme": "none"}, "weights of dtype torch.bfloat16: expected torch.float8_e4m3fn"),
         ({"hidden": 192}, "hidden_dim=192: expected a multiple of 128"),
-        ({"activation": "swigluoai"}, "activation=swigluoai: expected silu or gelu"),
+        ({"activation": "swiglustep"}, "activation=swiglustep: expected gelu, gelu_no_mul, relu2_no_mul, silu"),
     ],
 )
 def test_what_marlin_cannot_take_is_refused(fields: dict[str, Any], why: str) -> None:

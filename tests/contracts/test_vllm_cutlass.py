@@ -19,7 +19,7 @@ from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.backends.vllm_ops import ACTIVATIONS
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.scaling import quantize
-from tests.contracts.layers import CASES, LAYER, case, played_activation, same, with_holes
+from tests.contracts.layers import CASES, LAYER, ByTorch, case, played_activation, same, with_holes
 from tests.contracts.released import VLLM
 
 NAMESPACE = "fp8moe_played_cutlass"
@@ -136,7 +136,7 @@ def operators() -> Iterator[None]:
     library._destroy()
 
 
-class Played(cutlass_stages.CutlassStages):
+class Played(ByTorch, cutlass_stages.CutlassStages):
     def platform(self) -> Platform:
         return PLATFORMS["h200"]
 
@@ -157,8 +157,15 @@ class PlayedBatchedCutlass(Played, batched_vllm_cutlass.BatchedVllmCutlassExpert
 @pytest.mark.parametrize("scheme", ["channel_tok", "tensor_dyn", "tensor_static"])
 @pytest.mark.parametrize(
     "fields",
-    [*CASES.values(), {"inter": 48}, {"activation": "gelu"}, {"dtype": "fp16"}, {"tokens": 40, "ep": "2:0"}],
-    ids=[*CASES, "narrow", "gelu", "fp16", "more than 64 rows"],
+    [
+        *CASES.values(),
+        {"inter": 48},
+        {"activation": "gelu"},
+        {"activation": "swigluoai"},
+        {"dtype": "fp16"},
+        {"tokens": 40, "ep": "2:0"},
+    ],
+    ids=[*CASES, "narrow", "gelu", "swigluoai", "fp16", "more than 64 rows"],
 )
 def test_vllms_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     tensors = build(case(scheme, **fields), "cpu")
@@ -208,7 +215,7 @@ def test_few_tokens_go_to_triton_on_blackwell(tokens: int, by_cutlass: bool, hol
         ({"scheme": "block"}, "block: expected channel_tok, tensor_dyn, tensor_static"),
         ({"hidden": 200}, "hidden_dim=200: expected a multiple of 16"),
         ({"inter": 40}, "intermediate_size_per_partition=40: expected a multiple of 16"),
-        ({"activation": "swigluoai"}, "activation=swigluoai: expected silu or gelu"),
+        ({"activation": "swiglustep"}, "activation=swiglustep: expected gelu, silu, swigluoai"),
         ({"bias": True}, "biases: the grouped GEMM has none"),
     ],
 )
@@ -221,8 +228,17 @@ def test_what_vllms_cutlass_cannot_take_is_refused(fields: dict[str, Any], why: 
 @pytest.mark.parametrize("scheme", ["channel_tok", "tensor_static"])
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"tokens": 1}, {"law": "skewed"}, {"ep": "2:1"}, {"inter": 48}, {"activation": "gelu"}, {"tokens": 40}],
-    ids=["plain", "one token", "few experts", "a rank of two", "narrow", "gelu", "more than 64 rows"],
+    [
+        {},
+        {"tokens": 1},
+        {"law": "skewed"},
+        {"ep": "2:1"},
+        {"inter": 48},
+        {"activation": "gelu"},
+        {"activation": "swigluoai"},
+        {"tokens": 40},
+    ],
+    ids=["plain", "one token", "few experts", "a rank of two", "narrow", "gelu", "swigluoai", "more than 64 rows"],
 )
 def test_vllms_batched_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     for tensors in (build(case(scheme, **fields), "cpu"), with_holes(case(scheme, **fields))):

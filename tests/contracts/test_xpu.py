@@ -44,7 +44,11 @@ class PlayedXpu(xpu.XpuExperts):
         assert made["w13"].is_contiguous()
         assert made["w2"].is_contiguous()
         turned = [made[name].transpose(1, 2).contiguous() for name in ("w13", "w2")]
-        weights = MoEWeights(*turned, made["w13_scales"], made["w2_scales"], made["w13_bias"], made["w2_bias"])
+        bias = made["w13_bias"]
+        if made["activation"] == "swigluoai":  # its operator takes gate and up in turn
+            turned[0] = torch.cat([turned[0][:, ::2], turned[0][:, 1::2]], 1)
+            bias = None if bias is None else torch.cat([bias[:, ::2], bias[:, 1::2]], 1)
+        weights = MoEWeights(*turned, made["w13_scales"], made["w2_scales"], bias, made["w2_bias"])
         experts = WeightsAlone(self.config, self.quant, weights)
         assert made["activation"] == self.config.activation
         assert (given["topk_ids"] >= 0).all()
@@ -62,7 +66,11 @@ class PlayedXpu(xpu.XpuExperts):
 
 
 @pytest.mark.parametrize("scheme", ["none", "tensor_none", "tensor_dyn"])
-@pytest.mark.parametrize("fields", [*CASES.values(), {"bias": True}], ids=[*CASES, "bias"])
+@pytest.mark.parametrize(
+    "fields",
+    [*CASES.values(), {"bias": True}, {"activation": "gelu"}, {"activation": "swigluoai", "bias": True}],
+    ids=[*CASES, "bias", "gelu", "swigluoai"],
+)
 def test_xpu(scheme: str, fields: dict[str, Any]) -> None:
     tensors = build(case(scheme, **fields), "cpu")
     expected = tensors.call(WeightsAlone(tensors.config, tensors.quant, tensors.weights))
@@ -86,9 +94,9 @@ def test_ids_of_one_rank_are_that_ranks() -> None:
     assert same(local.call(PlayedXpu(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
-def test_gate_and_up_in_turn_are_refused() -> None:
-    tensors = build(case("none", activation="swigluoai"), "cpu")
-    with pytest.raises(BackendUnavailable, match="activation=swigluoai: expected silu or gelu"):
+def test_other_activations_are_refused() -> None:
+    tensors = build(case("none", activation="swiglustep"), "cpu")
+    with pytest.raises(BackendUnavailable, match="activation=swiglustep: expected gelu, silu, swigluoai"):
         PlayedXpu(tensors.config, tensors.quant, tensors.weights)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -266,3 +268,15 @@ def test_xpu_is_transposed_with_its_block_scales() -> None:
     assert given.w13_scale is not None
     assert torch.equal(found.w13_scale.transpose(1, 2), given.w13_scale)
     assert xpu.transposed(layer(128, 128, block=False)).w13_scale is not None
+
+
+def test_xpu_in_turn() -> None:
+    given = layer(256, 128, block=False)
+    given = replace(given, w13_bias=torch.randn(2, 512))
+    found = xpu.in_turn(given)
+    for name in ("w13", "w13_bias"):
+        turns, whole = getattr(found, name), getattr(given, name)
+        assert torch.equal(torch.cat([turns[:, ::2], turns[:, 1::2]], 1).float(), whole.float())
+    assert found.w2 is given.w2
+    with pytest.raises(ValueError, match="w13_scale of shape"):
+        xpu.in_turn(layer(256, 128, block=True))
