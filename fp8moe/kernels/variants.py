@@ -3,7 +3,7 @@
 Triton decides when it is imported whether kernels can be compiled: not where TRITON_INTERPRET is set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import triton
@@ -106,15 +106,24 @@ def _activations() -> dict[str, Variant]:
     }
 
 
+def _reading_bf16(variant: Variant, pointer: str) -> Variant:
+    """The same on a library's results."""
+    return replace(variant, pointers=variant.pointers | {pointer: "*bf16"})
+
+
+_WEIGHTED_SUM = Variant(
+    reduce.weighted_sum_kernel,
+    {"WEIGHTED": True, "BLOCK": reduce.BLOCK},
+    {"y": "*fp32", "weights": "*fp32", "local_ids": "*i32", "output": "*bf16"},
+)
+
 VARIANTS: dict[str, Variant] = {
     **_quantising(),
     **_gemms(),
     **_activations(),
-    "weighted_sum": Variant(
-        reduce.weighted_sum_kernel,
-        {"WEIGHTED": True, "BLOCK": reduce.BLOCK},
-        {"y": "*fp32", "weights": "*fp32", "local_ids": "*i32", "output": "*bf16"},
-    ),
+    "activate_bf16": _reading_bf16(_activations()["activate_silu"], "gate_up"),
+    "weighted_sum": _WEIGHTED_SUM,
+    "weighted_sum_bf16": _reading_bf16(_WEIGHTED_SUM, "y"),
 }
 
 ONES = ("stride_a_k", "stride_w_k", "stride_column", "stride_output_column", "stride_weights_slot")
