@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fp8moe.backends.common import DEEP_GEMM_NEEDS, deep_gemm_device, one_of
 from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages, pair_of
 from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
+from fp8moe.layouts.halves import multiple_of
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.schemes import BLOCK
 from fp8moe.support import Support
 
 GEMM = "m_grouped_fp8_gemm_nt_masked"
+TILE_ROWS = 128
+"""Of the largest tile. The kernel stores tiles whole: one that crosses a batch's end overwrites the next batch."""
 
 
 class BatchedDeepGemmExperts(DeepGemmStages):
@@ -39,6 +43,7 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         wrong = [f"{name}={size}: expected a multiple of {MULTIPLE}" for name, size in sizes.items() if size % MULTIPLE]
         if wrong:
             raise BackendUnavailable(f"{type(self).__name__}: {'; '.join(wrong)}")
+        self.matrices = self.matrices_of_layer()
 
     @staticmethod
     def activation_format() -> FusedMoEActivationFormat:
@@ -48,21 +53,23 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         experts, longest, hidden = hidden_states.shape
         if experts * longest == 0:
             return torch.empty_like(hidden_states)
+        rows = multiple_of(longest, TILE_ROWS)
+        batches = pad(hidden_states, (0, 0, 0, rows - longest)).contiguous()
         counts = expert_num_tokens.to(torch.int32).contiguous()
-        filled = torch.arange(longest, device=counts.device) < counts[:, None]
+        filled = torch.arange(rows, device=counts.device) < counts[:, None]
         present = (filled.to(torch.int32) - 1).flatten()
-        a = self.quantised(hidden_states.reshape(-1, hidden).contiguous(), present)
-        gate_up = self.gemm(a, "w13", counts, longest)
-        a = self.quantised(self.activated(gate_up, present), present)
-        return self.gemm(a, "w2", counts, longest).view(experts, longest, hidden)
+        gate_up = self.gemm(self.quantised(batches.view(-1, hidden), present), "w13", counts)
+        codes, scale = self.quantised(self.activated(gate_up, present), present)
+        return self.gemm((codes, scale), "w2", counts).view(experts, rows, hidden)[:, :longest]
 
-    def gemm(self, a: tuple[Tensor, Tensor], name: str, counts: Tensor, longest: int) -> Tensor:
-        """The first rows of each expert's batch times its w13 or w2, scaled, in bf16: (E * longest, rows of the
-        weight); rows past a batch's count are left undefined."""
+    def gemm(self, a: tuple[Tensor, Tensor], name: str, counts: Tensor) -> Tensor:
+        """The first rows of each expert's batch times its w13 or w2, scaled, in bf16: (E * rows, rows of the weight);
+        rows past a batch's count are left undefined."""
         matrix, _ = self.matrices[name]
-        codes, scale = (part.view(len(counts), longest, -1) for part in a)
-        out = matrix.new_empty(len(counts), longest, matrix.shape[1], dtype=torch.bfloat16)
-        # The last argument decides the tiles alone; how many rows there are, only the device knows.
+        experts, rows = len(counts), len(a[0]) // len(counts)
+        codes, scale = (part.view(experts, rows, -1) for part in a)
+        out = matrix.new_empty(experts, rows, matrix.shape[1], dtype=torch.bfloat16)
+        # The last argument decides the tiles: always the same, so that no later call compiles another kernel.
         with device_guard(out.device):
-            getattr(self.deep_gemm, GEMM)(pair_of(codes, scale), self.matrices[name], out, counts, longest)
+            getattr(self.deep_gemm, GEMM)(pair_of(codes, scale), self.matrices[name], out, counts, TILE_ROWS)
         return out.flatten(0, 1)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.libraries import LibraryBackend
-from fp8moe.backends.vllm_ops import ACTIVATIONS, needed_activation, operators
+from fp8moe.backends.triton_stages import interprets
+from fp8moe.backends.vllm_ops import operators
 from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
@@ -46,6 +47,7 @@ class CutlassStages(LibraryBackend):
         refusal = _refused(config, quant, weights, self.schemes) or self.refused_activation()
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
+        interprets(name)
         self.ops = self.library()
         self.per_token = (quant.weight_key, quant.activation_key) == CHANNEL_TOKEN
         self.scales = {name: _scale_of(weights, name) for name in ("w13", "w2")}
@@ -57,19 +59,14 @@ class CutlassStages(LibraryBackend):
         Raises:
             BackendUnavailable: they do not load, or one of them is missing.
         """
-        name = type(self).__name__
-        needed = {"_C": (GEMM, *QUANTISE, *needed_activation(name, self.config.activation))}
+        needed = {"_C": (GEMM, *QUANTISE)}
         for extension, names in self.more.items():
             needed[extension] = (*needed.get(extension, ()), *names)
-        return operators(name, needed)
+        return operators(type(self).__name__, needed)
 
     def activated(self, gate_up: Tensor) -> Tensor:
-        """(rows, 2I) to (rows, I)."""
-        if self.config.activation not in ACTIVATIONS:
-            return self.activated_by_triton(gate_up, dtype=gate_up.dtype)
-        values = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-        getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
-        return values
+        """(rows, 2I) to (rows, I); vLLM's operator rounds the gate's part before the product, ours does not."""
+        return self.activated_by_triton(gate_up, dtype=gate_up.dtype)
 
     def quantised(self, values: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor]:
         """(rows, columns) FP8, and fp32 scales (rows, 1) or (1,)."""

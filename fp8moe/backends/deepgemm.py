@@ -13,7 +13,7 @@ from fp8moe.backends.common import (
     no_flashinfer_all2all,
     one_of,
 )
-from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, DeepGemmStages, pair_of
+from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages, pair_of
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts, by_fallback
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.backends.triton_stages import device_guard
@@ -22,7 +22,7 @@ from fp8moe.dispatch import places_by_expert
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.layouts.deepgemm import contiguous_rows
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.registry import Fp8MoeBackend
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.schemes import BLOCK
 from fp8moe.support import Support
 
@@ -46,13 +46,11 @@ class ContiguousLayout:
 
     Args:
         expert: (rows,) int32 local ids, -1 where a row has no pair; such rows are never read.
-        pair: (rows,) int64, the pair of a row; any where it has none.
-        row: (M * k,) int64, the row of a pair; any where the pair has no expert here.
+        row: (M * k,) int64, the row of a pair; one past the last where the pair has no expert here.
         local: (M * k,) int32 local ids, -1 for a pair without an expert here.
     """
 
     expert: Tensor
-    pair: Tensor
     row: Tensor
     local: Tensor
 
@@ -64,16 +62,24 @@ class ContiguousLayout:
                 nothing waits for the device.
         """
         flat = local.reshape(-1).long()
-        rows, pairs = contiguous_rows(flat.numel(), experts, alignment), flat.numel()
+        rows = contiguous_rows(flat.numel(), experts, alignment)
         within, counts = places_by_expert(flat, experts)
         whole = (counts.long() + alignment - 1) // alignment * alignment
         starts = whole.cumsum(0) - whole
         place = torch.where(flat < 0, rows, starts[flat.clamp(min=0)] + within)
         expert = flat.new_full((rows + 1,), -1, dtype=torch.int32)
         expert[place] = flat.to(torch.int32)
-        pair = flat.new_zeros(rows + 1)
-        pair[place] = torch.arange(pairs, device=flat.device)
-        return cls(expert[:rows], pair[:rows], place.clamp(max=rows - 1), flat.to(torch.int32))
+        return cls(expert[:rows], place, flat.to(torch.int32))
+
+    def placed(self, values: Tensor) -> Tensor:
+        """(M, columns) to (rows, columns): each pair's row its token's; rows without a pair are left undefined."""
+        found = values.new_empty(len(self.expert) + 1, values.shape[1])
+        found[self.row] = values.repeat_interleave(len(self.row) // len(values), dim=0)
+        return found[:-1]
+
+    def taken(self, values: Tensor) -> Tensor:
+        """(rows, columns) to (M * k, columns), in the order of the pairs; any row for a pair without an expert here."""
+        return values[self.row.clamp(max=len(values) - 1)]
 
 
 class DeepGemmExperts(DeepGemmStages, LibraryExperts):
@@ -91,6 +97,9 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         super().__init__(config, quant, weights)
         self.few = self.fallback()
         alignment = self.alignment()
+        if alignment != MULTIPLE:
+            remedy = f"deep_gemm.set_mk_alignment_for_contiguous_layout({MULTIPLE}) before layers are made"
+            raise BackendUnavailable(f"{type(self).__name__}: {ALIGNMENT}() is {alignment}: call {remedy}")
         inter = config.intermediate_size_per_partition
         self.takes_layer = (
             inter > NARROW
@@ -100,8 +109,10 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
             and weights.w2.is_contiguous()
         )
         self.fewest = alignment
-        few = self.few.contract
-        self.contract = replace(BY_DEEPGEMM, fewer=(self.fewest, few)) if self.takes_layer else few
+        self.contract = self.few.contract
+        if self.takes_layer:
+            self.matrices = self.matrices_of_layer()
+            self.contract = replace(BY_DEEPGEMM, fewer=(self.fewest, self.few.contract))
 
     def alignment(self) -> int:
         """Of an expert's first row, as the library has it at present: it is one number for the whole process."""
@@ -113,19 +124,19 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         if not self.takes_layer or len(call.hidden_states) < self.fewest:
-            by_fallback(self.few, call, output)
+            by_fallback(self.few, call, output, self.observe)
             return
-        ids, top_k = call.ids.long(), call.ids.shape[1]
+        ids = call.ids.long()
         local = ids if call.expert_map is None else call.expert_map.long()[ids]
         local = local.masked_fill(~call.present, -1)
         layout = ContiguousLayout.of(local, self.config.num_local_experts, self.alignment())
         codes, scale = self.quantised(call.hidden_states, None)
-        token = layout.pair // top_k
-        gate_up = self.gemm(pair_of(codes.view(torch.uint8)[token].view(codes.dtype), scale[token]), "w13", layout)
+        placed = layout.placed(codes.view(torch.uint8)).view(codes.dtype)
+        gate_up = self.gemm(pair_of(placed, layout.placed(scale)), "w13", layout)
         codes, scale = self.quantised(self.activated(gate_up, layout.expert), layout.expert)
         del gate_up
         results = self.gemm(pair_of(codes, scale), "w2", layout)
-        self.combine(results[layout.row], layout.local, output, call.weights)
+        self.combine(layout.taken(results), layout.local, output, call.weights)
 
     def gemm(self, a: tuple[Tensor, Tensor], name: str, layout: ContiguousLayout) -> Tensor:
         """Each row times its expert's w13 or w2, scaled, in bf16; rows without a pair are left undefined."""

@@ -20,6 +20,7 @@ from fp8moe.registry import BackendUnavailable
 from fp8moe.schemes import BLOCK, scheme_name
 
 MODULE = "deep_gemm"
+VLLMS = "vllm.third_party.deep_gemm"
 REMEDY = "install a DeepGEMM of 2.5 or newer, or a vLLM that brings one, and a CUDA toolkit with nvcc, for it compiles"
 BY_DEEPGEMM = Contract(Recipe(gemm1_output="input", gemm2_output="input"))
 """Its results are bf16. What lies between the GEMMs is ours, in fp32."""
@@ -49,10 +50,13 @@ class DeepGemmStages(LibraryBackend):
         refusal = _refused(config, quant, weights) or self.refused_activation()
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
-        given = self.converted_weights(platform)
-        self.matrices = {"w13": _pair(given.w13, given.w13_scale), "w2": _pair(given.w2, given.w2_scale)}
         interprets(name)
         self.deep_gemm = self.library()
+
+    def matrices_of_layer(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """w13 and w2 with their scales, as the library takes them."""
+        given = self.converted_weights(self.platform())
+        return {"w13": _pair(given.w13, given.w13_scale), "w2": _pair(given.w2, given.w2_scale)}
 
     def library(self) -> Any:
         """The module with `names`.
@@ -95,6 +99,9 @@ def _offer_vllms_copy(name: str) -> None:
         BackendUnavailable: it is there and does not load.
     """
     if MODULE in sys.modules or importlib.util.find_spec(MODULE) is not None:
+        return
+    if VLLMS in sys.modules:  # its extension is loaded already
+        sys.modules[MODULE] = sys.modules[VLLMS]
         return
     folder = vllms_deep_gemm()
     if folder is None:

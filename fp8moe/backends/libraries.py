@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -37,7 +37,9 @@ def loaded(module: str, names: Sequence[str], user: str, remedy: str) -> Any:
         ) from error
     missing = [name for name in names if not hasattr(found, name)]
     if missing:
-        raise BackendUnavailable(f"{user}: {module} has no {', '.join(missing)}: another version; {remedy}")
+        place = getattr(found, "__file__", None) or "no file"
+        told = f"{module} ({place}) has no {', '.join(missing)}: another version"
+        raise BackendUnavailable(f"{user}: {told}; {remedy}")
     return found
 
 
@@ -112,7 +114,7 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
     def activated_by_triton(
         self, gate_up: Tensor, *, present: Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """The layer's activation by our kernel, in fp32 and rounded once, for one that the library has no operator for.
+        """The layer's activation by our kernel, in fp32 and rounded once.
 
         Args:
             gate_up: (rows, 2I), or (rows, I) without a gate; fp32, bf16 or fp16.
@@ -170,9 +172,15 @@ class LibraryExperts(LibraryBackend):
         return output if written is output else output.copy_(written)
 
 
-def by_fallback(experts: FusedMoEPermuteExpertsUnpermute, call: LibraryCall, output: Tensor) -> None:
-    """The call by another backend, one that knows -1."""
+def by_fallback(
+    experts: FusedMoEPermuteExpertsUnpermute,
+    call: LibraryCall,
+    output: Tensor,
+    observe: Callable[[str, Tensor], None] | None,
+) -> None:
+    """The call by another backend, one that knows -1, seen by whoever sees the stages of this one."""
     ids = call.ids.masked_fill(~call.present, -1)
+    experts.observe = observe
     experts.apply(call.hidden_states, call.weights, ids, expert_map=call.expert_map, output=output)
 
 

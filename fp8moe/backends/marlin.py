@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts
-from fp8moe.backends.vllm_ops import ACTIVATIONS, needed_activation, operators
+from fp8moe.backends.triton_stages import interprets
+from fp8moe.backends.vllm_ops import operators
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -87,6 +88,7 @@ class MarlinExperts(LibraryExperts):
         refusal = _refusal(config, quant, weights) or self.refused_activation()
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
+        interprets(name)
         self.ops = self.library()
         self.converted = self.converted_weights(platform)
         group = -1 if quant.block_shape is None else quant.block_shape[1]
@@ -96,21 +98,12 @@ class MarlinExperts(LibraryExperts):
         self.workspace = torch.zeros(self.multiprocessors() * LOCKS_A_MULTIPROCESSOR, dtype=torch.int32, device=device)
 
     def library(self) -> Any:
-        """The operators of `OPERATORS`, and the activation's.
+        """The operators of `OPERATORS`.
 
         Raises:
             BackendUnavailable: they do not load, or one of them is missing.
         """
-        name = type(self).__name__
-        return operators(name, {"_moe_C": OPERATORS, "_C": needed_activation(name, self.config.activation)})
-
-    def activated(self, gate_up: Tensor) -> Tensor:
-        """(pairs, 2I, or I without a gate) to (pairs, I)."""
-        if self.config.activation not in ACTIVATIONS:
-            return self.activated_by_triton(gate_up, dtype=gate_up.dtype)
-        values = gate_up.new_empty(len(gate_up), self.inter)
-        getattr(self.ops, ACTIVATIONS[self.config.activation])(values, gate_up)
-        return values
+        return operators(type(self).__name__, {"_moe_C": OPERATORS})
 
     def multiprocessors(self) -> int:
         """Of the weights' device."""
@@ -126,7 +119,8 @@ class MarlinExperts(LibraryExperts):
         given, common = call.hidden_states, (call.weights, rows)
         gate_up = given.new_empty(pairs, wide)
         self._gemm(given, gate_up, "w13", tiles, *common, top_k, False, (tokens, wide, hidden))
-        values = self.activated(gate_up)
+        # vLLM's operator rounds the gate's part before the product, ours does not.
+        values = self.activated_by_triton(gate_up, dtype=gate_up.dtype)
         results = given.new_empty(pairs, hidden)
         if call.expert_map is not None:
             results.zero_()  # pairs of other ranks are not written, and are summed up all the same

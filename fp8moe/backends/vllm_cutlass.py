@@ -70,7 +70,7 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         if self.few is not None and len(call.hidden_states) <= FEW_TOKENS:
-            by_fallback(self.few, call, output)
+            by_fallback(self.few, call, output, self.observe)
             return
         (tokens, hidden), top_k = call.hidden_states.shape, call.ids.shape[1]
         rows, local = tokens * top_k, self.config.num_local_experts

@@ -8,25 +8,10 @@ from typing import Any
 
 import torch
 
-from fp8moe.backends.triton_stages import interprets
 from fp8moe.libraries import VLLM_OPS, vllm_operators
 from fp8moe.registry import BackendUnavailable
 
 REMEDY = f"install the vllm that is built for torch {torch.__version__}, or name a folder with its files in {VLLM_OPS}"
-ACTIVATIONS = {"silu": "silu_and_mul", "gelu": "gelu_and_mul"}
-"""Operators of `_C`, on rows of gate then up. Others are left to our kernel: that of swigluoai takes both in turn."""
-
-
-def needed_activation(user: str, activation: str) -> tuple[str, ...]:
-    """The operator of an activation; none where our kernel computes it.
-
-    Raises:
-        BackendUnavailable: there is none, and triton is not installed.
-    """
-    if activation in ACTIVATIONS:
-        return (ACTIVATIONS[activation],)
-    interprets(user)
-    return ()
 
 
 def operators(user: str, needed: Mapping[str, Sequence[str]]) -> Any:

@@ -30,7 +30,15 @@ class XpuExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.XPU
-    contract = Contract(Recipe(quantize_input=False, requantize=False))
+    contract = Contract(
+        Recipe(
+            quantize_input=False,
+            requantize=False,
+            gemm1_output="input",
+            activation_output="input",
+            gemm2_output="input",
+        )
+    )
     written_from = "vllm-xpu-kernels 0.1.16.2"
     package = "vllm_xpu_kernels"
     support = Support(

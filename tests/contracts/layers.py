@@ -8,7 +8,6 @@ Evidence class contract: none of this says that the real kernel does so, or that
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -63,12 +62,3 @@ class ByTorch(LibraryBackend):
     ) -> Tensor:
         values = activate(self.config.activation, gate_up.float()).to(dtype)
         return values if present is None else values.masked_fill((present < 0)[:, None], torch.nan)
-
-
-def played_activation(name: str) -> Callable[[Tensor, Tensor], None]:
-    """An operator (output!, values): rows of gate then up, in fp32, rounded to the output's dtype."""
-
-    def activate_rows(output: Tensor, values: Tensor) -> None:
-        output.copy_(activate(name, values.float()))
-
-    return activate_rows

@@ -56,9 +56,13 @@ def masked(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, coun
     checked(a, b, out)
     assert (counts.dtype, counts.is_contiguous(), expected > 0) == (torch.int32, True, True)
     out.fill_(torch.nan)
-    for expert, count in enumerate(counts.tolist()):
+    flat, longest = out.flatten(0, 1), a[0].shape[1]
+    for expert, count in reversed(list(enumerate(counts.tolist()))):  # in any order: tiles run at the same time
         here = product(a[0][expert, :count], a[1][expert, :count], b[0][expert], b[1][expert])
-        out[expert, :count] = here.to(out.dtype)
+        # Tiles of 128 rows are stored whole, over what comes next.
+        tiles = flat[expert * longest : expert * longest + -(-count // 128) * 128]
+        tiles.fill_(torch.nan)
+        tiles[:count] = here.to(out.dtype)
 
 
 class PlayedLibrary(DeepGemmStages):

@@ -121,6 +121,26 @@ def test_the_turn_is_that_of_the_specification(fields: dict[str, Any], by_deepge
     assert same(found, of_each[recipe])
 
 
+def test_another_alignment_is_refused_when_a_layer_is_made() -> None:
+    class Other(PlayedDeepGemm):
+        def alignment(self) -> int:
+            return 64
+
+    tensors = build(case("block", **(WIDE | {"inter": 576})), "cpu")
+    with pytest.raises(
+        BackendUnavailable, match=r"is 64: call deep_gemm.set_mk_alignment_for_contiguous_layout\(128\)"
+    ):
+        Other(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_stages_of_the_fallback_are_shown() -> None:
+    tensors = build(case("block", **(WIDE | {"tokens": 3})), "cpu")
+    adapter = PlayedDeepGemm(tensors.config, tensors.quant, tensors.weights)
+    adapter.observe = lambda stage, values: None
+    tensors.call(adapter)
+    assert adapter.few.observe is adapter.observe
+
+
 def test_another_alignment_of_the_process_is_followed() -> None:
     class Other(PlayedDeepGemm):
         def alignment(self) -> int:
@@ -140,7 +160,10 @@ def test_contiguous_layout(local: list[list[int]], alignment: int) -> None:
     here = given.flatten() >= 0
     assert len(layout.expert) % alignment == 0
     assert torch.equal(layout.expert[layout.row[here]].long(), given.flatten()[here])
-    assert torch.equal(layout.pair[layout.row[here]], here.nonzero().flatten())
+    assert set(layout.row[~here].tolist()) <= {len(layout.expert)}
+    tokens = torch.randn(len(local), 3)
+    pairs = layout.taken(layout.placed(tokens)).view(len(local), -1, 3)
+    assert torch.equal(pairs[given >= 0], tokens[:, None].expand_as(pairs)[given >= 0])
     assert int((layout.expert >= 0).sum()) == int(here.sum())
     for block in layout.expert.split(alignment):
         assert set(block.tolist()) <= {int(block[0]), -1}
@@ -222,7 +245,7 @@ def test_the_copy_inside_vllm_serves_without_vllm(vllm: Path) -> None:
     ("content", "why"),
     [
         ("assert None is not None", "does not load (AssertionError: no text); install a DeepGEMM"),
-        ("", "deep_gemm has no m_grouped_fp8_gemm_nt_masked: another version; install a DeepGEMM"),
+        ("", "__init__.py) has no m_grouped_fp8_gemm_nt_masked: another version; install a DeepGEMM"),
     ],
 )
 def test_a_copy_that_cannot_be_used_is_told(vllm: Path, content: str, why: str) -> None:

@@ -43,7 +43,7 @@ def test_another_device_is_told_and_nothing_is_loaded(
 def test_a_missing_library_and_another_version_name_the_remedy() -> None:
     with pytest.raises(BackendUnavailable, match=r"X: no_such_library does not load \(ModuleNotFound.*\); get it"):
         loaded("no_such_library", (), "X", "get it")
-    with pytest.raises(BackendUnavailable, match="X: json has no swirl: another version; get it"):
+    with pytest.raises(BackendUnavailable, match=r"X: json \(.*__init__\.py\) has no swirl: another version; get it"):
         loaded("json", ("loads", "swirl"), "X", "get it")
 
 

@@ -16,9 +16,8 @@ from conformance.build import CaseTensors, build
 from fp8moe import PLATFORMS, BackendUnavailable, MoEWeights, Platform
 from fp8moe.backends import marlin
 from fp8moe.backends.torch_experts import TorchExperts
-from fp8moe.backends.vllm_ops import ACTIVATIONS, needed_activation
 from fp8moe.layouts.marlin import EXPONENT_BITS
-from tests.contracts.layers import CASES, LAYER, ByTorch, case, played_activation, same, with_holes
+from tests.contracts.layers import CASES, LAYER, ByTorch, case, same, with_holes
 from tests.contracts.released import VLLM
 from tests.unit.test_layouts_marlin import read, unpermuted
 
@@ -82,9 +81,7 @@ def summed(values: Tensor, output: Tensor) -> None:
 def operators() -> Iterator[dict[str, str]]:
     """Registers played operators under the real ones' schemas, so that the dispatcher checks what they are given."""
     schemas = VLLM.schemas("vllm/_moe_C_stable_libtorch.abi3.so", marlin.OPERATORS)
-    schemas |= VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", tuple(ACTIVATIONS.values()))
     played = {"moe_align_block_size": align, "moe_wna16_marlin_gemm": gemm, "moe_sum": summed}
-    played |= {operator: played_activation(name) for name, operator in ACTIVATIONS.items()}
     library = torch.library.Library(NAMESPACE, "DEF")
     for name, schema in schemas.items():
         library.define(schema)
@@ -101,8 +98,7 @@ class PlayedMarlin(ByTorch, marlin.MarlinExperts):
         return 3
 
     def library(self) -> Any:
-        names = (*marlin.OPERATORS, *needed_activation("", self.config.activation))
-        return SimpleNamespace(**{name: getattr(getattr(torch.ops, NAMESPACE), name) for name in names})
+        return SimpleNamespace(**{name: getattr(getattr(torch.ops, NAMESPACE), name) for name in marlin.OPERATORS})
 
 
 def with_rounded_scales(tensors: CaseTensors) -> MoEWeights:
@@ -132,9 +128,9 @@ def test_marlin(scheme: str, fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("scheme", ["block", "tensor_dyn", "channel_tok"])
 @pytest.mark.parametrize("inter", [128, 192])
-@pytest.mark.parametrize("activation", sorted(marlin.MarlinExperts.support.activations - set(ACTIVATIONS)))
+@pytest.mark.parametrize("activation", sorted(marlin.MarlinExperts.support.activations))
 @pytest.mark.usefixtures("operators")
-def test_marlin_with_activations_by_our_kernel(scheme: str, inter: int, activation: str) -> None:
+def test_marlin_with_every_activation(scheme: str, inter: int, activation: str) -> None:
     tensors = build(case(scheme, inter=inter, activation=activation, bias=activation == "swigluoai"), "cpu")
     adapter = PlayedMarlin(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), tensors.call(declared(tensors)))

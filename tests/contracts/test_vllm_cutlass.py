@@ -16,10 +16,9 @@ from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable, GroupShape, Platform
 from fp8moe.backends import batched_vllm_cutlass, cutlass_stages, vllm_cutlass
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
-from fp8moe.backends.vllm_ops import ACTIVATIONS
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.scaling import quantize
-from tests.contracts.layers import CASES, LAYER, ByTorch, case, played_activation, same, with_holes
+from tests.contracts.layers import CASES, LAYER, ByTorch, case, same, with_holes
 from tests.contracts.released import VLLM
 
 NAMESPACE = "fp8moe_played_cutlass"
@@ -124,9 +123,7 @@ def operators() -> Iterator[None]:
         "dynamic_scaled_fp8_quant": lambda *given: through(GroupShape.PER_TENSOR, *given),
         "dynamic_per_token_scaled_fp8_quant": per_token,
     }
-    played |= {operator: played_activation(name) for name, operator in ACTIVATIONS.items()}
-    names = (*OF_C, *ACTIVATIONS.values())
-    schemas = VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", names)
+    schemas = VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", OF_C)
     schemas |= VLLM.schemas("vllm/_moe_C_stable_libtorch.abi3.so", vllm_cutlass.PERMUTE)
     library = torch.library.Library(NAMESPACE, "DEF")
     for name, schema in schemas.items():
@@ -142,7 +139,7 @@ class Played(ByTorch, cutlass_stages.CutlassStages):
 
     def library(self) -> Any:
         namespace = getattr(torch.ops, NAMESPACE)
-        names = (*OF_C, *vllm_cutlass.PERMUTE, *ACTIVATIONS.values())
+        names = (*OF_C, *vllm_cutlass.PERMUTE)
         return SimpleNamespace(**{name: getattr(namespace, name) for name in names})
 
 
