@@ -217,12 +217,7 @@ def paired_checkouts(checkout: Path, here: Path, asked: Asked, tell: Tell) -> Ga
     target = resolve_target("cuda")
     cells = [cell.name for cell in timed_cells(asked.backends, target, asked.cells)]
     _check_some(cells, asked.backends)
-    a = Version("A", checkout)
-    try:
-        b = Version("B", here)
-    except BaseException:
-        a.close()
-        raise
+    a, b = Version.pair(checkout, here)
     with (
         Watch(ours=2 + opened_here()) as watch,
         TwoProcessPairs({cell: (cell, cell) for cell in cells}, (a, b), watch) as sampler,

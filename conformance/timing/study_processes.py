@@ -51,12 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 def _paired(names: Sequence[str], slow: Sequence[str], count: int) -> Iterator[dict[str, object]]:
     for number in range(count):
         where, started = slow[number % len(slow)], time.monotonic()
-        a = Version("A", HERE)
-        try:
-            b = Version("B", HERE)
-        except BaseException:
-            a.close()
-            raise
+        a, b = Version.pair(HERE, HERE)
         cells, planted = {name: (name, name) for name in names}, {where: (PAIRED, 1)}
         with Watch(2 + opened_here()) as watch, TwoProcessPairs(cells, (a, b), watch, planted) as sampler:
             verdict = judge_paired(names, sampler)

@@ -69,6 +69,20 @@ class Version:
             self.close()
             raise
 
+    @classmethod
+    def pair(cls, a: Path, b: Path) -> tuple[Version, Version]:
+        """Versions A and B; where B cannot be had, A is closed.
+
+        Raises:
+            WorkerFailed: as the class.
+        """
+        first = cls("A", a)
+        try:
+            return first, cls("B", b)
+        except BaseException:
+            first.close()
+            raise
+
     def ask(self, verb: str, seconds: float | None = None, **given: Any) -> dict[str, Any]:
         """One answer, within so many seconds; None: `SECONDS`.
 

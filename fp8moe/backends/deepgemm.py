@@ -103,16 +103,15 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         inter = config.intermediate_size_per_partition
         self.takes_layer = (
             inter > NARROW
-            and inter % alignment == 0
-            and config.hidden_dim % alignment == 0
+            and inter % MULTIPLE == 0
+            and config.hidden_dim % MULTIPLE == 0
             and weights.w13.is_contiguous()
             and weights.w2.is_contiguous()
         )
-        self.fewest = alignment
         self.contract = self.few.contract
         if self.takes_layer:
             self.matrices = self.matrices_of_layer()
-            self.contract = replace(BY_DEEPGEMM, fewer=(self.fewest, self.few.contract))
+            self.contract = replace(BY_DEEPGEMM, fewer=(MULTIPLE, self.few.contract))
 
     def alignment(self) -> int:
         """Of an expert's first row, as the library has it at present: it is one number for the whole process."""
@@ -123,7 +122,7 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         return TritonExperts(self.config, self.quant, self.weights)
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
-        if not self.takes_layer or len(call.hidden_states) < self.fewest:
+        if not self.takes_layer or len(call.hidden_states) < MULTIPLE:
             by_fallback(self.few, call, output, self.observe)
             return
         ids = call.ids.long()

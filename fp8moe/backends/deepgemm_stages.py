@@ -25,7 +25,7 @@ REMEDY = "install a DeepGEMM of 2.5 or newer, or a vLLM that brings one, and a C
 BY_DEEPGEMM = Contract(Recipe(gemm1_output="input", gemm2_output="input"))
 """Its results are bf16. What lies between the GEMMs is ours, in fp32."""
 MULTIPLE = 128
-"""Of both sizes: the side of a block of scales."""
+"""Of both sizes: the side of a block of scales, and of the rows that SM90's kernels take at a time."""
 
 
 class DeepGemmStages(LibraryBackend):

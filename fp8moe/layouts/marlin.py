@@ -15,7 +15,6 @@ from torch import Tensor
 from fp8moe.experts import MoEWeights
 from fp8moe.layouts.halves import multiple_of, padded, padded_rows
 
-LANES = 32
 TILE_K, TILE_N = 16, 64
 """What 32 lanes read at a time: 256 words."""
 SCALES_OF_GROUPS = tuple(lane + 8 * run for lane in range(8) for run in range(8))

@@ -176,6 +176,17 @@ def test_a_record_has_a_time_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         record_apart(["X one"])
 
 
+def test_without_a_second_version_the_first_ends(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    with pytest.raises(WorkerFailed, match="expected a checkout of this project"):
+        Version.pair(noting(tmp_path / "A", notes), tmp_path / "nothing")
+    assert noted(notes) == [["A", {"verb": "hello"}], ["A", "ended"]]
+    a, b = Version.pair(noting(tmp_path / "A2", notes), noting(tmp_path / "B2", notes))
+    assert (a.name, b.name) == ("A", "B")
+    for version in (a, b):
+        version.close()
+
+
 def test_the_cell_asked_for_least_lately_makes_room_in_b_first(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     a, b = (Version(name, noting(tmp_path / name, notes)) for name in "AB")
