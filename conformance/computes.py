@@ -102,8 +102,8 @@ class _Equivalence:
     def _compare_bits(self, judged: Tensor, last: Tensor, oracles: Oracles) -> None:
         trial = self.trial
         assert trial.arithmetic is not None
-        assert trial.contract.steps is not None
-        replay = oracles.replay(trial.arithmetic, trial.contract.steps)
+        assert trial.steps is not None
+        replay = oracles.replay(trial.arithmetic, trial.steps)
         found = difference(replay.output, judged)
         try:
             parted = parting_stage(compare_stages(self.seen, last, trial.tensors, replay))
@@ -154,11 +154,12 @@ def replay_of(case: Case, backend: FusedMoEPermuteExpertsUnpermute, target: Targ
     """A case's tensors and its replay for a backend made from them; or why there is none."""
     tensors, contract = tensors_of(case, target.device), backend.contract.for_tokens(case.tokens)
     why = why_not_bits(tensors, contract)
-    arithmetic = contract.arithmetic_for(int(tensors.topk_ids.numel()))
-    if why or arithmetic is None or contract.steps is None:
+    pairs = int(tensors.topk_ids.numel())
+    arithmetic, steps = contract.arithmetic_for(pairs), contract.steps_for(pairs)
+    if why or arithmetic is None or steps is None:
         return why
     oracles = oracles_of(case, contract.recipe, arithmetic, target.device, by_bits=True)
-    return tensors, oracles.replay(arithmetic, contract.steps)
+    return tensors, oracles.replay(arithmetic, steps)
 
 
 def make(case: Case, subject: Subject, target: Target) -> FusedMoEPermuteExpertsUnpermute:

@@ -210,10 +210,12 @@ def emulate(case: Case, devices: Iterable[str] = tuple(DEVICES)) -> Emulation:
         raise InvalidCase("fnuz", True, "False: our kernels take weights of e4m3fn, on every device")
     tensors = tensors_of(case, "cpu")
     contract = contract_on(PLATFORMS["h100"], False, tensors.config, tensors.quant, batched=False)
-    assert contract.steps is not None  # these, and the recipe, are the same on every device
+    pairs = int(tensors.topk_ids.numel())
+    steps = contract.steps_for(pairs)
+    assert steps is not None  # these, and the recipe, are the same on every device
     oracles = oracles_of(case, contract.recipe, None, "cpu", by_bits=False)
-    tile = tile_height(int(tensors.topk_ids.numel()), case.experts)
-    replays = {name: oracles.replay(DEVICES[name].by_tile[tile], contract.steps) for name in names}
+    tile = tile_height(pairs, case.experts)
+    replays = {name: oracles.replay(DEVICES[name].by_tile[tile], steps) for name in names}
     return Emulation(case, tile, oracles.trace, replays)
 
 

@@ -26,7 +26,7 @@ from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.keys import QuantKey
 from fp8moe.platforms import Platform
-from fp8moe.recipe import Arithmetic, Contract
+from fp8moe.recipe import Arithmetic, Contract, Steps
 from fp8moe.reference.closed import OracleClosed, oracles_closed
 from fp8moe.registry import BackendUnavailable
 
@@ -55,7 +55,8 @@ class Trial:
 
     Attributes:
         tensors: the case's.
-        backend: made by `start`; so are `contract` and `arithmetic`, which are read once, before anything is computed.
+        backend: made by `start`; so are `contract`, `arithmetic` and `steps`, which are read once, before anything is
+            computed.
         simulated: the backend's kernels run in Triton's interpreter.
         judged_by: how `CheckResult.judged_by` says it.
         judgement: the last one by the bound.
@@ -64,6 +65,7 @@ class Trial:
     backend: FusedMoEPermuteExpertsUnpermute
     contract: Contract
     arithmetic: Arithmetic | None
+    steps: Steps | None
 
     def __init__(self, case: Case, subject: Subject, target: Target) -> None:
         self.case = case
@@ -96,7 +98,8 @@ class Trial:
             raise Ended(Status.NOT_APPLICABLE, beyond)
         self.backend = self.made(self.tensors)
         self.contract = contract = contract_of(self.backend, self.case.tokens)
-        self.arithmetic = arithmetic_of(contract, int(self.tensors.topk_ids.numel()))
+        pairs = int(self.tensors.topk_ids.numel())
+        self.arithmetic, self.steps = arithmetic_of(contract, pairs), steps_of(contract, pairs)
         beyond = beyond_limits(contract, self.case)
         if beyond:
             raise Ended(Status.NOT_APPLICABLE, beyond)
@@ -285,6 +288,19 @@ def arithmetic_of(contract: Contract, pairs: int) -> Arithmetic | None:
         if arithmetic is not None and not isinstance(arithmetic, Arithmetic):
             raise TypeError(f"its arithmetic is a {type(arithmetic).__name__}: expected a fp8moe.recipe.Arithmetic")
     return arithmetic
+
+
+def steps_of(contract: Contract, pairs: int) -> Steps | None:
+    """The declared steps of a call with `pairs` token-expert pairs.
+
+    Raises:
+        Ended: they are none.
+    """
+    with guarded("its contract"):
+        steps = contract.steps_for(pairs)
+        if steps is not None and not isinstance(steps, Steps):
+            raise TypeError(f"its steps are a {type(steps).__name__}: expected a fp8moe.recipe.Steps")
+    return steps
 
 
 def refusal(cls: type[FusedMoEPermuteExpertsUnpermute], tensors: CaseTensors, platform: Platform) -> str:

@@ -151,8 +151,8 @@ class Steps:
 
     Args:
         scale_order: how a sum c of the unit meets the scales of activations and of weights. "activation_first":
-            fp32(c * s_a), then times s_w; "product": c times fp32(s_a * s_w). Block scales are applied to the sum
-            over each block of K, others once, to the sum over all of K.
+            fp32(c * s_a), then times s_w; "weights_first": the other way round; "product": c times fp32(s_a * s_w).
+            Block scales are applied to the sum over each block of K, others once, to the sum over all of K.
         scale_fma: whether, with block scales, the last product and its addition to the running sum are one fused
             multiply-add, or two roundings.
         activation: "portable": the exponential, the error function and the divisions of `fp8moe.kernels.activation`.
@@ -163,7 +163,7 @@ class Steps:
         ValueError: names the field.
     """
 
-    scale_order: Literal["activation_first", "product"] = "activation_first"
+    scale_order: Literal["activation_first", "weights_first", "product"] = "activation_first"
     scale_fma: bool = True
     activation: Literal["portable"] = "portable"
     combine: Literal["slot_fma", "slot_sum"] = "slot_fma"
@@ -179,7 +179,8 @@ class Contract:
     Args:
         recipe: the declared roundings.
         arithmetic: of the GEMMs, or a function of the number of token-expert pairs of a call (absent ones included).
-        steps: what happens around the GEMMs, to the bit; with `arithmetic` it makes a replay possible.
+        steps: what happens around the GEMMs, to the bit, or a function of that number; with `arithmetic` it makes a
+            replay possible.
         deterministic: the same call gives the same bits again.
         batch_invariant: a token's result does not depend on the other tokens.
         graph_capturable: `apply` can be captured in a device graph.
@@ -192,7 +193,7 @@ class Contract:
 
     recipe: Recipe = Recipe()
     arithmetic: Arithmetic | Callable[[int], Arithmetic] | None = None
-    steps: Steps | None = None
+    steps: Steps | Callable[[int], Steps] | None = None
     deterministic: bool | None = None
     batch_invariant: bool | None = None
     graph_capturable: bool | None = None
@@ -207,9 +208,10 @@ class Contract:
                 raise ValueError(f"fewer={tokens!r} tokens: expected an integer of at least 1")
             if not isinstance(contract, Contract) or contract.fewer is not None:
                 raise ValueError(f"fewer={contract!r}: expected a Contract that has no `fewer` of its own")
-        for name, kinds in (("recipe", Recipe), ("steps", (Steps, type(None)))):
-            if not isinstance(getattr(self, name), kinds):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a fp8moe.recipe.{name.capitalize()}")
+        if not isinstance(self.recipe, Recipe):
+            raise ValueError(f"recipe={self.recipe!r}: expected a fp8moe.recipe.Recipe")
+        if not (self.steps is None or isinstance(self.steps, Steps) or callable(self.steps)):
+            raise ValueError(f"steps={self.steps!r}: expected a fp8moe.recipe.Steps, or a function that gives one")
         if not (self.arithmetic is None or isinstance(self.arithmetic, Arithmetic) or callable(self.arithmetic)):
             raise ValueError(f"arithmetic={self.arithmetic!r}: expected an Arithmetic, or a function that gives one")
         for name in ("max_top_k", "max_experts"):
@@ -226,3 +228,7 @@ class Contract:
     def arithmetic_for(self, pairs: int) -> Arithmetic | None:
         """The declared arithmetic of a call with `pairs` token-expert pairs."""
         return self.arithmetic(pairs) if callable(self.arithmetic) else self.arithmetic
+
+    def steps_for(self, pairs: int) -> Steps | None:
+        """The declared steps of a call with `pairs` token-expert pairs."""
+        return self.steps(pairs) if callable(self.steps) else self.steps

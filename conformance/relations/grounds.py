@@ -11,7 +11,7 @@ from conformance.bits import why_not_bits
 from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.results import Status
-from conformance.trial import Ended, Trial, arithmetic_of
+from conformance.trial import Ended, Trial, arithmetic_of, steps_of
 from fp8moe.recipe import Contract
 from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 
@@ -71,10 +71,11 @@ def replayed_alike(trial: Trial, tensors: CaseTensors, contract: Contract | None
     a call of another size; only where it is not are the bits the same.
     """
     declared = trial.contract_for(tensors) if contract is None else contract
+    pairs = int(tensors.topk_ids.numel())
     return (
         trial.by_bits
-        and arithmetic_of(declared, int(tensors.topk_ids.numel())) == trial.arithmetic
-        and declared.steps == trial.contract.steps
+        and arithmetic_of(declared, pairs) == trial.arithmetic
+        and steps_of(declared, pairs) == trial.steps
         and declared.recipe == trial.contract.recipe
         and not why_not_bits(tensors, declared)
     )

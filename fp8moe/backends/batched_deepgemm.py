@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -13,6 +15,7 @@ from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.layouts.halves import multiple_of
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Steps
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 from fp8moe.schemes import BLOCK
 from fp8moe.support import Support
@@ -26,7 +29,7 @@ class BatchedDeepGemmExperts(DeepGemmStages):
     """DeepGEMM over experts' batches."""
 
     backend = Fp8MoeBackend.BATCHED_DEEPGEMM
-    contract = BY_DEEPGEMM
+    contract = replace(BY_DEEPGEMM, steps=Steps(scale_order="product", combine="slot_sum"))
     support = Support(
         device=deep_gemm_device,
         needs=DEEP_GEMM_NEEDS,
@@ -58,9 +61,19 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         counts = expert_num_tokens.to(torch.int32).contiguous()
         filled = torch.arange(rows, device=counts.device) < counts[:, None]
         present = (filled.to(torch.int32) - 1).flatten()
+
+        def given(values: Tensor) -> Tensor:
+            return values.view(experts, rows, -1)[:, :longest]
+
         gate_up = self.gemm(self.quantised(batches.view(-1, hidden), present), "w13", counts)
-        codes, scale = self.quantised(self.activated(gate_up, present), present)
-        return self.gemm((codes, scale), "w2", counts).view(experts, rows, hidden)[:, :longest]
+        self.show("first_gemm", gate_up, given)
+        values = self.activated(gate_up, present)
+        self.show("activation", values, given)
+        codes, scale = self.quantised(values, present)
+        self.show("requantisation", codes, given)
+        results = self.gemm((codes, scale), "w2", counts)
+        self.show("second_gemm", results, given)
+        return given(results)
 
     def gemm(self, a: tuple[Tensor, Tensor], name: str, counts: Tensor) -> Tensor:
         """The first rows of each expert's batch times its w13 or w2, scaled, in bf16: (E * rows, rows of the weight);

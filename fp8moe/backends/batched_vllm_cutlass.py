@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fp8moe.backends.common import VLLM_CUTLASS_NEEDS, vllm_cutlass_device
 from fp8moe.backends.cutlass_stages import CutlassStages
-from fp8moe.backends.vllm_cutlass import CUTLASS_ACTIVATIONS, CUTLASS_SCHEMES
-from fp8moe.config import FusedMoEActivationFormat
+from fp8moe.backends.vllm_cutlass import CUTLASS_ACTIVATIONS, CUTLASS_SCHEMES, SWAPPED_ROWS
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
+from fp8moe.experts import MoEWeights
+from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Steps
 from fp8moe.registry import Fp8MoeBackend
 from fp8moe.schemes import CHANNEL_TOKEN, TENSOR_STATIC
 from fp8moe.support import Support
@@ -20,7 +25,8 @@ SIZES = "get_cutlass_batched_moe_mm_data"
 
 class BatchedVllmCutlassExperts(CutlassStages):
     """vLLM's CUTLASS kernels, batched. A dynamic scale per tensor is refused: the kernel takes one for all experts, and
-    a batch is one expert's tensor."""
+    a batch is one expert's tensor. Batches are longer than they need be where all together would have so few rows that
+    the kernel computed the transposed product, and rounded otherwise."""
 
     backend = Fp8MoeBackend.BATCHED_VLLM_CUTLASS
     support = Support(
@@ -33,24 +39,41 @@ class BatchedVllmCutlassExperts(CutlassStages):
     schemes = (CHANNEL_TOKEN, TENSOR_STATIC)
     more: ClassVar[dict[str, tuple[str, ...]]] = {"_C": (SIZES,)}
 
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        if self.contract.steps is not None:
+            steps = Steps(scale_order="weights_first", combine="slot_sum")
+            self.contract = replace(self.contract, steps=steps, batch_invariant=True)
+
     @staticmethod
     def activation_format() -> FusedMoEActivationFormat:
         return FusedMoEActivationFormat.BatchedExperts
 
     def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
         experts, longest, hidden = hidden_states.shape
-        rows, inter = experts * longest, self.config.intermediate_size_per_partition
-        if rows == 0:
+        if experts * longest == 0:
             return torch.empty_like(hidden_states)
+        length = max(longest, SWAPPED_ROWS // experts + 1)
+        rows, inter = experts * length, self.config.intermediate_size_per_partition
+
+        def given(values: Tensor) -> Tensor:
+            return values.view(experts, length, -1)[:, :longest]
+
+        batches = pad(hidden_states, (0, 0, 0, length - longest)).contiguous()
         counts = expert_num_tokens.to(torch.int32)
         starts = counts.new_empty(experts)
         first, second = counts.new_empty(experts, 3), counts.new_empty(experts, 3)
-        self.ops.get_cutlass_batched_moe_mm_data(starts, first, second, counts, experts, longest, inter, hidden)
+        self.ops.get_cutlass_batched_moe_mm_data(starts, first, second, counts, experts, length, inter, hidden)
         offsets = starts.to(torch.int64)  # what the kernel reads, whatever the operator writes
-        codes, scale = self.quantised(hidden_states.reshape(rows, hidden).contiguous(), self.weights.a13_scale)
+        codes, scale = self.quantised(batches.reshape(rows, hidden), self.weights.a13_scale)
         gate_up = hidden_states.new_empty(rows, 2 * inter)
         self.gemm(gate_up, codes, scale, "w13", offsets, first)
-        codes, scale = self.quantised(self.activated(gate_up), self.weights.a2_scale)
+        self.show("first_gemm", gate_up, given)
+        values = self.activated(gate_up)
+        self.show("activation", values, given)
+        codes, scale = self.quantised(values, self.weights.a2_scale)
+        self.show("requantisation", codes, given)
         results = hidden_states.new_empty(rows, hidden)
         self.gemm(results, codes, scale, "w2", offsets, second)
-        return results.view(experts, longest, hidden)
+        self.show("second_gemm", results, given)
+        return given(results)

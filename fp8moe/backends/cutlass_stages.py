@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,13 @@ from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.recipe import Contract, Recipe
+from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.registry import BackendUnavailable
 from fp8moe.schemes import CHANNEL_TOKEN, Scheme, scheme_name
 
+ROUNDED = Recipe(gemm1_output="input", activation_output="input", gemm2_output="input")
+SMALLEST_SCALE = 2.0**-126
+"""Where the operator has no smallest scale, of fp32."""
 GEMM = "cutlass_moe_mm"
 QUANTISE = ("static_scaled_fp8_quant", "dynamic_scaled_fp8_quant", "dynamic_per_token_scaled_fp8_quant")
 MULTIPLE = 16
@@ -33,7 +37,6 @@ class CutlassStages(LibraryBackend):
 
     written_from = "vllm 0.25.1"
     package = "vllm"
-    contract = Contract(Recipe(gemm1_output="input", activation_output="input", gemm2_output="input"))
     schemes: ClassVar[tuple[Scheme, ...]]
     more: ClassVar[dict[str, tuple[str, ...]]]
     """Operators beside those of this class, by extension."""
@@ -48,6 +51,7 @@ class CutlassStages(LibraryBackend):
         if refusal:
             raise BackendUnavailable(f"{name}: {refusal}")
         interprets(name)
+        self.contract = contract_on(platform, quant)
         self.ops = self.library()
         self.per_token = (quant.weight_key, quant.activation_key) == CHANNEL_TOKEN
         self.scales = {name: _scale_of(weights, name) for name in ("w13", "w2")}
@@ -89,6 +93,23 @@ class CutlassStages(LibraryBackend):
         inner, outer = self.strides[a.shape[1]], self.strides[out.shape[1]]
         per = (self.per_token, self.per_token)
         self.ops.cutlass_moe_mm(out, a, matrix, scale, self.scales[name], offsets, sizes, inner, inner, outer, *per)
+
+
+def contract_on(platform: Platform, quant: FusedMoEQuantConfig) -> Contract:
+    """Of either backend, for sums over slots in fused steps, and products that are not swapped."""
+    recipe = ROUNDED
+    if (quant.weight_key, quant.activation_key) == CHANNEL_TOKEN:
+        recipe = replace(recipe, amax_floor=2.0**-9)  # it has a smallest scale, 1 / (448 * 512)
+    else:
+        recipe = replace(recipe, scaling="reciprocal", amax_floor=SMALLEST_SCALE * 448)
+    known = platform.cap == 90
+    return Contract(
+        recipe,
+        arithmetic=Arithmetic.on("hopper.wgmma") if known else None,  # all of K in one chain
+        steps=Steps(scale_order="weights_first") if known else None,
+        deterministic=True,
+        graph_capturable=True,
+    )
 
 
 def _takes(platform: Platform) -> bool:

@@ -132,10 +132,15 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         codes, scale = self.quantised(call.hidden_states, None)
         placed = layout.placed(codes.view(torch.uint8)).view(codes.dtype)
         gate_up = self.gemm(pair_of(placed, layout.placed(scale)), "w13", layout)
-        codes, scale = self.quantised(self.activated(gate_up, layout.expert), layout.expert)
+        self.show("first_gemm", gate_up, layout.taken)
+        values = self.activated(gate_up, layout.expert)
         del gate_up
-        results = self.gemm(pair_of(codes, scale), "w2", layout)
-        self.combine(layout.taken(results), layout.local, output, call.weights)
+        self.show("activation", values, layout.taken)
+        codes, scale = self.quantised(values, layout.expert)
+        self.show("requantisation", codes, layout.taken)
+        results = layout.taken(self.gemm(pair_of(codes, scale), "w2", layout))
+        self.show("second_gemm", results, lambda pairs: pairs)
+        self.combine(results, layout.local, output, call.weights)
 
     def gemm(self, a: tuple[Tensor, Tensor], name: str, layout: ContiguousLayout) -> Tensor:
         """Each row times its expert's w13 or w2, scaled, in bf16; rows without a pair are left undefined."""

@@ -15,17 +15,25 @@ from fp8moe.experts import MoEWeights
 from fp8moe.layouts.deepgemm import rows_fastest
 from fp8moe.libraries import vllms_deep_gemm
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.recipe import Contract, Recipe
+from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.registry import BackendUnavailable
 from fp8moe.schemes import BLOCK, scheme_name
 
 MODULE = "deep_gemm"
 VLLMS = "vllm.third_party.deep_gemm"
 REMEDY = "install a DeepGEMM of 2.5 or newer, or a vLLM that brings one, and a CUDA toolkit with nvcc, for it compiles"
-BY_DEEPGEMM = Contract(Recipe(gemm1_output="input", gemm2_output="input"))
-"""Its results are bf16. What lies between the GEMMs is ours, in fp32."""
 MULTIPLE = 128
 """Of both sizes: the side of a block of scales, and of the rows that SM90's kernels take at a time."""
+BY_DEEPGEMM = Contract(
+    Recipe(gemm1_output="input", gemm2_output="input"),
+    Arithmetic.on("hopper.wgmma", promote_every=MULTIPLE),
+    Steps(scale_order="product"),
+    deterministic=True,
+    batch_invariant=True,
+    graph_capturable=True,
+)
+"""Its results are bf16. What lies between the GEMMs is ours, in fp32. Its tiles are of 64 rows or more, whatever the
+number of rows, so the matrix instruction is always the same."""
 
 
 class DeepGemmStages(LibraryBackend):

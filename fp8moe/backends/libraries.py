@@ -111,6 +111,11 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
             return f"activation={self.config.activation}: expected {', '.join(sorted(known))}"
         return gate_refused(self.config)
 
+    def show(self, stage: str, values: Tensor, rows: Callable[[Tensor], Tensor]) -> None:
+        """To whoever observes the stages; `rows` puts them into the order of `observe`."""
+        if self.observe is not None:
+            self.observe(stage, rows(values))
+
     def activated_by_triton(
         self, gate_up: Tensor, *, present: Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:

@@ -15,6 +15,7 @@ from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Steps
 from fp8moe.registry import Fp8MoeBackend
 from fp8moe.schemes import CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC
 from fp8moe.support import Support
@@ -28,6 +29,10 @@ FEW_TOKENS = 8
 """On SM10x, up to so many go to Triton (specification section 2.4)."""
 SWAPPED_ROWS = 64
 """Up to so many rows over all experts the kernel computes the transposed product, and takes sizes that way round."""
+
+
+def _steps(pairs: int) -> Steps:
+    return Steps(scale_order="activation_first" if pairs <= SWAPPED_ROWS else "weights_first")
 
 
 def _parallel(parallel: FusedMoEParallelConfig) -> bool:
@@ -59,6 +64,8 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
         cap = self.platform().cap
+        if self.contract.steps is not None:
+            self.contract = replace(self.contract, steps=_steps)
         self.few: FusedMoEPermuteExpertsUnpermute | None = None
         if cap is not None and cap >= 100:
             self.few = self.fallback()
@@ -93,10 +100,18 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
         if not self.per_token and placed is not None:
             gate_up.zero_()  # rows without an expert here are part of the one scale of all
         self.gemm(gate_up, taken, scale, "w13", offsets[:-1], first)
+
+        def in_order(values: Tensor) -> Tensor:
+            return values[places.flatten().long()]
+
+        self.show("first_gemm", gate_up, in_order)
         values = self.activated(gate_up)
         if not self.per_token and self.weights.a2_scale is None:
             values.masked_fill_(~call.present.flatten()[pair, None], 0.0)  # nor are absent pairs part of it
+        self.show("activation", values, in_order)
         codes, scale = self.quantised(values, self.weights.a2_scale)
+        self.show("requantisation", codes, in_order)
         results = call.hidden_states.new_empty(rows, hidden)
         self.gemm(results, codes, scale, "w2", offsets[:-1], second)
+        self.show("second_gemm", results, in_order)
         self.ops.moe_unpermute(results, call.weights, places, offsets, top_k, output)

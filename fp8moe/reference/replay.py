@@ -68,7 +68,7 @@ def why_not_replayed(
     arithmetic = contract.arithmetic_for(pairs)
     if arithmetic is None or arithmetic.unit == "unknown":
         return "its matrix unit is not declared"
-    if contract.steps is None:
+    if contract.steps_for(pairs) is None:
         return "its steps around the matrix unit are not declared"
     scheme = (quant.weight_key, quant.activation_key)
     if scheme not in REPLAYED:
@@ -291,13 +291,22 @@ class _Gemm:
             return _added(chains)
         if not self._blocked:
             total, left, right = _added(chains), a_scale, w_scale[..., 0]
-            return total * (left * right) if self.steps.scale_order == "product" else total * left * right
+            one, other = self._factors(total, left, right)
+            return one * other
         total = torch.zeros_like(chains[0])
         for block, chain in enumerate(chains):
             left, right = a_scale[:, block, None], w_scale[..., block]
-            factors = (chain, left * right) if self.steps.scale_order == "product" else (chain * left, right)
+            factors = self._factors(chain, left, right)
             total = fma32(*factors, total) if self.steps.scale_fma else factors[0] * factors[1] + total
         return total
+
+    def _factors(self, sums: Tensor, a_scale: Tensor, w_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The two whose product is the scaled sums."""
+        if self.steps.scale_order == "product":
+            return sums, a_scale * w_scale
+        if self.steps.scale_order == "weights_first":
+            return sums * w_scale, a_scale
+        return sums * a_scale, w_scale
 
     @property
     def _blocked(self) -> bool:

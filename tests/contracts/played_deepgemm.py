@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 from fp8moe import PLATFORMS, GroupShape, Platform
 from fp8moe.backends import batched_deepgemm, deepgemm
 from fp8moe.backends.deepgemm_stages import DeepGemmStages
+from fp8moe.reference.rounding import fma32
+from fp8moe.reference.units import promoted
 from fp8moe.scaling import dequantize
 
 GROUP, BLOCK = GroupShape(1, 128), GroupShape(128, 128)
@@ -18,9 +22,22 @@ WIDE = {"tokens": 128, "hidden": 128, "inter": 640, "experts": 4, "top_k": 2}
 """The smallest layer that the specification's section 2.4 gives to DeepGEMM."""
 
 
-def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
+Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(rows, K), (rows, groups), (N, K), (N / 128, groups) to (rows, N) fp32."""
+
+
+def in_fp32(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
     left = dequantize(a, a_scale, GROUP)
     return left @ dequantize(b, b_scale, BLOCK).t()
+
+
+def as_hopper(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
+    """In the arithmetic that the adapters declare, as measured on an H200."""
+    total = a_scale.new_zeros(len(a), len(b))
+    for block, sums in enumerate(promoted(a, b, "hopper.wgmma", 128)):
+        wide = b_scale[:, block].repeat_interleave(128)[: len(b)]
+        total = fma32(sums, a_scale[:, block, None] * wide, total)
+    return total
 
 
 def checked(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor) -> None:
@@ -38,7 +55,9 @@ def checked(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor) -> 
     assert (out.dtype, out.shape[-1], out.is_contiguous()) == (torch.bfloat16, matrix.shape[1], True)
 
 
-def contiguous(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, layout: Tensor) -> None:
+def contiguous(
+    product: Product, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, layout: Tensor
+) -> None:
     checked(a, b, out)
     assert (layout.dtype, len(layout) % 128, layout.is_contiguous()) == (torch.int32, 0, True)
     out.fill_(torch.nan)
@@ -52,7 +71,14 @@ def contiguous(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, 
             out[rows] = torch.where((layout[rows] >= 0)[:, None], here, torch.nan).to(out.dtype)
 
 
-def masked(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, counts: Tensor, expected: int) -> None:
+def masked(
+    product: Product,
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    out: Tensor,
+    counts: Tensor,
+    expected: int,
+) -> None:
     checked(a, b, out)
     assert (counts.dtype, counts.is_contiguous(), expected > 0) == (torch.int32, True, True)
     out.fill_(torch.nan)
@@ -66,13 +92,15 @@ def masked(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, coun
 
 
 class PlayedLibrary(DeepGemmStages):
+    product: ClassVar[Product] = staticmethod(in_fp32)
+
     def platform(self) -> Platform:
         return PLATFORMS["h200"]
 
     def library(self) -> Any:
         played: dict[str, Any] = {
-            deepgemm.GEMM: contiguous,
-            batched_deepgemm.GEMM: masked,
+            deepgemm.GEMM: partial(contiguous, self.product),
+            batched_deepgemm.GEMM: partial(masked, self.product),
             deepgemm.ALIGNMENT: lambda: 128,
         }
         return SimpleNamespace(**{name: played[name] for name in self.names})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conformance.build import build
+from conformance.build import CaseTensors, build
 from fp8moe import PLATFORMS, BackendUnavailable, GroupShape, Platform
 from fp8moe.backends import batched_vllm_cutlass, cutlass_stages, vllm_cutlass
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
@@ -23,8 +23,13 @@ from tests.contracts.released import VLLM
 
 NAMESPACE = "fp8moe_played_cutlass"
 OF_C = (cutlass_stages.GEMM, *cutlass_stages.QUANTISE, vllm_cutlass.SIZES, batched_vllm_cutlass.SIZES)
-AsDeclared = TorchExperts.with_recipe(cutlass_stages.CutlassStages.contract.recipe)
-BatchedAsDeclared = BatchedTorchExperts.with_recipe(cutlass_stages.CutlassStages.contract.recipe)
+
+
+def as_declared(
+    tensors: CaseTensors, cls: type[TorchExperts] | type[BatchedTorchExperts] = TorchExperts
+) -> FusedMoEPermuteExpertsUnpermute:
+    recipe = cutlass_stages.contract_on(PLATFORMS["h200"], tensors.quant).recipe
+    return cls.with_recipe(recipe)(tensors.config, tensors.quant, tensors.weights)
 
 
 def permute(
@@ -96,18 +101,25 @@ def batched_sizes(
         table[:, 0], table[:, 1], table[:, 2] = (columns, counts, terms) if swapped else (counts, columns, terms)
 
 
-def through(group: GroupShape, codes: Tensor, values: Tensor, scale: Tensor) -> None:
-    found, measured = quantize(values, group)
+def through(group: GroupShape, codes: Tensor, values: Tensor, scale: Tensor, **rule: Any) -> None:
+    found, measured = quantize(values, group, **rule)
     codes.view(torch.uint8).copy_(found.view(torch.uint8))
     scale.copy_(measured.reshape(scale.shape))
 
 
 def static(codes: Tensor, values: Tensor, scale: Tensor, shape: Any = None) -> None:
-    codes.view(torch.uint8).copy_(quantize(values, GroupShape.PER_TENSOR, scale)[0].view(torch.uint8))
+    codes.view(torch.uint8).copy_(
+        quantize(values, GroupShape.PER_TENSOR, scale, scaling="reciprocal")[0].view(torch.uint8)
+    )
 
 
 def per_token(codes: Tensor, values: Tensor, scale: Tensor, bound: Tensor | None) -> None:
-    through(GroupShape.PER_TOKEN, codes, values.nan_to_num(), scale)
+    through(GroupShape.PER_TOKEN, codes, values.nan_to_num(), scale, amax_floor=2.0**-9)
+
+
+def per_tensor(codes: Tensor, values: Tensor, scale: Tensor) -> None:
+    floor = cutlass_stages.SMALLEST_SCALE * 448
+    through(GroupShape.PER_TENSOR, codes, values, scale, scaling="reciprocal", amax_floor=floor)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +132,7 @@ def operators() -> Iterator[None]:
         "get_cutlass_moe_mm_problem_sizes_from_expert_offsets": sizes,
         "get_cutlass_batched_moe_mm_data": batched_sizes,
         "static_scaled_fp8_quant": static,
-        "dynamic_scaled_fp8_quant": lambda *given: through(GroupShape.PER_TENSOR, *given),
+        "dynamic_scaled_fp8_quant": per_tensor,
         "dynamic_per_token_scaled_fp8_quant": per_token,
     }
     schemas = VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", OF_C)
@@ -167,7 +179,7 @@ class PlayedBatchedCutlass(Played, batched_vllm_cutlass.BatchedVllmCutlassExpert
 def test_vllms_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     tensors = build(case(scheme, **fields), "cpu")
     adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
-    experts = AsDeclared(tensors.config, tensors.quant, tensors.weights)
+    experts = as_declared(tensors)
     assert same(tensors.call(adapter), tensors.call(experts))
 
 
@@ -175,7 +187,7 @@ def test_vllms_cutlass(scheme: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
 def test_vllms_cutlass_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
     tensors = with_holes(case(scheme, **fields))
-    expected = tensors.call(AsDeclared(tensors.config, tensors.quant, tensors.weights))
+    expected = tensors.call(as_declared(tensors))
     assert same(tensors.call(PlayedCutlass(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
@@ -183,7 +195,7 @@ def test_vllms_cutlass_knows_no_absent_pair(scheme: str, fields: dict[str, Any])
 def test_sizes_are_told_the_way_round_that_the_kernel_computes(rows: int) -> None:
     tensors = build(case("channel_tok", tokens=rows, top_k=1), "cpu")
     adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
-    assert same(tensors.call(adapter), tensors.call(AsDeclared(tensors.config, tensors.quant, tensors.weights)))
+    assert same(tensors.call(adapter), tensors.call(as_declared(tensors)))
 
 
 class OnBlackwell(PlayedCutlass):
@@ -200,7 +212,7 @@ def test_few_tokens_go_to_triton_on_blackwell(tokens: int, by_cutlass: bool, hol
     made = case("channel_tok", tokens=tokens, ep="2:1")
     tensors = with_holes(made) if holes else build(made, "cpu")
     adapter = OnBlackwell(tensors.config, tensors.quant, tensors.weights)
-    recipe = (AsDeclared if by_cutlass else TorchExperts).contract.recipe
+    recipe = (as_declared(tensors) if by_cutlass else TorchExperts).contract.recipe
     assert adapter.contract.for_tokens(tokens).recipe == recipe
     expected = TorchExperts.with_recipe(recipe)(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), tensors.call(expected))
@@ -240,7 +252,7 @@ def test_what_vllms_cutlass_cannot_take_is_refused(fields: dict[str, Any], why: 
 def test_vllms_batched_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     for tensors in (build(case(scheme, **fields), "cpu"), with_holes(case(scheme, **fields))):
         adapter = PlayedBatchedCutlass(tensors.config, tensors.quant, tensors.weights)
-        experts = BatchedAsDeclared(tensors.config, tensors.quant, tensors.weights)
+        experts = as_declared(tensors, BatchedTorchExperts)
         assert same(tensors.call(adapter), tensors.call(experts))
 
 

@@ -1,4 +1,5 @@
-"""What the adapters of DeepGEMM do around its GEMMs, by our kernels; the GEMMs are played."""
+"""What the adapters of DeepGEMM do around its GEMMs, by our kernels; the GEMMs are played, in the arithmetic that is
+declared: the verdict is equality, stage by stage."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from fp8moe import FusedMoEActivationFormat, Support
 from fp8moe.backends.batched_deepgemm import BatchedDeepGemmExperts
 from fp8moe.backends.deepgemm import DeepGemmExperts
 from fp8moe.schemes import BLOCK
-from tests.contracts.played_deepgemm import WIDE, PlayedLibrary
+from tests.contracts.played_deepgemm import WIDE, PlayedLibrary, as_hopper
 
 
 def anywhere(layout: FusedMoEActivationFormat) -> Support:
@@ -29,10 +30,12 @@ def anywhere(layout: FusedMoEActivationFormat) -> Support:
 
 
 class Contiguous(PlayedLibrary, DeepGemmExperts):
+    product = staticmethod(as_hopper)
     support = anywhere(FusedMoEActivationFormat.Standard)
 
 
 class Masked(PlayedLibrary, BatchedDeepGemmExperts):
+    product = staticmethod(as_hopper)
     support = anywhere(FusedMoEActivationFormat.BatchedExperts)
 
 

@@ -72,7 +72,8 @@ def compared(cls: type[TritonStages], case: Case, device: torch.device) -> str:
     contract = backend.contract
     why = why_not_bits(tensors, contract)
     assert not why, f"{case} cannot be replayed: {why}"
-    arithmetic, steps = contract.arithmetic_for(int(tensors.topk_ids.numel())), contract.steps
+    pairs = int(tensors.topk_ids.numel())
+    arithmetic, steps = contract.arithmetic_for(pairs), contract.steps_for(pairs)
     assert arithmetic is not None
     assert steps is not None
     with observed(backend) as seen:

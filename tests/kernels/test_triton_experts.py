@@ -59,7 +59,8 @@ def test_activations_without_a_gate(scheme: str, activation: str, device: torch.
     experts = backend(BatchedTritonExperts, tensors)
     if why := why_not_bits(tensors, experts.contract):
         pytest.skip(f"no replay on this device: {why}")
-    arithmetic, steps = experts.contract.arithmetic_for(tensors.topk_ids.numel()), experts.contract.steps
+    pairs = tensors.topk_ids.numel()
+    arithmetic, steps = experts.contract.arithmetic_for(pairs), experts.contract.steps_for(pairs)
     assert arithmetic is not None
     assert steps is not None
     expected = replay_moe(trace_of(tensors, experts.contract.recipe), arithmetic, steps).output

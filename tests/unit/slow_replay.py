@@ -148,12 +148,16 @@ class SlowReplay:
             left, right = scales[0], self.weight_scale(name, expert, n, 0)
             if self.steps.scale_order == "product":
                 return float32(total * float32(left * right))
+            if self.steps.scale_order == "weights_first":
+                left, right = right, left
             return float32(float32(total * left) * right)
         total = 0.0
         for block, (value, left) in enumerate(zip(sums, scales, strict=True)):
             right = self.weight_scale(name, expert, n, block)
             if self.steps.scale_order == "product":
                 right = float32(left * right)
+            elif self.steps.scale_order == "weights_first":
+                value, right = float32(value * right), left
             else:
                 value = float32(value * left)
             total = fused(value, right, total) if self.steps.scale_fma else float32(float32(value * right) + total)

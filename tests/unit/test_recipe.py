@@ -80,6 +80,7 @@ def test_an_unknown_step_names_its_field(name: str) -> None:
         (lambda: Steps(scale_fma="yes"), "scale_fma='yes': expected True or False"),  # type: ignore[arg-type]
         (lambda: Steps(activation="silu"), "activation='silu': expected one of 'portable'"),  # type: ignore[arg-type]
         (lambda: Contract(arithmetic="wgmma"), "arithmetic='wgmma': expected an Arithmetic, or a function"),  # type: ignore[arg-type]
+        (lambda: Contract(recipe="plain"), "recipe='plain': expected a fp8moe.recipe.Recipe"),  # type: ignore[arg-type]
         (lambda: Contract(steps="slot_fma"), "steps='slot_fma': expected a fp8moe.recipe.Steps"),  # type: ignore[arg-type]
         (lambda: Contract(max_experts=0), "max_experts=0: expected None or an integer of at least 1"),
         (lambda: Arithmetic.on("hopper.wgma"), "unit='hopper.wgma': expected one of "),

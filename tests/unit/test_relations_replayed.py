@@ -42,7 +42,8 @@ class Replaying(TorchExperts):
 
     def apply(self, *args: Any, output: Tensor | None = None, **kwargs: Any) -> Tensor:
         self.check_call(*args, output=output, **kwargs)
-        arithmetic, steps = self.contract.arithmetic_for(args[2].numel()), self.contract.steps
+        pairs = args[2].numel()
+        arithmetic, steps = self.contract.arithmetic_for(pairs), self.contract.steps_for(pairs)
         assert arithmetic is not None
         assert steps is not None
         hidden = args[0].contiguous()

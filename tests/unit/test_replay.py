@@ -71,6 +71,13 @@ OTHERWISE: dict[str, tuple[Case, Recipe, Arithmetic, Steps]] = {
     "product, block": (PLAIN, Recipe(), WGMMA, PRODUCT),
     "product, no fma": (PLAIN, Recipe(), MMA, Steps(scale_order="product", scale_fma=False)),
     "product, channel": (replace(PLAIN, scheme="channel_tok"), Recipe(), WGMMA, PRODUCT),
+    "weights first, block": (PLAIN, Recipe(), WGMMA, Steps(scale_order="weights_first")),
+    "weights first, channel": (
+        replace(PLAIN, scheme="channel_tok", tokens=6),
+        Recipe(),
+        WGMMA,
+        Steps(scale_order="weights_first"),
+    ),
     # One bit of fp32 before the output is rounded to 16: few cases show it.
     "slot_sum": (
         replace(PLAIN, scheme="tensor_static", tokens=6, top_k=3, law="uniform", dtype="fp16", seed=2),
