@@ -33,6 +33,7 @@ class Run:
 
     Args:
         schemes: that passed on a device, or in the interpreter.
+        left: checks of cases that were not run.
         level: of `fp8moe check`; "" for a run of the suite.
     """
 
@@ -42,6 +43,7 @@ class Run:
     failed: tuple[str, ...]
     level: str
     cases: int
+    left: int
     device: str
     date: str
     versions: str
@@ -49,8 +51,10 @@ class Run:
 
     @property
     def what(self) -> str:
-        passed = f"{self.level or 'suite'}: {len(self.schemes)} schemes, {self.cases:,} checks passed"
-        return f"{passed}; FAILED: {', '.join(self.failed)}" if self.failed else passed
+        schemes = f"{len(self.schemes)} scheme{'' if len(self.schemes) == 1 else 's'}"
+        passed = f"{self.level or 'suite'}: {schemes}, {self.cases:,} checks passed"
+        left = f", {self.left:,} not run" if self.left else ""
+        return f"{passed}{left}; FAILED: {', '.join(self.failed)}" if self.failed else passed + left
 
 
 def runs_in(reports: Path) -> list[Run]:
@@ -70,7 +74,7 @@ def runs_in(reports: Path) -> list[Run]:
 
 def _of_check(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterator[Run]:
     versions = ", ".join(f"{name} {content['versions'][name]}" for name in TOLD if name in content["versions"])
-    checks = [one for one in content["checks"] if one.get("scheme") and one.get("evidence")]
+    checks = [one for one in content["checks"] if one.get("scheme")]
     place = (content["device"], _date(folder), versions, _relative(folder, reports))
     yield from _runs(content["backend"], checks, content["level"], *place)
 
@@ -79,21 +83,24 @@ def _of_suite(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterat
     device = content["device"]["name"]
     versions = ", ".join(f"{name} {content['device'][name]}" for name in TOLD if content["device"].get(name))
     for backend in dict.fromkeys(cell["backend"] for cell in content["cells"]):
-        checks = [one for one in content["results"] if one.get("backend") == backend and one.get("evidence")]
-        checks = [one for one in checks if one.get("scheme") and one.get("verdict") == "computes"]
+        checks = [one for one in content["results"] if one.get("backend") == backend and one.get("scheme")]
+        checks = [one for one in checks if one.get("verdict") == "computes"]
         yield from _runs(backend, checks, "", device, _date(folder), versions, _relative(folder, reports))
 
 
 def _runs(
     backend: str, checks: Sequence[Mapping[str, Any]], level: str, device: str, date: str, versions: str, folder: str
 ) -> Iterator[Run]:
+    left = sum(one["status"] == Status.NOT_RUN.value and bool(one.get("case")) for one in checks)
     for evidence in Evidence:
-        of = [one for one in checks if one["evidence"] == evidence.value]
+        of = [one for one in checks if one.get("evidence") == evidence.value]
         passed = [one for one in of if one["status"] == Status.PASSED.value]
         failed = dict.fromkeys(one["scheme"] for one in of if one["status"] == Status.FAILED.value)
         schemes = tuple(name for name in dict.fromkeys(one["scheme"] for one in passed) if name not in failed)
         if of:
-            yield Run(backend, evidence, schemes, tuple(failed), level, len(passed), device, date, versions, folder)
+            yield Run(
+                backend, evidence, schemes, tuple(failed), level, len(passed), left, device, date, versions, folder
+            )
 
 
 def _date(folder: Path) -> str:

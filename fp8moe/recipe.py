@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
+T = TypeVar("T")
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
 KOrder = Literal["natural", "fours_halved"]
@@ -226,9 +227,26 @@ class Contract:
         return self.fewer[1] if tokens < self.fewer[0] else replace(self, fewer=None)
 
     def arithmetic_for(self, pairs: int) -> Arithmetic | None:
-        """The declared arithmetic of a call with `pairs` token-expert pairs."""
-        return self.arithmetic(pairs) if callable(self.arithmetic) else self.arithmetic
+        """The declared arithmetic of a call with `pairs` token-expert pairs.
+
+        Raises:
+            TypeError: the declared function gives something else.
+        """
+        return _given("arithmetic", self.arithmetic, Arithmetic, pairs)
 
     def steps_for(self, pairs: int) -> Steps | None:
-        """The declared steps of a call with `pairs` token-expert pairs."""
-        return self.steps(pairs) if callable(self.steps) else self.steps
+        """The declared steps of a call with `pairs` token-expert pairs.
+
+        Raises:
+            TypeError: the declared function gives something else.
+        """
+        return _given("steps", self.steps, Steps, pairs)
+
+
+def _given(name: str, declared: T | Callable[[int], T] | None, kind: type[T], pairs: int) -> T | None:
+    found = declared(pairs) if callable(declared) else declared
+    if not (found is None or isinstance(found, kind)):
+        raise TypeError(
+            f"{name}: a function that gives a {type(found).__name__}: expected a fp8moe.recipe.{kind.__name__}"
+        )
+    return found

@@ -68,9 +68,7 @@ class MarlinExperts(LibraryExperts):
             activation_output="input",
             weighted="input",
             combine="input",
-        ),
-        deterministic=True,
-        graph_capturable=True,
+        )
     )
     support = Support(
         device=_device,

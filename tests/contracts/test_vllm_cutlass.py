@@ -256,6 +256,32 @@ def test_vllms_batched_cutlass(scheme: str, fields: dict[str, Any]) -> None:
         assert same(tensors.call(adapter), tensors.call(experts))
 
 
+def test_the_scales_order_is_that_of_the_product_the_kernel_computes() -> None:
+    tensors = build(case("channel_tok"), "cpu")
+    contract = PlayedCutlass(tensors.config, tensors.quant, tensors.weights).contract
+    orders = {rows: steps.scale_order for rows in (64, 65) if (steps := contract.steps_for(rows)) is not None}
+    assert orders == {64: "activation_first", 65: "weights_first"}
+    assert OnBlackwell(tensors.config, tensors.quant, tensors.weights).contract.for_tokens(9).steps is None
+
+
+@pytest.mark.parametrize("longest", [1, 8, 9])
+def test_batches_are_long_enough_for_the_product_that_is_declared(
+    longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = build(case("channel_tok"), "cpu")  # eight experts: 64 rows and more than that
+    adapter = PlayedBatchedCutlass(tensors.config, tensors.quant, tensors.weights)
+    rows = []
+    whole = adapter.gemm
+    monkeypatch.setattr(adapter, "gemm", lambda out, *given: (rows.append(len(out)), whole(out, *given)))
+    batches = tensors.hidden_states[:1].expand(8, longest, -1).contiguous()
+    found = adapter.apply_batched(batches, torch.full((8,), longest))
+    assert found.shape == batches.shape
+    assert rows == [72, 72]
+    steps = adapter.contract.steps_for(1)
+    assert steps is not None
+    assert steps.scale_order == "weights_first"
+
+
 def test_one_scale_for_all_experts_batches_is_refused() -> None:
     tensors = build(case("tensor_dyn"), "cpu")
     with pytest.raises(BackendUnavailable, match="tensor_dyn: expected channel_tok, tensor_static"):

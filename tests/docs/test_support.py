@@ -45,7 +45,16 @@ def test_the_latest_run_on_each_device_stands_there(tmp_path: Path) -> None:
     link = "[reports/{0}](reports/{0})"
     assert one[:2] == ("hardware", "quick: 2 schemes, 2 checks passed")
     assert one[2:] == ("one, torch 2.11.0, triton 3.6.0", "2026-11-02", link.format("2026-11-02-new"))
-    assert two[1] == "quick: 1 schemes, 2 checks passed; FAILED: none"
+    assert two[1] == "quick: 1 scheme, 2 checks passed; FAILED: none"
+
+
+def test_what_a_run_left_out_is_told(tmp_path: Path) -> None:
+    ran = check("TRITON", "one", ("block", "passed"))
+    ran["checks"] += [
+        {"scheme": "block", "status": "not_run", "case": "v1:M=1"},
+        {"scheme": "none", "status": "not_run"},
+    ]
+    assert of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1] == "quick: 1 scheme, 1 checks passed, 1 not run"
 
 
 def test_a_run_in_the_interpreter_counts_where_there_is_no_other(tmp_path: Path) -> None:

@@ -64,6 +64,14 @@ def test_an_unknown_unit_is_a_named_error() -> None:
     assert Arithmetic.on("fp32") == FP32
 
 
+def test_steps_may_follow_from_the_size_of_a_call() -> None:
+    small, large = Steps(scale_order="activation_first"), Steps(scale_order="weights_first")
+    contract = Contract(steps=lambda pairs: small if pairs <= 64 else large)
+    assert (contract.steps_for(64), contract.steps_for(65)) == (small, large)
+    assert Contract(steps=large).steps_for(1) is large
+    assert Contract().steps_for(1) is None
+
+
 @pytest.mark.parametrize("name", ["scale_order", "activation", "combine"])
 def test_an_unknown_step_names_its_field(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='otherwise': expected one of "):

@@ -56,9 +56,13 @@ def test_a_contract_taken_back_during_the_call_counts() -> None:
     [
         ("hopper", "its contract raised TypeError: it is a str: expected a fp8moe.recipe.Contract"),
         (Contract(arithmetic=lambda pairs: {}[pairs]), "its contract raised KeyError"),
-        (Contract(arithmetic=lambda pairs: "wgmma"), "its arithmetic is a str: expected a fp8moe.recipe.Arithmetic"),  # type: ignore[arg-type, return-value]
+        (
+            Contract(arithmetic=lambda pairs: "wgmma"),
+            "arithmetic: a function that gives a str: expected a fp8moe.recipe.Arithmetic",
+        ),  # type: ignore[arg-type, return-value]
+        (Contract(steps=lambda pairs: "fused"), "steps: a function that gives a str: expected a fp8moe.recipe.Steps"),  # type: ignore[arg-type, return-value]
     ],
-    ids=["no contract", "raises", "no arithmetic"],
+    ids=["no contract", "raises", "no arithmetic", "no steps"],
 )
 def test_a_contract_that_is_none_is_the_backends_failure(contract: Any, words: str) -> None:
     def init(self: Any, *args: Any) -> None:
