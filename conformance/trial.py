@@ -28,7 +28,7 @@ from fp8moe.keys import QuantKey
 from fp8moe.platforms import Platform
 from fp8moe.recipe import Arithmetic, Contract, Steps
 from fp8moe.reference.closed import OracleClosed, oracles_closed
-from fp8moe.registry import BackendUnavailable
+from fp8moe.registry import BackendUnavailable, LayerNotSupported
 
 
 class Ended(Exception):
@@ -254,6 +254,8 @@ def guarded(what: str) -> Iterator[None]:
     try:
         with oracles_closed():
             yield
+    except LayerNotSupported as error:
+        raise Ended(Status.NOT_SUPPORTED, str(error)) from error
     except BackendUnavailable as error:
         raise Ended(Status.NOT_RUN, str(error)) from error
     except OracleClosed as error:

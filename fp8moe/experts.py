@@ -74,6 +74,7 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         InvalidMoEInput: (a ValueError) a weight or scale has another shape, dtype or device than `config` and
             `quant` call for, or a scale is not finite.
         BackendUnavailable: the library, the device or the adapter is not there.
+        LayerNotSupported: the kernels cannot take this layer, whatever the predicate says; the text names the limit.
     """
 
     support: ClassVar[Support | None] = None

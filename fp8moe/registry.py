@@ -67,6 +67,11 @@ class BackendUnavailable(RuntimeError):
     """A backend cannot be constructed here: its library, its device, or its adapter is missing."""
 
 
+class LayerNotSupported(BackendUnavailable):
+    """A backend's constructor refuses this layer (a size, a dtype, biases), which its predicate does not look at or
+    takes; on the same device it takes others. The text names the limit."""
+
+
 class BackendContractError(TypeError):
     """A backend's class or registration does not keep the contract of `experts.py`."""
 

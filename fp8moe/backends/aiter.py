@@ -14,7 +14,7 @@ from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC, UNQUANTISED, Scheme, scheme_name
 from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
@@ -44,7 +44,8 @@ class AiterExperts(LibraryExperts):
     Written from the library's released source; it has run on no AMD device yet. What arithmetic it has is not declared.
 
     Raises:
-        BackendUnavailable: another device, no library, or weights that its layout cannot hold.
+        BackendUnavailable: another device or no library.
+        LayerNotSupported: a layer that its kernels or its layout cannot take.
     """
 
     backend = Fp8MoeBackend.AITER
@@ -68,12 +69,12 @@ class AiterExperts(LibraryExperts):
             )
         scheme = (quant.weight_key, quant.activation_key)
         if scheme not in QUANT_TYPES or config.activation not in ACTIVATION_TYPES:
-            raise BackendUnavailable(
+            raise LayerNotSupported(
                 f"{name}: {scheme_name(*scheme)} with {config.activation}: AITER has {', '.join(ACTIVATION_TYPES)} and "
                 f"{', '.join(scheme_name(*known) for known in QUANT_TYPES)}"
             )
         if weights.w13_bias is not None or weights.w2_bias is not None:
-            raise BackendUnavailable(f"{name}: biases: AITER passes over them in these schemes")
+            raise LayerNotSupported(f"{name}: biases: AITER passes over them in these schemes")
         library = self.library()
         self.fused_moe = library.fused_moe
         self.quant_type = getattr(library.QuantType, QUANT_TYPES[scheme])

@@ -16,7 +16,7 @@ from fp8moe.experts import MoEWeights
 from fp8moe.layouts.halves import multiple_of
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Steps
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import Fp8MoeBackend, LayerNotSupported
 from fp8moe.schemes import BLOCK
 from fp8moe.support import Support
 
@@ -45,7 +45,7 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         sizes = {"hidden_dim": config.hidden_dim, "intermediate_size_per_partition": inter}
         wrong = [f"{name}={size}: expected a multiple of {MULTIPLE}" for name, size in sizes.items() if size % MULTIPLE]
         if wrong:
-            raise BackendUnavailable(f"{type(self).__name__}: {'; '.join(wrong)}")
+            raise LayerNotSupported(f"{type(self).__name__}: {'; '.join(wrong)}")
         self.matrices = self.matrices_of_layer()
 
     @staticmethod

@@ -16,7 +16,7 @@ from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
-from fp8moe.registry import BackendUnavailable
+from fp8moe.registry import BackendUnavailable, LayerNotSupported
 from fp8moe.schemes import CHANNEL_TOKEN, Scheme, scheme_name
 
 ROUNDED = Recipe(gemm1_output="input", activation_output="input", gemm2_output="input")
@@ -32,7 +32,8 @@ class CutlassStages(LibraryBackend):
     """The stages; results in between are in the hidden states' dtype.
 
     Raises:
-        BackendUnavailable: another device, no operators, or a layer that the kernels cannot take.
+        BackendUnavailable: another device or no operators.
+        LayerNotSupported: a layer that the kernels cannot take.
     """
 
     written_from = "vllm 0.25.1"
@@ -49,7 +50,7 @@ class CutlassStages(LibraryBackend):
             raise BackendUnavailable(f"{name}: {told}, not {platform.architecture}")
         refusal = _refused(config, quant, weights, self.schemes) or self.refused_activation()
         if refusal:
-            raise BackendUnavailable(f"{name}: {refusal}")
+            raise LayerNotSupported(f"{name}: {refusal}")
         interprets(name)
         self.contract = contract_on(platform, quant)
         self.ops = self.library()

@@ -16,7 +16,7 @@ from fp8moe.layouts.deepgemm import rows_fastest
 from fp8moe.libraries import vllms_deep_gemm
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
-from fp8moe.registry import BackendUnavailable
+from fp8moe.registry import BackendUnavailable, LayerNotSupported
 from fp8moe.schemes import BLOCK, scheme_name
 
 MODULE = "deep_gemm"
@@ -41,7 +41,8 @@ class DeepGemmStages(LibraryBackend):
     powers of two, and this adapter refuses.
 
     Raises:
-        BackendUnavailable: another device, no library, or a layer that the kernels cannot take.
+        BackendUnavailable: another device or no library.
+        LayerNotSupported: a layer that the kernels cannot take.
     """
 
     written_from = "vllm 0.25.1"
@@ -57,7 +58,7 @@ class DeepGemmStages(LibraryBackend):
             raise BackendUnavailable(f"{name}: {told}, not {platform.architecture}")
         refusal = _refused(config, quant, weights) or self.refused_activation()
         if refusal:
-            raise BackendUnavailable(f"{name}: {refusal}")
+            raise LayerNotSupported(f"{name}: {refusal}")
         interprets(name)
         self.deep_gemm = self.library()
 

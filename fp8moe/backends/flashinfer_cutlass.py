@@ -15,7 +15,7 @@ from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8StaticTensorSym
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, NVFP4, TENSOR_STATIC, UNQUANTISED, scheme_name
 from fp8moe.support import Support
@@ -58,7 +58,8 @@ class FlashInferCutlassExperts(LibraryExperts):
     "not built" is the reason. What arithmetic it has is not declared.
 
     Raises:
-        BackendUnavailable: another device, no library, kernels that are not built, or a layer that they cannot take.
+        BackendUnavailable: another device, no library, or kernels that are not built.
+        LayerNotSupported: a layer that they cannot take.
     """
 
     backend = Fp8MoeBackend.FLASHINFER_CUTLASS
@@ -85,7 +86,7 @@ class FlashInferCutlassExperts(LibraryExperts):
         self.block = quant.block_shape is not None
         refusal = _refusal(config, quant, weights, platform)
         if refusal:
-            raise BackendUnavailable(f"{name}: {refusal}")
+            raise LayerNotSupported(f"{name}: {refusal}")
         self.flashinfer = self.library()
         self.converted = self.converted_weights(platform)
         self.scales = _scales(self.converted, block=self.block)

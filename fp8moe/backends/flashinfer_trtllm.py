@@ -15,7 +15,7 @@ from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8Dynamic128Sym
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, TENSOR_STATIC, scheme_name
 from fp8moe.support import Support
@@ -52,7 +52,8 @@ class FlashInferTrtllmExperts(LibraryExperts):
     it has run on no SM10x yet. What arithmetic it has is not declared.
 
     Raises:
-        BackendUnavailable: another device, no library, the per-tensor scheme, or a layer that the kernel cannot take.
+        BackendUnavailable: another device or no library.
+        LayerNotSupported: the per-tensor scheme, or a layer that the kernel cannot take.
     """
 
     backend = Fp8MoeBackend.FLASHINFER_TRTLLM
@@ -76,7 +77,7 @@ class FlashInferTrtllmExperts(LibraryExperts):
             raise BackendUnavailable(f"{name}: TRTLLM's kernels are for CUDA SM10x, not {platform.architecture}")
         refusal = _refusal(config, quant, weights)
         if refusal:
-            raise BackendUnavailable(f"{name}: {refusal}")
+            raise LayerNotSupported(f"{name}: {refusal}")
         self.flashinfer = self.library()
         self.converted = self.converted_weights(platform)
 

@@ -17,7 +17,7 @@ from fp8moe.dispatch import weighted_input
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.kernel_format import convert_to_fp8_moe_kernel_format
 from fp8moe.platforms import Platform, detected_platform
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.validation import InvalidMoEInput
 
 
@@ -96,13 +96,13 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
     def converted_weights(self, platform: Platform) -> MoEWeights:
         """
         Raises:
-            BackendUnavailable: sizes or scales that the kernel's layout cannot hold, with the limit.
+            LayerNotSupported: sizes or scales that the kernel's layout cannot hold, with the limit.
         """
         given = (self.backend, self.config, self.quant, self.weights)
         try:
             return convert_to_fp8_moe_kernel_format(*given, platform=platform)
         except ValueError as error:
-            raise BackendUnavailable(f"{type(self).__name__}: {error}") from error
+            raise LayerNotSupported(f"{type(self).__name__}: {error}") from error
 
     def refused_activation(self) -> str:
         """Of an activation that the backend's predicate takes no layer with; "" where it takes it."""

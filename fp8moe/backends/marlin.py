@@ -19,7 +19,7 @@ from fp8moe.layouts.marlin import padded_intermediate
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Contract, Recipe
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.support import Support
 
 _WEIGHTS = frozenset({kFp8Static128BlockSym, kFp8StaticChannelSym, kFp8StaticTensorSym, kNvfp4Static})
@@ -54,7 +54,8 @@ class MarlinExperts(LibraryExperts):
     serves a layer: two streams must not call one at the same time.
 
     Raises:
-        BackendUnavailable: another device, no operators, or a layer that the kernels cannot take.
+        BackendUnavailable: another device or no operators.
+        LayerNotSupported: a layer that the kernels cannot take.
     """
 
     backend = Fp8MoeBackend.MARLIN
@@ -87,7 +88,7 @@ class MarlinExperts(LibraryExperts):
             raise BackendUnavailable(f"{name}: MARLIN is for CUDA SM75 and newer, not {platform.architecture}")
         refusal = _refusal(config, quant, weights) or self.refused_activation()
         if refusal:
-            raise BackendUnavailable(f"{name}: {refusal}")
+            raise LayerNotSupported(f"{name}: {refusal}")
         interprets(name)
         self.ops = self.library()
         self.converted = self.converted_weights(platform)

@@ -18,7 +18,7 @@ from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import FP32, Contract, Recipe
-from fp8moe.registry import BackendUnavailable
+from fp8moe.registry import LayerNotSupported
 from fp8moe.scaling import FP8_FORMATS, dequantize, group_amax, quantize, scale_from_amax
 
 
@@ -29,7 +29,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
     Arguments, shapes and errors: the base class.
 
     Raises:
-        BackendUnavailable: a quantisation other than FP8.
+        LayerNotSupported: a quantisation other than FP8.
     """
 
     contract = Contract(recipe=Recipe(), arithmetic=FP32, deterministic=True)
@@ -38,7 +38,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         for name in ("w1", "a1"):
             dtype = getattr(quant, name).dtype
             if dtype is not None and dtype not in FP8_FORMATS:
-                raise BackendUnavailable(f"{type(self).__name__}: quant.{name}.dtype={dtype}: only FP8 is there")
+                raise LayerNotSupported(f"{type(self).__name__}: quant.{name}.dtype={dtype}: only FP8 is there")
         super().__init__(config, quant, weights)
         self.halves = 2 if config.is_act_and_mul else 1
         self.fp8_dtype = weights.w13.dtype if weights.w13.dtype in FP8_FORMATS else torch.float8_e4m3fn

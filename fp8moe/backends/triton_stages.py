@@ -20,7 +20,7 @@ from fp8moe.keys import GroupShape, QuantKey
 from fp8moe.platforms import Platform, detected_platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
-from fp8moe.registry import BackendUnavailable
+from fp8moe.registry import BackendUnavailable, LayerNotSupported
 from fp8moe.schemes import (
     BLOCK,
     CHANNEL_TOKEN,
@@ -55,7 +55,8 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
     triton is imported) it runs on the CPU.
 
     Raises:
-        BackendUnavailable: a quantisation that Triton has no scheme for, or a device that it cannot run on.
+        BackendUnavailable: a device that Triton cannot run on.
+        LayerNotSupported: a scheme or a dtype without a kernel.
     """
 
     batched = False
@@ -65,7 +66,7 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
         super().__init__(config, quant, weights)
         missing = _unsupported(config, quant, weights)
         if missing:
-            raise BackendUnavailable(f"{type(self).__name__}: {missing}; nothing was run")
+            raise LayerNotSupported(f"{type(self).__name__}: {missing}; nothing was run")
         interpreted = interprets(type(self).__name__)
         platform = _platform_of(type(self).__name__, weights.w13.device, interpreted, self.quantised)
         self.contract = contract_on(platform, interpreted, config, quant, batched=self.batched)

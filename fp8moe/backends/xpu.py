@@ -12,7 +12,7 @@ from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Contract, Recipe
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.schemes import TENSOR_DYNAMIC, TENSOR_NONE, UNQUANTISED
 from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
@@ -27,6 +27,7 @@ class XpuExperts(LibraryExperts):
 
     Raises:
         BackendUnavailable: another device, no library, or one whose extensions do not load.
+        LayerNotSupported: a layer that its kernels cannot take.
     """
 
     backend = Fp8MoeBackend.XPU
@@ -56,7 +57,7 @@ class XpuExperts(LibraryExperts):
             raise BackendUnavailable(f"{name}: needs an Intel XPU, and this device is {platform.architecture}")
         refusal = self.refused_activation()
         if refusal:
-            raise BackendUnavailable(f"{name}: {refusal}")
+            raise LayerNotSupported(f"{name}: {refusal}")
         library = self.library()
         if not library.FUSEDMOE_AVAILABLE:
             why = library.FUSEDMOE_UNAVAILABLE_REASON

@@ -18,7 +18,7 @@ from conformance.contain import Limits
 from conformance.report import Report
 from conformance.results import Status
 from conformance.shrink import non_default_fields
-from fp8moe import Fp8MoeBackend, FusedMoEActivationFormat, Reason, Support
+from fp8moe import Fp8MoeBackend, FusedMoEActivationFormat, LayerNotSupported, Reason, Support
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.schemes import BLOCK
 
@@ -184,6 +184,32 @@ def test_a_layer_that_the_predicate_refuses_is_not_supported() -> None:
     assert not report.failures, report.failures[0].reason
     refused = [check for check in report.checks if "its predicate refuses this layer" in check.reason]
     assert {Case.parse(check.case).hidden % 128 for check in refused if not Case.parse(check.case).ep} >= {16}
+
+
+def test_a_layer_that_the_constructor_refuses_is_not_supported() -> None:
+    class Even(TorchExperts):
+        """Takes no layer with biases, which its predicate cannot know; or where told so, none at all."""
+
+        support = LITTLE
+        all_of_them = False
+
+        def __init__(self, config: Any, quant: Any, weights: Any) -> None:
+            if self.all_of_them or weights.w13_bias is not None:
+                raise LayerNotSupported("Even: biases: the grouped GEMM has none")
+            super().__init__(config, quant, weights)
+
+    report = checked(Even)
+    refused = [check for check in report.checks if check.status is Status.NOT_SUPPORTED and "biases" in check.reason]
+    assert refused
+    assert all(Case.parse(check.case).bias for check in refused)
+    assert report.verdict == "passed", report.verdicts
+
+    class Never(Even):
+        all_of_them = True
+
+    report = checked(Never)
+    assert (report.verdict, report.failures) == ("incomplete", [])
+    assert ("computes.equivalence", "block") in report.unjudged
 
 
 def test_a_failure_stays_one_when_the_run_goes_on(tmp_path: Path) -> None:
