@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fp8moe.backends.common import DEEP_GEMM_NEEDS, deep_gemm_device, one_of
-from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages, pair_of
+from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages
 from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
@@ -53,36 +52,31 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         return FusedMoEActivationFormat.BatchedExperts
 
     def apply_batched(self, hidden_states: Tensor, expert_num_tokens: Tensor) -> Tensor:
-        experts, longest, hidden = hidden_states.shape
+        experts, longest, _ = hidden_states.shape
         if experts * longest == 0:
             return torch.empty_like(hidden_states)
         rows = multiple_of(longest, TILE_ROWS)
-        batches = pad(hidden_states, (0, 0, 0, rows - longest)).contiguous()
         counts = expert_num_tokens.to(torch.int32).contiguous()
-        filled = torch.arange(rows, device=counts.device) < counts[:, None]
-        present = (filled.to(torch.int32) - 1).flatten()
+        token = torch.arange(longest, dtype=torch.int32, device=counts.device)
+        first = torch.arange(0, experts * rows, rows, dtype=torch.int32, device=counts.device)[:, None]
+        places = torch.where(token < counts[:, None], first + token, -1).flatten()
 
         def given(values: Tensor) -> Tensor:
             return values.view(experts, rows, -1)[:, :longest]
 
-        gate_up = self.gemm(self.quantised(batches.view(-1, hidden), present), "w13", counts)
+        gate_up = self.gemm(self.quantised_to(hidden_states.flatten(0, 1), places, experts, rows), "w13", counts)
         self.show("first_gemm", gate_up, given)
-        values = self.activated(gate_up, present)
-        self.show("activation", values, given)
-        codes, scale = self.quantised(values, present)
-        self.show("requantisation", codes, given)
+        codes, scale = self.requantised(gate_up, places, given)
         results = self.gemm((codes, scale), "w2", counts)
         self.show("second_gemm", results, given)
         return given(results)
 
     def gemm(self, a: tuple[Tensor, Tensor], name: str, counts: Tensor) -> Tensor:
-        """The first rows of each expert's batch times its w13 or w2, scaled, in bf16: (E * rows, rows of the weight);
+        """The first rows of each expert's batch times its w13 or w2, scaled, in bf16: (E, rows, rows of the weight);
         rows past a batch's count are left undefined."""
         matrix, _ = self.matrices[name]
-        experts, rows = len(counts), len(a[0]) // len(counts)
-        codes, scale = (part.view(experts, rows, -1) for part in a)
-        out = matrix.new_empty(experts, rows, matrix.shape[1], dtype=torch.bfloat16)
+        out = matrix.new_empty(*a[0].shape[:2], matrix.shape[1], dtype=torch.bfloat16)
         # The last argument decides the tiles: always the same, so that no later call compiles another kernel.
         with device_guard(out.device):
-            getattr(self.deep_gemm, GEMM)(pair_of(codes, scale), self.matrices[name], out, counts, TILE_ROWS)
-        return out.flatten(0, 1)
+            getattr(self.deep_gemm, GEMM)(a, self.matrices[name], out, counts, TILE_ROWS)
+        return out

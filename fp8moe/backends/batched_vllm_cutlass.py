@@ -11,22 +11,22 @@ from torch.nn.functional import pad
 
 from fp8moe.backends.common import VLLM_CUTLASS_NEEDS, vllm_cutlass_device
 from fp8moe.backends.cutlass_stages import CutlassStages
-from fp8moe.backends.vllm_cutlass import CUTLASS_ACTIVATIONS, CUTLASS_SCHEMES, SWAPPED_ROWS
+from fp8moe.backends.vllm_cutlass import CUTLASS_ACTIVATIONS, CUTLASS_SCHEMES, SCHEMES, SWAPPED_ROWS
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Steps
 from fp8moe.registry import Fp8MoeBackend
-from fp8moe.schemes import CHANNEL_TOKEN, TENSOR_STATIC
+from fp8moe.schemes import TENSOR_DYNAMIC
 from fp8moe.support import Support
 
 SIZES = "get_cutlass_batched_moe_mm_data"
 
 
 class BatchedVllmCutlassExperts(CutlassStages):
-    """vLLM's CUTLASS kernels, batched. A dynamic scale per tensor is refused: the kernel takes one for all experts, and
-    a batch is one expert's tensor. Batches are longer than they need be where all together would have so few rows that
-    the kernel computed the transposed product, and rounded otherwise."""
+    """vLLM's CUTLASS kernels, batched. A dynamic scale per tensor is each expert's own, since a batch is a tensor; the
+    kernel takes it as a scale for each row. Batches are longer than they need be where all together would have so few
+    rows that the kernel computed the transposed product, and rounded otherwise."""
 
     backend = Fp8MoeBackend.BATCHED_VLLM_CUTLASS
     support = Support(
@@ -36,14 +36,17 @@ class BatchedVllmCutlassExperts(CutlassStages):
         activations=CUTLASS_ACTIVATIONS,
         activation_format=FusedMoEActivationFormat.BatchedExperts,
     )
-    schemes = (CHANNEL_TOKEN, TENSOR_STATIC)
+    schemes = SCHEMES
     more: ClassVar[dict[str, tuple[str, ...]]] = {"_C": (SIZES,)}
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
+        recipe = replace(self.contract.recipe, dynamic_tensor_scope="expert")
+        self.contract = replace(self.contract, recipe=recipe)
         if self.contract.steps is not None:
             steps = Steps(scale_order="weights_first", combine="slot_sum")
-            self.contract = replace(self.contract, steps=steps, batch_invariant=True)
+            shared = (quant.weight_key, quant.activation_key) == TENSOR_DYNAMIC  # with the batch's other tokens
+            self.contract = replace(self.contract, steps=steps, batch_invariant=not shared)
 
     @staticmethod
     def activation_format() -> FusedMoEActivationFormat:
@@ -65,15 +68,25 @@ class BatchedVllmCutlassExperts(CutlassStages):
         first, second = counts.new_empty(experts, 3), counts.new_empty(experts, 3)
         self.ops.get_cutlass_batched_moe_mm_data(starts, first, second, counts, experts, length, inter, hidden)
         offsets = starts.to(torch.int64)  # what the kernel reads, whatever the operator writes
-        codes, scale = self.quantised(batches.reshape(rows, hidden), self.weights.a13_scale)
+        filled = torch.arange(length, device=counts.device) < counts[:, None]
+        present = (filled.to(torch.int32) - 1).flatten()
+        codes, scale = self.quantised(batches.reshape(rows, hidden), self.weights.a13_scale, present)
         gate_up = hidden_states.new_empty(rows, 2 * inter)
         self.gemm(gate_up, codes, scale, "w13", offsets, first)
         self.show("first_gemm", gate_up, given)
-        values = self.activated(gate_up)
+        values = self.activated(gate_up, present)
         self.show("activation", values, given)
-        codes, scale = self.quantised(values, self.weights.a2_scale)
+        codes, scale = self.quantised(values, self.weights.a2_scale, present)
         self.show("requantisation", codes, given)
         results = hidden_states.new_empty(rows, hidden)
         self.gemm(results, codes, scale, "w2", offsets, second)
         self.show("second_gemm", results, given)
         return given(results)
+
+    def dynamic_scale(self, values: Tensor, present: Tensor | None) -> Tensor:
+        """(rows, 1), that of each row's batch: max(amax, floor) / 448, an IEEE division; NaN stays NaN."""
+        assert present is not None
+        amax = torch.where(present >= 0, values.abs().amax(-1).float(), 0.0)
+        largest = amax.view(self.config.num_local_experts, -1).amax(1).clamp(min=self.contract.recipe.amax_floor)
+        scale = largest / torch.full_like(largest, 448.0)  # not by a number, which torch may make a product
+        return scale.repeat_interleave(len(values) // len(scale)).unsqueeze(1)

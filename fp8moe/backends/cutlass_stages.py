@@ -1,15 +1,14 @@
-"""What VLLM_CUTLASS and BATCHED_VLLM_CUTLASS share: quantisation and the grouped GEMM, by vLLM's operators."""
+"""What VLLM_CUTLASS and BATCHED_VLLM_CUTLASS share: vLLM's grouped GEMM, our quantisation and activation around it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fp8moe.backends.libraries import LibraryBackend
-from fp8moe.backends.triton_stages import interprets
+from fp8moe.backends.triton_stages import device_guard, interprets
 from fp8moe.backends.vllm_ops import operators
 from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
@@ -20,10 +19,8 @@ from fp8moe.registry import BackendUnavailable, LayerNotSupported
 from fp8moe.schemes import CHANNEL_TOKEN, Scheme, scheme_name
 
 ROUNDED = Recipe(gemm1_output="input", activation_output="input", gemm2_output="input")
-SMALLEST_SCALE = 2.0**-126
-"""Where the operator has no smallest scale, of fp32."""
+"""Of both backends and every scheme: vLLM's products are 16-bit, and what lies between them is ours."""
 GEMM = "cutlass_moe_mm"
-QUANTISE = ("static_scaled_fp8_quant", "dynamic_scaled_fp8_quant", "dynamic_per_token_scaled_fp8_quant")
 MULTIPLE = 16
 """Of both sizes, for 128-bit loads of 8-bit numbers."""
 
@@ -52,7 +49,7 @@ class CutlassStages(LibraryBackend):
         if refusal:
             raise LayerNotSupported(f"{name}: {refusal}")
         interprets(name)
-        self.contract = contract_on(platform, quant)
+        self.contract = contract_on(platform)
         self.ops = self.library()
         self.per_token = (quant.weight_key, quant.activation_key) == CHANNEL_TOKEN
         self.scales = {name: _scale_of(weights, name) for name in ("w13", "w2")}
@@ -64,48 +61,47 @@ class CutlassStages(LibraryBackend):
         Raises:
             BackendUnavailable: they do not load, or one of them is missing.
         """
-        needed = {"_C": (GEMM, *QUANTISE)}
+        needed: dict[str, tuple[str, ...]] = {"_C": (GEMM,)}
         for extension, names in self.more.items():
             needed[extension] = (*needed.get(extension, ()), *names)
         return operators(type(self).__name__, needed)
 
-    def activated(self, gate_up: Tensor) -> Tensor:
-        """(rows, 2I) to (rows, I); vLLM's operator rounds the gate's part before the product, ours does not."""
-        return self.activated_by_triton(gate_up, dtype=gate_up.dtype)
+    def activated(self, gate_up: Tensor, present: Tensor) -> Tensor:
+        """(rows, 2I) to (rows, I); rows where `present` is negative are left undefined. vLLM's operator rounds the
+        gate's part before the product, ours does not."""
+        return self.activated_by_triton(gate_up, present=present, dtype=gate_up.dtype)
 
-    def quantised(self, values: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(rows, columns) FP8, and fp32 scales (rows, 1) or (1,)."""
-        codes = torch.empty_like(values, dtype=torch.float8_e4m3fn)
-        if static is not None:
-            scale = static.reshape(1)
-            self.ops.static_scaled_fp8_quant(codes, values, scale, None)
-            return codes, scale
-        if self.per_token:
-            scale = values.new_empty(len(values), 1, dtype=torch.float32)
-            self.ops.dynamic_per_token_scaled_fp8_quant(codes, values, scale, None)
-            return codes, scale
-        scale = values.new_empty(1, dtype=torch.float32)
-        self.ops.dynamic_scaled_fp8_quant(codes, values, scale)
-        return codes, scale
+    def quantised(self, values: Tensor, static: Tensor | None, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(rows, columns) to codes and fp32 scales, (rows, 1) or (1,), by our kernels: vLLM's per-token operator makes
+        448 of a NaN. Rows where `present` is negative have no part in a scale, and their codes are left undefined."""
+        from fp8moe.kernels.quantize import quantize_per_tensor, quantize_per_token
+
+        with device_guard(values.device):
+            if static is None and self.per_token:
+                return quantize_per_token(values, amax_floor=self.contract.recipe.amax_floor, present=present)
+            scale = self.dynamic_scale(values, present) if static is None else static.reshape(1)
+            return quantize_per_tensor(values, scale, present=present), scale
+
+    def dynamic_scale(self, values: Tensor, present: Tensor | None) -> Tensor:
+        """(1,), that of all present rows, where a scale is dynamic and per tensor."""
+        from fp8moe.kernels.quantize import tensor_scale
+
+        return tensor_scale(values, amax_floor=self.contract.recipe.amax_floor, present=present)
 
     def gemm(self, out: Tensor, a: Tensor, scale: Tensor, name: str, offsets: Tensor, sizes: Tensor) -> None:
-        """Each expert's rows of `a`, from its offset on, times its w13 or w2, scaled, into `out`."""
+        """Each expert's rows of `a`, from its offset on, times its w13 or w2, scaled, into `out`; other rows of it are
+        left undefined. The kernel is told of activations and of weights apart whether each row has a scale."""
         matrix: Tensor = getattr(self.weights, name)
         inner, outer = self.strides[a.shape[1]], self.strides[out.shape[1]]
-        per = (self.per_token, self.per_token)
+        per = (scale.dim() == 2, self.scales[name].shape[1] > 1)
         self.ops.cutlass_moe_mm(out, a, matrix, scale, self.scales[name], offsets, sizes, inner, inner, outer, *per)
 
 
-def contract_on(platform: Platform, quant: FusedMoEQuantConfig) -> Contract:
+def contract_on(platform: Platform) -> Contract:
     """Of either backend, for sums over slots in fused steps, and products that are not swapped."""
-    recipe = ROUNDED
-    if (quant.weight_key, quant.activation_key) == CHANNEL_TOKEN:
-        recipe = replace(recipe, amax_floor=2.0**-9)  # it has a smallest scale, 1 / (448 * 512)
-    else:
-        recipe = replace(recipe, scaling="reciprocal", amax_floor=SMALLEST_SCALE * 448)
     known = platform.cap == 90
     return Contract(
-        recipe,
+        ROUNDED,
         arithmetic=Arithmetic.on("hopper.wgmma") if known else None,  # all of K in one chain
         steps=Steps(scale_order="weights_first") if known else None,
         deterministic=True,

@@ -13,12 +13,11 @@ from fp8moe.backends.common import (
     no_flashinfer_all2all,
     one_of,
 )
-from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages, pair_of
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, by_fallback
+from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages
+from fp8moe.backends.libraries import LibraryExperts
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
-from fp8moe.dispatch import places_by_expert
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.layouts.deepgemm import contiguous_rows
 from fp8moe.quant import FusedMoEQuantConfig
@@ -46,40 +45,15 @@ class ContiguousLayout:
 
     Args:
         expert: (rows,) int32 local ids, -1 where a row has no pair; such rows are never read.
-        row: (M * k,) int64, the row of a pair; one past the last where the pair has no expert here.
-        local: (M * k,) int32 local ids, -1 for a pair without an expert here.
+        places: (M * k,) int32, the row of a pair; -1 where the pair has no expert here.
     """
 
     expert: Tensor
-    row: Tensor
-    local: Tensor
-
-    @classmethod
-    def of(cls, local: Tensor, experts: int, alignment: int) -> ContiguousLayout:
-        """
-        Args:
-            local: (M, k) local ids, -1 where absent. Their number alone decides how many rows there are, so that
-                nothing waits for the device.
-        """
-        flat = local.reshape(-1).long()
-        rows = contiguous_rows(flat.numel(), experts, alignment)
-        within, counts = places_by_expert(flat, experts)
-        whole = (counts.long() + alignment - 1) // alignment * alignment
-        starts = whole.cumsum(0) - whole
-        place = torch.where(flat < 0, rows, starts[flat.clamp(min=0)] + within)
-        expert = flat.new_full((rows + 1,), -1, dtype=torch.int32)
-        expert[place] = flat.to(torch.int32)
-        return cls(expert[:rows], place, flat.to(torch.int32))
-
-    def placed(self, values: Tensor) -> Tensor:
-        """(M, columns) to (rows, columns): each pair's row its token's; rows without a pair are left undefined."""
-        found = values.new_empty(len(self.expert) + 1, values.shape[1])
-        found[self.row] = values.repeat_interleave(len(self.row) // len(values), dim=0)
-        return found[:-1]
+    places: Tensor
 
     def taken(self, values: Tensor) -> Tensor:
         """(rows, columns) to (M * k, columns), in the order of the pairs; any row for a pair without an expert here."""
-        return values[self.row.clamp(max=len(values) - 1)]
+        return values[self.places.long().clamp(min=0)]
 
 
 class DeepGemmExperts(DeepGemmStages, LibraryExperts):
@@ -121,38 +95,45 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         """What computes the calls that DeepGEMM does not."""
         return TritonExperts(self.config, self.quant, self.weights)
 
-    def compute(self, call: LibraryCall, output: Tensor) -> None:
-        if not self.takes_layer or len(call.hidden_states) < MULTIPLE:
-            by_fallback(self.few, call, output, self.observe)
+    def compute_pairs(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        if not self.takes_layer or len(hidden_states) < MULTIPLE:
+            self.few.observe = self.observe
+            self.few.apply(hidden_states, weights, ids, expert_map=expert_map, output=output)
             return
-        ids = call.ids.long()
-        local = ids if call.expert_map is None else call.expert_map.long()[ids]
-        local = local.masked_fill(~call.present, -1)
-        layout = ContiguousLayout.of(local, self.config.num_local_experts, self.alignment())
-        codes, scale = self.quantised(call.hidden_states, None)
-        placed = layout.placed(codes.view(torch.uint8)).view(codes.dtype)
-        gate_up = self.gemm(pair_of(placed, layout.placed(scale)), "w13", layout)
+        layout = self.layout_of(ids, expert_map)
+        gate_up = self.gemm(self.quantised_to(hidden_states, layout.places, len(layout.expert)), "w13", layout)
         self.show("first_gemm", gate_up, layout.taken)
-        values = self.activated(gate_up, layout.expert)
+        codes, scale = self.requantised(gate_up, layout.places, layout.taken)
         del gate_up
-        self.show("activation", values, layout.taken)
-        codes, scale = self.quantised(values, layout.expert)
-        self.show("requantisation", codes, layout.taken)
-        results = layout.taken(self.gemm(pair_of(codes, scale), "w2", layout))
-        self.show("second_gemm", results, lambda pairs: pairs)
-        self.combine(results, layout.local, output, call.weights)
+        results = self.gemm((codes, scale), "w2", layout)
+        self.show("second_gemm", results, layout.taken)
+        self.combine(results, layout.places, output, weights)
+
+    def layout_of(self, ids: Tensor, expert_map: Tensor | None) -> ContiguousLayout:
+        """Of (M, k) ids, whose number alone decides how many rows there are: nothing waits for the device."""
+        from fp8moe.kernels.places import place_pairs
+
+        experts, alignment = self.config.num_local_experts, self.alignment()
+        rows = contiguous_rows(ids.numel(), experts, alignment)
+        with device_guard(ids.device):
+            _, expert, places, _ = place_pairs(ids, experts, rows, alignment, expert_map, rows_of_owner=1, places=True)
+        assert places is not None
+        return ContiguousLayout(expert, places)
 
     def gemm(self, a: tuple[Tensor, Tensor], name: str, layout: ContiguousLayout) -> Tensor:
-        """Each row times its expert's w13 or w2, scaled, in bf16; rows without a pair are left undefined."""
+        """Each row times its expert's w13 or w2, scaled, in bf16: codes and scales with the rows next to each other, so
+        that the library copies nothing. Rows without a pair are left undefined."""
         matrix, _ = self.matrices[name]
         out = matrix.new_empty(len(a[0]), matrix.shape[1], dtype=torch.bfloat16)
         with device_guard(out.device):
             getattr(self.deep_gemm, GEMM)(a, self.matrices[name], out, layout.expert)
         return out
 
-    def combine(self, results: Tensor, local: Tensor, output: Tensor, weights: Tensor) -> None:
-        """The weighted sum over a token's slots: bf16 results in the order of the pairs into (M, H)."""
+    def combine(self, results: Tensor, places: Tensor, output: Tensor, weights: Tensor) -> None:
+        """The weighted sum over a token's slots: bf16 results in the rows of the layout into (M, H)."""
         from fp8moe.kernels.reduce import weighted_sum
 
         with device_guard(output.device):
-            weighted_sum(results, local, output, weights)
+            weighted_sum(results, places, output, weights, by_row=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import Tensor, bfloat16, float8_e4m3fn
+from torch import Tensor, bfloat16, float8_e4m3fn, float32
 
 from fp8moe.backends.libraries import LibraryBackend, loaded
 from fp8moe.backends.triton_stages import device_guard, interprets
 from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
-from fp8moe.layouts.deepgemm import rows_fastest
+from fp8moe.layouts.deepgemm import empty_rows_fastest
 from fp8moe.libraries import vllms_deep_gemm
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
@@ -77,27 +78,51 @@ class DeepGemmStages(LibraryBackend):
         _offer_vllms_copy(name)
         return loaded(MODULE, self.names, name, REMEDY)
 
-    def quantised(self, values: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(rows, columns) to codes and fp32 scales (rows, columns / 128); rows where `present` is negative are left
-        undefined."""
-        from fp8moe.kernels.quantize import quantize_per_token_group
+    def empty_codes(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+        """Undefined codes (..., rows, columns), and fp32 scales (..., rows, columns / 128) with the rows next to each
+        other in memory, of which the library copies nothing."""
+        *batches, rows, columns = shape
+        codes = like.new_empty(*shape, dtype=float8_e4m3fn)
+        return codes, empty_rows_fastest(like.new_empty(0, dtype=float32), *batches, rows, -(-columns // MULTIPLE))
 
-        with device_guard(values.device):
-            return quantize_per_token_group(values, amax_floor=BY_DEEPGEMM.recipe.amax_floor, present=present)
+    def quantised_to(self, hidden_states: Tensor, places: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+        """(rows, H) to codes (*shape, H) and scales, each row's in the places of its pairs; what has no pair is left
+        undefined.
 
-    def activated(self, gate_up: Tensor, present: Tensor) -> Tensor:
-        """(rows, 2I) bf16 to (rows, I) fp32; rows where `present` is negative are left undefined."""
-        return self.activated_by_triton(gate_up, present=present)
+        Args:
+            places: as `fp8moe.kernels.fused.quantize_to_places` has them.
+        """
+        from fp8moe.kernels.fused import quantize_to_places
+
+        codes, scale = self.empty_codes(hidden_states, *shape, hidden_states.shape[1])
+        given = (hidden_states, places, codes.flatten(0, -2), scale)
+        with device_guard(codes.device):
+            quantize_to_places(*given, amax_floor=BY_DEEPGEMM.recipe.amax_floor)
+        return codes, scale
+
+    def requantised(self, gate_up: Tensor, places: Tensor, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(rows, 2I) or (E, rows, 2I) bf16 to codes and scales of the activation, both laid out as `empty_codes`.
+
+        Args:
+            places: as `fp8moe.kernels.fused.activate_quantize` has them; other rows are left undefined.
+            rows: as `show` has it.
+        """
+        from fp8moe.kernels.fused import activate_quantize
+
+        flat = gate_up.flatten(0, -2)
+        if self.observe is not None:
+            self.show("activation", self.activated_by_triton(flat), rows)
+        codes, scale = self.empty_codes(gate_up, *gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        given = (flat, self.config.activation, places, codes.flatten(0, -2), scale)
+        with device_guard(gate_up.device):
+            activate_quantize(*given, amax_floor=BY_DEEPGEMM.recipe.amax_floor)
+        self.show("requantisation", codes.flatten(0, -2), rows)
+        return codes, scale
 
 
 def _pair(matrix: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     assert scale is not None
     return matrix.contiguous(), scale.contiguous()
-
-
-def pair_of(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations with their scales, (…, rows, groups), laid out so that the library copies nothing."""
-    return codes, rows_fastest(scale)
 
 
 def _offer_vllms_copy(name: str) -> None:

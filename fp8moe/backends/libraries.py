@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -141,10 +140,19 @@ class LibraryExperts(LibraryBackend):
     def activation_format() -> FusedMoEActivationFormat:
         return FusedMoEActivationFormat.Standard
 
-    @abstractmethod
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         """Writes the layer's output, (M, H) and contiguous, for at least one token. What it writes for a token without
         any expert is of no account."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither compute nor compute_pairs")
+
+    def compute_pairs(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        """As `compute`, for a library that knows -1: with the arguments of `apply` as they are, and with zeros for a
+        token without any expert."""
+        call = LibraryCall.of(hidden_states, weights, ids, expert_map, self.config.num_local_experts)
+        self.compute(call, output)
+        output.masked_fill_(~call.present.any(1, keepdim=True), 0.0)
 
     def apply(
         self,
@@ -170,10 +178,8 @@ class LibraryExperts(LibraryBackend):
             return output.zero_()
         if apply_router_weight_on_input:
             hidden_states, topk_weights = weighted_input(hidden_states, topk_weights), torch.ones_like(topk_weights)
-        call = LibraryCall.of(hidden_states, topk_weights, topk_ids, expert_map, self.config.num_local_experts)
         written = output if output.is_contiguous() else torch.empty_like(output, memory_format=torch.contiguous_format)
-        self.compute(call, written)
-        written.masked_fill_(~call.present.any(1, keepdim=True), 0.0)
+        self.compute_pairs(hidden_states, topk_weights, topk_ids, expert_map, written)
         return output if written is output else output.copy_(written)
 
 

@@ -53,7 +53,7 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
     """vLLM's CUTLASS or Triton, decided per call on the number of tokens.
 
     With CUTLASS: activations are quantised, gathered by expert, multiplied, activated, quantised again, multiplied, and
-    summed up, each by vLLM's operator.
+    summed up. Gathering, products and sums are vLLM's operators, the rest our kernels.
     """
 
     backend = Fp8MoeBackend.VLLM_CUTLASS
@@ -93,25 +93,25 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
         pair = pairs.clamp(max=rows - 1).long()  # rows without an expert here hold none
         if self.per_token:
             scale = scale[pair // top_k]
+        here = (pairs < rows) & call.present.flatten()[pair]
+        present = here.to(torch.int32) - 1
         first, second = ids.new_empty(local, 3), ids.new_empty(local, 3)
         swapped = rows <= SWAPPED_ROWS
         self.ops.get_cutlass_moe_mm_problem_sizes_from_expert_offsets(offsets, first, second, inter, hidden, swapped)
         gate_up = call.hidden_states.new_empty(rows, 2 * inter)
-        if not self.per_token and placed is not None:
-            gate_up.zero_()  # rows without an expert here are part of the one scale of all
         self.gemm(gate_up, taken, scale, "w13", offsets[:-1], first)
 
         def in_order(values: Tensor) -> Tensor:
             return values[places.flatten().long()]
 
         self.show("first_gemm", gate_up, in_order)
-        values = self.activated(gate_up)
-        if not self.per_token and self.weights.a2_scale is None:
-            values.masked_fill_(~call.present.flatten()[pair, None], 0.0)  # nor are absent pairs part of it
+        values = self.activated(gate_up, present)
         self.show("activation", values, in_order)
-        codes, scale = self.quantised(values, self.weights.a2_scale)
+        codes, scale = self.quantised(values, self.weights.a2_scale, present)
         self.show("requantisation", codes, in_order)
         results = call.hidden_states.new_empty(rows, hidden)
         self.gemm(results, codes, scale, "w2", offsets[:-1], second)
         self.show("second_gemm", results, in_order)
+        # An absent pair's row may hold NaN, which a weight of 0 does not hide: as of no expert here, it is not read.
+        places.masked_fill_(~call.present, rows)
         self.ops.moe_unpermute(results, call.weights, places, offsets, top_k, output)

@@ -182,6 +182,26 @@ def relu2(x):
     return r * r
 
 
+@triton.jit
+def activated_value(gate, up, NAME: tl.constexpr):
+    """The activation of that name; without a gate, of `gate`."""
+    if NAME == "silu":
+        return silu(gate) * up
+    elif NAME == "gelu":
+        return gelu(gate) * up
+    elif NAME == "swigluoai":
+        return swigluoai(gate, up)
+    elif NAME == "swiglustep":
+        return swiglustep(gate, up)
+    elif NAME == "silu_no_mul":
+        return silu(gate)
+    elif NAME == "gelu_no_mul":
+        return gelu(gate)
+    else:
+        tl.static_assert(NAME == "relu2_no_mul")
+        return relu2(gate)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def activate_kernel(
     gate_up,
@@ -208,21 +228,7 @@ def activate_kernel(
     up = gate
     if IS_GATED:
         up = to_float32(tl.load(gate_at + columns, mask=mask, other=0.0))
-    if NAME == "silu":
-        value = silu(gate) * up
-    elif NAME == "gelu":
-        value = gelu(gate) * up
-    elif NAME == "swigluoai":
-        value = swigluoai(gate, up)
-    elif NAME == "swiglustep":
-        value = swiglustep(gate, up)
-    elif NAME == "silu_no_mul":
-        value = silu(gate)
-    elif NAME == "gelu_no_mul":
-        value = gelu(gate)
-    else:
-        tl.static_assert(NAME == "relu2_no_mul")
-        value = relu2(gate)
+    value = activated_value(gate, up, NAME)
     value = round_float32(value, activated.dtype.element_ty)
     tl.store(activated + row[:, None] * columns + column[None, :], value, mask=mask)
 

@@ -1,6 +1,6 @@
-"""Sorts token-expert pairs by expert and cuts each expert's pairs into tiles, for the grouped GEMM.
+"""Cuts each expert's token-expert pairs into tiles, for the grouped GEMM.
 
-Torch operations only, whose shapes follow from the inputs' shapes: nothing waits for the device.
+All shapes follow from the inputs' shapes: nothing waits for the device.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fp8moe.dispatch import local_ids
+from fp8moe.kernels.places import place_pairs
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,14 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
     Returns:
         An `Alignment` of `most_tiles(P, E, tile_rows)` tiles, those in use first; experts ascend.
     """
-    ids = local_ids(topk_ids, expert_map, experts).reshape(-1)
-    owners = ids.to(torch.int32)
-    tiles = most_tiles(ids.numel(), experts, tile_rows)
+    tiles = most_tiles(topk_ids.numel(), experts, tile_rows)
     if tiles == 0:
-        pairs = torch.empty((0, tile_rows), dtype=torch.int32, device=ids.device)
-        return Alignment(owners, pairs, pairs.new_empty(0))
-
-    sorted_ids, order = torch.sort(ids.masked_fill(ids < 0, experts), stable=True)
-    # starts[e] is where expert e's pairs start in `order`, and starts[experts] where the absent ones do.
-    starts = torch.searchsorted(sorted_ids, torch.arange(experts + 1, device=ids.device))
-    tiles_of = (starts.diff() + (tile_rows - 1)) // tile_rows
-    tile_ends = tiles_of.cumsum(0)
-    tile = torch.arange(tiles, device=ids.device)
-    owner = torch.searchsorted(tile_ends, tile, right=True)  # `experts` for tiles past the last one in use
-    expert = owner.clamp(max=experts - 1)
-    first = starts[expert] + (tile - (tile_ends - tiles_of)[expert]) * tile_rows
-    position = first[:, None] + torch.arange(tile_rows, device=ids.device)
-    used = (owner < experts)[:, None] & (position < starts[expert + 1][:, None])
-    pairs = order[position.clamp(max=order.numel() - 1)].masked_fill(~used, -1)
-    return Alignment(owners, pairs.to(torch.int32), owner.masked_fill(owner == experts, -1).to(torch.int32))
+        pairs = torch.empty((0, tile_rows), dtype=torch.int32, device=topk_ids.device)
+        return Alignment(pairs.new_empty(topk_ids.numel()), pairs, pairs.new_empty(0))
+    given = (topk_ids, experts, tiles * tile_rows, tile_rows, expert_map)
+    local_ids, tile_experts, _, pair_of_row = place_pairs(*given, rows_of_owner=tile_rows, pair_of_row=True)
+    assert pair_of_row is not None
+    return Alignment(local_ids, pair_of_row.view(tiles, tile_rows), tile_experts)
 
 
 def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:

@@ -24,6 +24,7 @@ def weighted_sum_kernel(
     stride_output_row,
     stride_output_column,
     WEIGHTED: tl.constexpr,
+    BY_ROW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     blocks = (columns + BLOCK - 1) // BLOCK
@@ -35,8 +36,12 @@ def weighted_sum_kernel(
     for slot in range(0, top_k):
         pair = token * top_k + slot
         # A pair without a local expert is not read: its row of y was never written.
-        if tl.load(local_ids + pair) >= 0:
-            value = to_float32(tl.load(y + pair * stride_y_row + column, mask=in_range, other=0.0))
+        local = tl.load(local_ids + pair)
+        if local >= 0:
+            row = pair
+            if BY_ROW:
+                row = local.to(tl.int64)
+            value = to_float32(tl.load(y + row * stride_y_row + column, mask=in_range, other=0.0))
             if WEIGHTED:
                 weight = tl.load(weights + token * stride_weights_row + slot * stride_weights_slot)
                 total = tl.fma(value, ones * weight, total)
@@ -47,7 +52,7 @@ def weighted_sum_kernel(
     tl.store(output + token * stride_output_row + column * stride_output_column, rounded, mask=in_range)
 
 
-def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor | None) -> None:
+def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor | None, *, by_row: bool = False) -> None:
     """output[token] = the sum over slots of weight * y[token * top_k + slot], into `output`.
 
     Recipe: from zero, in the order of the slots, total = fma(weight, y, total) in fp32 (total + y without weights);
@@ -58,6 +63,7 @@ def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor |
         local_ids: (M * top_k,) int32; a pair where it is negative adds nothing, whatever y and the weight hold.
         output: (M, H) bf16, fp16 or fp32, any strides.
         weights: (M, top_k) fp32, any strides, or None for a plain sum.
+        by_row: `y` has rows in another order, and a pair's number in `local_ids` is that of its row.
     """
     tokens, columns = output.shape
     if tokens == 0:
@@ -76,6 +82,7 @@ def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor |
         output.stride(0),
         output.stride(1),
         WEIGHTED=weights is not None,
+        BY_ROW=by_row,
         BLOCK=BLOCK,
         num_warps=4,
         enable_fp_fusion=False,

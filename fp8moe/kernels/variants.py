@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp8moe.activations import GATED, NON_GATED
-from fp8moe.kernels import activation, grouped_gemm, quantize, reduce
+from fp8moe.kernels import activation, fused, grouped_gemm, places, quantize, reduce
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,30 @@ def _gemms() -> dict[str, Variant]:
     return variants
 
 
+def _placing() -> dict[str, Variant]:
+    """As TRITON and as DEEPGEMM lay pairs out, and what DEEPGEMM does around its GEMMs."""
+    ids = {"ids": "*i64", "expert_map": "*i32"}
+    each = {"EXPERTS": places.EXPERTS, "CHUNK": places.CHUNK}
+    numbers = dict.fromkeys(("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners"), "*i32")
+    by_tile = {"ROWS_OF_OWNER": 64, "ALIGNMENT": 64, "HAS_PLACES": False, "HAS_PAIR_OF_ROW": True, "places": None}
+    by_row = {"ROWS_OF_OWNER": 1, "ALIGNMENT": 128, "HAS_PLACES": True, "HAS_PAIR_OF_ROW": False, "pair_of_row": None}
+    wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True}
+    group = {**_FLOOR, "GROUP": fused.GROUP, "ROWS": quantize.ROWS}
+    laid_out = {"places": "*i32", "codes": "*u8", "scales": "*fp32"}
+    return {
+        "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
+        "sum_counts": Variant(places.sum_counts_kernel, {"EXPERTS": places.EXPERTS}, numbers),
+        "place_pairs_tiles": Variant(places.place_pairs_kernel, {**each, **wide, **by_tile}, numbers),
+        "place_pairs_rows": Variant(places.place_pairs_kernel, {**each, **wide, **by_row}, numbers),
+        "quantize_to_places": Variant(fused.quantize_to_places_kernel, group, {"x": "*bf16", **laid_out}),
+        "activate_quantize": Variant(
+            fused.activate_quantize_kernel,
+            {**group, "NAME": "silu", "IS_GATED": True},
+            {"gate_up": "*bf16", **laid_out},
+        ),
+    }
+
+
 def _activations() -> dict[str, Variant]:
     return {
         f"activate_{name}": Variant(
@@ -113,7 +137,7 @@ def _reading_bf16(variant: Variant, pointer: str) -> Variant:
 
 _WEIGHTED_SUM = Variant(
     reduce.weighted_sum_kernel,
-    {"WEIGHTED": True, "BLOCK": reduce.BLOCK},
+    {"WEIGHTED": True, "BY_ROW": False, "BLOCK": reduce.BLOCK},
     {"y": "*fp32", "weights": "*fp32", "local_ids": "*i32", "output": "*bf16"},
 )
 
@@ -121,14 +145,35 @@ VARIANTS: dict[str, Variant] = {
     **_quantising(),
     **_gemms(),
     **_activations(),
+    **_placing(),
     "activate_bf16": _reading_bf16(_activations()["activate_silu"], "gate_up"),
     "weighted_sum": _WEIGHTED_SUM,
     "weighted_sum_bf16": _reading_bf16(_WEIGHTED_SUM, "y"),
+    "weighted_sum_by_row": _reading_bf16(
+        replace(_WEIGHTED_SUM, constants=_WEIGHTED_SUM.constants | {"BY_ROW": True}), "y"
+    ),
 }
 
 ONES = ("stride_a_k", "stride_w_k", "stride_column", "stride_output_column", "stride_weights_slot")
 """Strides that are 1 where tensors are contiguous, which a launch makes constants."""
-COUNTS = ("rows", "pairs_per_row", "tiles", "top_k", "stride_a_scale_row", "stride_a_scale_k", "stride_w_scale_k")
+COUNTS = (
+    "rows",
+    "pairs",
+    "tokens",
+    "given",
+    "experts",
+    "limit",
+    "chunks",
+    "rows_of_batch",
+    "stride_token",
+    "stride_slot",
+    "pairs_per_row",
+    "tiles",
+    "top_k",
+    "stride_a_scale_row",
+    "stride_a_scale_k",
+    "stride_w_scale_k",
+)
 """Any numbers; the arguments in neither list are multiples of 16, as pointers and sizes usually are."""
 
 

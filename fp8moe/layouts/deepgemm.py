@@ -33,12 +33,16 @@ def power_of_two_scales(codes: Tensor, scale: Tensor, parts: int = 1) -> tuple[T
 def rows_fastest(scale: Tensor) -> Tensor:
     """Activation scales (…, rows, groups) fp32 with the same values and the rows next to each other in memory, each
     group's at a multiple of 16 bytes: a layout that the kernel takes without a copy."""
-    rows, groups = scale.shape[-2:]
-    stride = multiple_of(rows, ALIGNED_BYTES // scale.element_size())
-    storage = scale.new_zeros(*scale.shape[:-2], groups, stride)
-    found = storage[..., :rows].transpose(-1, -2)
+    found = empty_rows_fastest(scale)
     found.copy_(scale)
     return found
+
+
+def empty_rows_fastest(scale: Tensor, *shape: int) -> Tensor:
+    """Such scales, of the shape, dtype and device of `scale`, or of another shape; their values are undefined."""
+    *batches, rows, groups = shape or scale.shape
+    stride = multiple_of(rows, ALIGNED_BYTES // scale.element_size())
+    return scale.new_empty(*batches, groups, stride)[..., :rows].transpose(-1, -2)
 
 
 def packed_exponents(scale: Tensor) -> Tensor:

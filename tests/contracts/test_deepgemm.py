@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fp8moe import PLATFORMS, BackendUnavailable, Platform
 from fp8moe.backends import batched_deepgemm, deepgemm
 from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, DeepGemmStages
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
-from fp8moe.dispatch import combine
+from fp8moe.dispatch import combine, local_ids
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.recipe import Contract
 from fp8moe.scaling import quantize
@@ -36,20 +36,50 @@ FULL_PRECISION = TorchExperts.contract.recipe
 
 class Played(ByTorch, PlayedLibrary):
     # Triton's kernels have tests of their own; here there is no device for them. What they leave undefined is NaN.
-    def quantised(self, values: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        codes, scale = quantize(values, GROUP)
-        if present is not None:
-            codes.view(torch.uint8)[present < 0], scale[present < 0] = 0x7F, torch.nan
-        return codes, scale
+    def empty_codes(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+        codes, scale = super().empty_codes(like, *shape)
+        codes.view(torch.uint8).fill_(0x7F)
+        return codes, scale.fill_(torch.nan)
+
+    def quantised_to(self, hidden_states: Tensor, places: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+        found = self.empty_codes(hidden_states, *shape, hidden_states.shape[1])
+        pairs = hidden_states.repeat_interleave(len(places) // len(hidden_states), dim=0)
+        return placed(pairs[places >= 0], places[places >= 0], found)
+
+    def requantised(self, gate_up: Tensor, places: Tensor, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        there, flat = places[places >= 0], gate_up.flatten(0, -2)
+        found = self.empty_codes(gate_up, *gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        return placed(self.activated_by_triton(flat[there]), there, found)
+
+
+def placed(values: Tensor, rows: Tensor, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Quantised, in these rows, counted through all batches."""
+    codes, scale = quantize(values, GROUP)
+    found[0].view(torch.uint8).flatten(0, -2)[rows] = codes.view(torch.uint8)
+    batch = found[0].shape[-2]
+    (found[1] if found[1].dim() == 3 else found[1][None])[rows // batch, rows % batch] = scale
+    return found
 
 
 class PlayedDeepGemm(Played, deepgemm.DeepGemmExperts):
     def fallback(self) -> FusedMoEPermuteExpertsUnpermute:
         return TorchExperts(self.config, self.quant, self.weights)
 
-    def combine(self, results: Tensor, local: Tensor, output: Tensor, weights: Tensor) -> None:
-        slots = results.float().view(*weights.shape, -1)
-        output.copy_(combine(slots, weights, local.view(weights.shape) >= 0, output.dtype, round_sum=False))
+    def layout_of(self, ids: Tensor, expert_map: Tensor | None) -> deepgemm.ContiguousLayout:
+        local, alignment = local_ids(ids, expert_map, self.config.num_local_experts).flatten(), self.alignment()
+        rows = deepgemm.contiguous_rows(len(local), self.config.num_local_experts, alignment)
+        expert, places = torch.full((rows,), -1, dtype=torch.int32), torch.full((len(local),), -1, dtype=torch.int32)
+        start = 0
+        for index in range(self.config.num_local_experts):
+            pairs = (local == index).nonzero()[:, 0]
+            places[pairs] = torch.arange(start, start + len(pairs), dtype=torch.int32)
+            expert[start : start + len(pairs)] = index
+            start += -(-len(pairs) // alignment) * alignment
+        return deepgemm.ContiguousLayout(expert, places)
+
+    def combine(self, results: Tensor, places: Tensor, output: Tensor, weights: Tensor) -> None:
+        slots = results[places.long().clamp(min=0)].float().view(*weights.shape, -1)
+        output.copy_(combine(slots, weights, places.view(weights.shape) >= 0, output.dtype, round_sum=False))
 
 
 class PlayedBatchedDeepGemm(Played, batched_deepgemm.BatchedDeepGemmExperts):
@@ -153,23 +183,6 @@ def test_another_alignment_of_the_process_is_followed() -> None:
     adapter = Other(tensors.config, tensors.quant, tensors.weights)
     expected = tensors.call(AsDeclared(tensors.config, tensors.quant, tensors.weights))
     assert same(tensors.call(adapter), expected)
-
-
-@pytest.mark.parametrize("alignment", [128, 64])
-@pytest.mark.parametrize("local", [[[0, 2], [-1, 2], [1, 0]], [[-1, -1]], [[3, 3]] * 300, [[0, 1]] * 200])
-def test_contiguous_layout(local: list[list[int]], alignment: int) -> None:
-    given = torch.tensor(local)
-    layout = deepgemm.ContiguousLayout.of(given, 4, alignment)
-    here = given.flatten() >= 0
-    assert len(layout.expert) % alignment == 0
-    assert torch.equal(layout.expert[layout.row[here]].long(), given.flatten()[here])
-    assert set(layout.row[~here].tolist()) <= {len(layout.expert)}
-    tokens = torch.randn(len(local), 3)
-    pairs = layout.taken(layout.placed(tokens)).view(len(local), -1, 3)
-    assert torch.equal(pairs[given >= 0], tokens[:, None].expand_as(pairs)[given >= 0])
-    assert int((layout.expert >= 0).sum()) == int(here.sum())
-    for block in layout.expert.split(alignment):
-        assert set(block.tolist()) <= {int(block[0]), -1}
 
 
 @pytest.mark.parametrize(

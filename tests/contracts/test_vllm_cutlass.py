@@ -1,10 +1,17 @@
-"""VLLM_CUTLASS and its batched form beside vLLM's released operators, on played ones with their registered schemas."""
+"""VLLM_CUTLASS and its batched form beside vLLM's released operators, on played ones with their registered schemas.
+
+Our kernels are played as well, unless triton interprets them: one test runs this file so, in a process of its own.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,113 +20,63 @@ import torch
 from torch import Tensor
 
 from conformance.build import CaseTensors, build
-from fp8moe import PLATFORMS, BackendUnavailable, GroupShape, Platform
+from conformance.checks import check_case
+from conformance.plan import Subject, resolve_target
+from conformance.results import Status
+from fp8moe import PLATFORMS, BackendUnavailable, FusedMoEActivationFormat, GroupShape, Platform, Support
 from fp8moe.backends import batched_vllm_cutlass, cutlass_stages, vllm_cutlass
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
+from fp8moe.backends.triton_stages import interprets
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
-from fp8moe.scaling import quantize
+from fp8moe.scaling import encode, group_amax, quantize, scale_from_amax
 from tests.contracts.layers import CASES, LAYER, ByTorch, case, same, with_holes
+from tests.contracts.played_cutlass import batched_sizes, gemm, permute, sizes, unpermute
 from tests.contracts.released import VLLM
 
 NAMESPACE = "fp8moe_played_cutlass"
-OF_C = (cutlass_stages.GEMM, *cutlass_stages.QUANTISE, vllm_cutlass.SIZES, batched_vllm_cutlass.SIZES)
+OF_C = (cutlass_stages.GEMM, vllm_cutlass.SIZES, batched_vllm_cutlass.SIZES)
+SCHEMES = ["channel_tok", "tensor_dyn", "tensor_static"]
+INTERPRETED = interprets("test_vllm_cutlass")
 
 
 def as_declared(
     tensors: CaseTensors, cls: type[TorchExperts] | type[BatchedTorchExperts] = TorchExperts
 ) -> FusedMoEPermuteExpertsUnpermute:
-    recipe = cutlass_stages.contract_on(PLATFORMS["h200"], tensors.quant).recipe
+    recipe = cutlass_stages.contract_on(PLATFORMS["h200"]).recipe
     return cls.with_recipe(recipe)(tensors.config, tensors.quant, tensors.weights)
 
 
-def permute(
-    values: Tensor,
-    ids: Tensor,
-    numbers: Tensor,
-    placed: Tensor | None,
-    experts: int,
-    local: int,
-    top_k: int,
-    taken: Tensor,
-    offsets: Tensor,
-    places: Tensor,
-    pairs: Tensor,
-) -> None:
-    """Rows by local expert, those without one at the end, where nothing is written."""
-    assert torch.equal(numbers.flatten(), torch.arange(ids.numel(), dtype=torch.int32))
-    assert experts == (local if placed is None else placed.numel())
-    owner = ids.long().flatten() if placed is None else placed.long()[ids.long().flatten()]
-    order = torch.argsort(torch.where(owner < 0, local, owner), stable=True)
-    here = int((owner >= 0).sum())
-    taken.view(torch.uint8).fill_(0x7F)  # NaN: what is there must not be looked at
-    taken.view(torch.uint8)[:here] = values.view(torch.uint8)[order[:here] // top_k]
-    offsets.copy_(torch.searchsorted(torch.where(owner < 0, local, owner)[order], torch.arange(local + 1)))
-    places.view(-1)[order] = torch.arange(ids.numel(), dtype=torch.int32)
-    pairs[:here] = order[:here].to(torch.int32)
+def left(values: Tensor, present: Tensor | None) -> Tensor:
+    """What a kernel of ours leaves undefined is NaN."""
+    if present is not None:
+        assert (present.dtype, present.shape) == (torch.int32, values.shape[:1])
+        codes = values.dtype == torch.float8_e4m3fn
+        (values.view(torch.uint8) if codes else values)[present < 0] = 0x7F if codes else torch.nan
+    return values
 
 
-def unpermute(values: Tensor, weights: Tensor, places: Tensor, offsets: Tensor | None, top_k: int, out: Tensor) -> None:
-    assert offsets is not None
-    total = torch.zeros(out.shape)
-    for slot in range(top_k):
-        row = places[:, slot].long()
-        term = weights[:, slot, None] * values[row].float()
-        total = total + torch.where((row < offsets[-1])[:, None], term, 0.0)
-    out.copy_(total)
+def by_token(x: Tensor, *, amax_floor: float, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    codes, scale = quantize(x, GroupShape.PER_TOKEN, amax_floor=amax_floor)
+    return left(codes, present), left(scale, present)
 
 
-def sizes(offsets: Tensor, first: Tensor, second: Tensor, n: int, k: int, swapped: bool) -> None:
-    counts = offsets.diff().to(torch.int32)
-    for table, columns, terms in ((first, 2 * n, k), (second, k, n)):
-        table[:, 0], table[:, 1], table[:, 2] = (columns, counts, terms) if swapped else (counts, columns, terms)
+def by_tensor(x: Tensor, scale: Tensor, *, present: Tensor | None = None) -> Tensor:
+    assert scale.numel() in (1, len(x))
+    return left(encode(x.float() / scale.reshape(-1, 1)), present)
 
 
-def gemm(*given: Any) -> None:
-    out, a, b, a_scale, b_scale, offsets, table, a_strides, b_strides, c_strides, per_token, per_channel = given
-    assert offsets.dtype == torch.int64
-    assert per_token == per_channel
-    assert all(stride.tolist() == [a.shape[1]] * len(b) for stride in (a_strides, b_strides))
-    assert c_strides.tolist() == [out.shape[1]] * len(b)
-    for expert in range(len(b)):
-        m, n, k = table[expert].tolist()
-        if len(a) <= 64:  # what the kernel does by itself; sizes that are the other way round go unnoticed
-            m, n = n, m
-        assert (n, k) == tuple(b.shape[1:])
-        rows = slice(int(offsets[expert]), int(offsets[expert]) + m)
-        scale = a_scale[rows] if per_token else a_scale
-        matrix = b[expert].float() * b_scale[expert].reshape(-1, 1)
-        out[rows] = ((a[rows].float() * scale) @ matrix.t()).to(out.dtype)
+def scale_of(x: Tensor, *, amax_floor: float, present: Tensor | None = None) -> Tensor:
+    there = x if present is None else x[present >= 0]
+    amax = group_amax(there, GroupShape.PER_TENSOR) if len(there) else torch.zeros(1)
+    return scale_from_amax(amax, amax_floor=amax_floor).reshape(1)
 
 
-def batched_sizes(
-    offsets: Tensor, first: Tensor, second: Tensor, counts: Tensor, experts: int, longest: int, n: int, k: int
-) -> None:
-    assert (offsets.dtype, len(counts)) == (torch.int32, experts)
-    offsets.copy_(torch.arange(experts) * longest)
-    swapped = experts * longest <= 64
-    for table, columns, terms in ((first, 2 * n, k), (second, k, n)):
-        table[:, 0], table[:, 1], table[:, 2] = (columns, counts, terms) if swapped else (counts, columns, terms)
-
-
-def through(group: GroupShape, codes: Tensor, values: Tensor, scale: Tensor, **rule: Any) -> None:
-    found, measured = quantize(values, group, **rule)
-    codes.view(torch.uint8).copy_(found.view(torch.uint8))
-    scale.copy_(measured.reshape(scale.shape))
-
-
-def static(codes: Tensor, values: Tensor, scale: Tensor, shape: Any = None) -> None:
-    codes.view(torch.uint8).copy_(
-        quantize(values, GroupShape.PER_TENSOR, scale, scaling="reciprocal")[0].view(torch.uint8)
-    )
-
-
-def per_token(codes: Tensor, values: Tensor, scale: Tensor, bound: Tensor | None) -> None:
-    through(GroupShape.PER_TOKEN, codes, values.nan_to_num(), scale, amax_floor=2.0**-9)
-
-
-def per_tensor(codes: Tensor, values: Tensor, scale: Tensor) -> None:
-    floor = cutlass_stages.SMALLEST_SCALE * 448
-    through(GroupShape.PER_TENSOR, codes, values, scale, scaling="reciprocal", amax_floor=floor)
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not INTERPRETED:
+        played = {"quantize_per_token": by_token, "quantize_per_tensor": by_tensor, "tensor_scale": scale_of}
+        for name, function in played.items():
+            monkeypatch.setattr(f"fp8moe.kernels.quantize.{name}", function)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,9 +88,6 @@ def operators() -> Iterator[None]:
         "cutlass_moe_mm": gemm,
         "get_cutlass_moe_mm_problem_sizes_from_expert_offsets": sizes,
         "get_cutlass_batched_moe_mm_data": batched_sizes,
-        "static_scaled_fp8_quant": static,
-        "dynamic_scaled_fp8_quant": per_tensor,
-        "dynamic_per_token_scaled_fp8_quant": per_token,
     }
     schemas = VLLM.schemas("vllm/_C_stable_libtorch.abi3.so", OF_C)
     schemas |= VLLM.schemas("vllm/_moe_C_stable_libtorch.abi3.so", vllm_cutlass.PERMUTE)
@@ -163,7 +117,7 @@ class PlayedBatchedCutlass(Played, batched_vllm_cutlass.BatchedVllmCutlassExpert
     pass
 
 
-@pytest.mark.parametrize("scheme", ["channel_tok", "tensor_dyn", "tensor_static"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -183,7 +137,7 @@ def test_vllms_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     assert same(tensors.call(adapter), tensors.call(experts))
 
 
-@pytest.mark.parametrize("scheme", ["channel_tok", "tensor_dyn", "tensor_static"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
 def test_vllms_cutlass_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
     tensors = with_holes(case(scheme, **fields))
@@ -234,7 +188,7 @@ def test_what_vllms_cutlass_cannot_take_is_refused(fields: dict[str, Any], why: 
         PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
 
 
-@pytest.mark.parametrize("scheme", ["channel_tok", "tensor_static"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -282,7 +236,75 @@ def test_batches_are_long_enough_for_the_product_that_is_declared(
     assert steps.scale_order == "weights_first"
 
 
-def test_one_scale_for_all_experts_batches_is_refused() -> None:
+class OneScale(PlayedBatchedCutlass):
+    """The fault: one scale for all experts' batches."""
+
+    def dynamic_scale(self, values: Tensor, present: Tensor | None) -> Tensor:
+        return cutlass_stages.CutlassStages.dynamic_scale(self, values, present).expand(len(values), 1).contiguous()
+
+
+def of_two_batches(cls: type[PlayedBatchedCutlass], other: float) -> Tensor:
+    """What the first expert makes of two tokens, beside another expert's that are so much larger."""
     tensors = build(case("tensor_dyn"), "cpu")
-    with pytest.raises(BackendUnavailable, match="tensor_dyn: expected channel_tok, tensor_static"):
-        PlayedBatchedCutlass(tensors.config, tensors.quant, tensors.weights)
+    adapter = cls(tensors.config, tensors.quant, tensors.weights)
+    batches = torch.full((8, 4, 256), torch.nan, dtype=torch.bfloat16)  # past a batch's count is nothing to look at
+    batches[0, :2], batches[5, :3] = tensors.hidden_states[:2], tensors.hidden_states[2:5] * other
+    return adapter.apply_batched(batches, torch.tensor([2, 0, 0, 0, 0, 3, 0, 0]))[0, :2]
+
+
+def test_a_batchs_scale_is_its_own() -> None:
+    assert bool(of_two_batches(PlayedBatchedCutlass, 1.0).isfinite().all())
+    assert same(of_two_batches(PlayedBatchedCutlass, 1.0), of_two_batches(PlayedBatchedCutlass, 4096.0))
+    assert not same(of_two_batches(OneScale, 1.0), of_two_batches(OneScale, 4096.0))
+
+
+@pytest.mark.parametrize(
+    ("cls", "status"), [(PlayedBatchedCutlass, Status.PASSED), (OneScale, Status.FAILED)], ids=["honest", "one scale"]
+)
+def test_the_oracle_tells_a_batchs_scale_from_one_for_all(cls: type[PlayedBatchedCutlass], status: Status) -> None:
+    support = Support(
+        device=lambda platform, env: True,
+        needs="nothing",
+        scheme=batched_vllm_cutlass.CUTLASS_SCHEMES,
+        activations=batched_vllm_cutlass.CUTLASS_ACTIVATIONS,
+        activation_format=FusedMoEActivationFormat.BatchedExperts,
+    )
+    here = type(cls.__name__, (cls,), {"support": support})
+    result = check_case(case("tensor_dyn", tokens=40), Subject(cls.__name__, here, ""), resolve_target("cpu"))
+    assert result.status is status, result.reason
+
+
+@pytest.mark.parametrize(
+    ("scheme", "declared"), [("channel_tok", True), ("tensor_static", True), ("tensor_dyn", False)]
+)
+def test_a_batchs_scale_depends_on_its_other_tokens(scheme: str, declared: bool) -> None:
+    tensors = build(case(scheme), "cpu")
+    contract = PlayedBatchedCutlass(tensors.config, tensors.quant, tensors.weights).contract
+    assert contract.batch_invariant is declared
+    assert contract.recipe.dynamic_tensor_scope == "expert"
+
+
+@pytest.mark.parametrize("cls", [PlayedCutlass, PlayedBatchedCutlass])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_nan_stays_nan_and_with_those_that_share_its_scale(cls: type[Played], scheme: str) -> None:
+    tensors = build(case(scheme), "cpu")
+    states = tensors.hidden_states.clone()
+    states[1, 3] = torch.nan
+    adapter = cls(tensors.config, tensors.quant, tensors.weights)
+    expected, found = tensors.call(adapter), replace(tensors, hidden_states=states).call(adapter)
+    assert bool(found[1].isnan().all())
+    if scheme != "tensor_dyn":
+        others = torch.arange(len(states)) != 1
+        assert same(found[others], expected[others])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
+def test_with_our_kernels_in_the_interpreter() -> None:
+    # Without the options of the run that we are part of.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["TRITON_INTERPRET"] = "1"
+    chosen = ["-k", "plain or absent or own or nan"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *chosen, __file__]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

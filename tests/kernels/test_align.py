@@ -72,10 +72,10 @@ def test_alignment_of_no_batches(device: torch.device) -> None:
         align_batches(torch.zeros(2, dtype=torch.int32), 2**30, 16)
 
 
-def test_worst_case_of_tiles_is_reached() -> None:
+def test_worst_case_of_tiles_is_reached(device: torch.device) -> None:
     """One full tile more than an even split: every expert one row over."""
     experts, tile_rows = 4, 16
     ids = torch.arange(experts).repeat_interleave(tile_rows + 1)[:, None]
-    alignment = align_pairs(ids, experts, tile_rows)
+    alignment = align_pairs(ids.to(device), experts, tile_rows)
     assert alignment.tiles == most_tiles(ids.numel(), experts, tile_rows) == 2 * experts
     assert (alignment.tile_experts >= 0).all()

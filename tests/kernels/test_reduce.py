@@ -31,3 +31,20 @@ def test_weighted_sum(weighted: bool, results: torch.dtype, dtype: torch.dtype, 
     weighted_sum(y.to(device), local_ids.flatten().to(device), output[:, ::2], weights.to(device) if weighted else None)
     assert torch.equal(output[:, ::2].cpu(), expected.to(dtype))
     assert bool((output[:, 1::2] == 7.0).all())
+
+
+def test_weighted_sum_by_row(device: torch.device) -> None:
+    """Rows in another order, some of no pair, and pairs of no row: as the rows in the order of the pairs."""
+    tokens, top_k, columns, rows = 5, 3, 1100, 40
+    generator = torch.Generator().manual_seed(4)
+    y = torch.randn(rows, columns, generator=generator).to(torch.bfloat16)
+    places = torch.randperm(rows, generator=generator)[: tokens * top_k].to(torch.int32)
+    places[[1, 6, 7, 8]] = -1
+    weights = torch.rand(tokens, top_k, generator=generator).to(device)
+    taken = y[places.long().clamp(min=0)].to(device)
+    y[torch.tensor([row not in places.tolist() for row in range(rows)])] = float("nan")
+    found, expected = (torch.empty(tokens, columns, dtype=torch.bfloat16, device=device) for _ in range(2))
+    weighted_sum(y.to(device), places.to(device), found, weights, by_row=True)
+    weighted_sum(taken, places.to(device), expected, weights)
+    assert not bool(found.isnan().any())
+    assert torch.equal(found, expected)

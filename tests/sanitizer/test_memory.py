@@ -23,7 +23,9 @@ from ttsem import sanitize  # before whatever imports triton
 
 from fp8moe.kernels.activation import activate
 from fp8moe.kernels.align import align_pairs
+from fp8moe.kernels.fused import activate_quantize, quantize_to_places
 from fp8moe.kernels.grouped_gemm import BLOCK, grouped_gemm
+from fp8moe.kernels.places import place_pairs
 from fp8moe.kernels.quantize import (
     quantize_per_tensor,
     quantize_per_token,
@@ -79,6 +81,26 @@ def summed(columns: int) -> None:
     weighted_sum(rows(6, columns, torch.float32), ids, torch.empty(3, columns, dtype=torch.bfloat16), torch.rand(3, 2))
 
 
+def placed(tokens: int, alignment: int) -> None:
+    ids = torch.arange(tokens * 2).reshape(tokens, 2) % 21 - 1
+    place_pairs(ids, 19, tokens * 2 + 19 * alignment, alignment, rows_of_owner=1, places=True, pair_of_row=True)
+
+
+def quantized_to_places(tokens: int, columns: int) -> None:
+    codes, scales = (
+        torch.empty(tokens * 2, columns, dtype=torch.float8_e4m3fn),
+        torch.empty(tokens * 2, -(-columns // 128)),
+    )
+    quantize_to_places(rows(tokens, columns), torch.arange(tokens * 2, dtype=torch.int32).flip(0) - 3, codes, scales)
+
+
+def activated_in_places(count: int, columns: int) -> None:
+    codes, scales = torch.empty(count, columns, dtype=torch.float8_e4m3fn), torch.empty(count, -(-columns // 128))
+    activate_quantize(
+        rows(count, 2 * columns), "silu", torch.arange(count, dtype=torch.int32).flip(0) - 3, codes, scales
+    )
+
+
 # Sizes that fill tiles and sizes that do not; several programs each.
 CALLS: dict[str, Callable[[], object]] = {
     "groups-17x200": partial(quantize_per_token_group, rows(17, 200)),
@@ -103,6 +125,12 @@ CALLS: dict[str, Callable[[], object]] = {
     },
     "sum-1100": partial(summed, 1100),
     "sum-1024": partial(summed, 1024),
+    "places-40": partial(placed, 40, 16),
+    "places-600": partial(placed, 600, 1),
+    "to-places-17x200": partial(quantized_to_places, 17, 200),
+    "to-places-16x256": partial(quantized_to_places, 16, 256),
+    "activated-37x200": partial(activated_in_places, 37, 200),
+    "activated-32x128": partial(activated_in_places, 32, 128),
 }
 
 

@@ -1,0 +1,178 @@
+"""What surrounds a library's grouped GEMM, two steps in one kernel: bits as of the kernels of one step each."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fp8moe.activations import GATED
+from fp8moe.kernels.activation import activated_value
+from fp8moe.kernels.fp8_cast import float32_to_e4m3
+from fp8moe.kernels.interpreter import rows_of_program
+from fp8moe.kernels.quantize import ROWS, amax_bits, scale_of
+from fp8moe.kernels.widths import to_float32
+
+_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+GROUP = 128
+
+
+@triton.jit
+def scale_at(scales, row, group, rows_of_batch, stride_batch, stride_row, stride_group):
+    """Where the scale of a row's group lies; rows are numbered through all batches."""
+    batch = row // rows_of_batch
+    return scales + batch * stride_batch + (row - batch * rows_of_batch) * stride_row + group * stride_group
+
+
+@triton.jit(do_not_specialize=["tokens", "top_k", "rows_of_batch"])
+def quantize_to_places_kernel(
+    x,
+    places,
+    codes,
+    scales,
+    tokens,
+    top_k,
+    rows_of_batch,
+    columns,
+    stride_row,
+    stride_column,
+    stride_scale_batch,
+    stride_scale_row,
+    stride_scale_group,
+    AMAX_FLOOR: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    groups = (columns + GROUP - 1) // GROUP
+    group = tl.program_id(0) % groups
+    row = (tl.program_id(0) // groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = (group * GROUP + tl.arange(0, GROUP)).to(tl.int64)
+    in_range = (column < columns)[None, :]
+    value = tl.load(
+        x + row[:, None] * stride_row + column[None, :] * stride_column,
+        mask=(row < tokens)[:, None] & in_range,
+        other=0.0,
+    )
+    value = to_float32(value)
+    scale = scale_of(amax_bits(value), AMAX_FLOOR)
+    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+    for slot in range(0, top_k):
+        place = tl.load(places + row * top_k + slot, mask=row < tokens, other=-1).to(tl.int64)
+        there = place >= 0
+        tl.store(codes + place[:, None] * columns + column[None, :], code, mask=there[:, None] & in_range)
+        at = scale_at(scales, place, group, rows_of_batch, stride_scale_batch, stride_scale_row, stride_scale_group)
+        tl.store(at, scale, mask=there)
+
+
+@triton.jit(do_not_specialize=["given", "rows_of_batch"])
+def activate_quantize_kernel(
+    gate_up,
+    places,
+    codes,
+    scales,
+    given,
+    rows_of_batch,
+    columns,
+    stride_row,
+    stride_scale_batch,
+    stride_scale_row,
+    stride_scale_group,
+    NAME: tl.constexpr,
+    IS_GATED: tl.constexpr,
+    AMAX_FLOOR: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    groups = (columns + GROUP - 1) // GROUP
+    group = tl.program_id(0) % groups
+    row = (tl.program_id(0) // groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(places + row, mask=row < given, other=-1).to(tl.int64)
+    local = row >= 0
+    column = group * GROUP + tl.arange(0, GROUP)
+    mask = local[:, None] & (column < columns)[None, :]
+    gate_at = gate_up + row[:, None] * stride_row + column[None, :]
+    gate = to_float32(tl.load(gate_at, mask=mask, other=0.0))
+    up = gate
+    if IS_GATED:
+        up = to_float32(tl.load(gate_at + columns, mask=mask, other=0.0))
+    value = tl.where(mask, activated_value(gate, up, NAME), 0.0)
+    scale = scale_of(amax_bits(value), AMAX_FLOOR)
+    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+    tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
+    at = scale_at(scales, row, group, rows_of_batch, stride_scale_batch, stride_scale_row, stride_scale_group)
+    tl.store(at, scale, mask=local)
+
+
+def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor, *, amax_floor: float = 1e-10) -> None:
+    """Quantises each token's groups of 128 columns to e4m3fn, once, and writes them to the row of each of its pairs.
+
+    Recipe: as `fp8moe.kernels.quantize.quantize_per_token_group`.
+
+    Args:
+        x: (M, columns) bf16, fp16 or fp32; any strides.
+        places: (M * top_k,) int32, the row of each pair; a pair where it is negative has none.
+        codes: (rows, columns) float8_e4m3fn, row-major, written to; rows of no pair are left alone.
+        scales: (rows, ceil(columns / 128)) fp32, or (batches, rows of each, ceil(columns / 128)); any
+            strides, written to as `codes`.
+    """
+    tokens, columns = x.shape
+    rows_each = rows_of_program(tokens, ROWS)
+    grid = triton.cdiv(tokens, rows_each) * triton.cdiv(columns, GROUP)
+    batches = scales if scales.dim() == 3 else scales[None]
+    if grid:
+        quantize_to_places_kernel[(grid,)](
+            x,
+            places,
+            codes.view(torch.uint8),
+            scales,
+            tokens,
+            places.numel() // tokens,
+            batches.shape[1],
+            columns,
+            *x.stride(),
+            *batches.stride(),
+            AMAX_FLOOR=amax_floor,
+            GROUP=GROUP,
+            ROWS=rows_each,
+            **_OPTIONS,
+        )
+
+
+def activate_quantize(
+    gate_up: Tensor, name: str, places: Tensor, codes: Tensor, scales: Tensor, *, amax_floor: float = 1e-10
+) -> None:
+    """The activation in fp32, and its groups of 128 columns quantised to e4m3fn.
+
+    Recipe: as `fp8moe.kernels.activation.activate` to fp32, then `fp8moe.kernels.quantize.quantize_per_token_group`.
+
+    Args:
+        gate_up: (rows, 2I) fp32, bf16 or fp16, or (rows, I) without a gate; a row's columns are contiguous.
+        name: of the activation.
+        places: any number of int32: the rows that are there, each once, among negative ones; no other row is read or
+            written.
+        codes: (rows, I) float8_e4m3fn, row-major, written to.
+        scales: (rows, ceil(I / 128)) fp32, or (batches, rows of each, ceil(I / 128)); any strides; written to.
+    """
+    given, columns = places.numel(), codes.shape[1]
+    rows_each = rows_of_program(given, ROWS)
+    grid = triton.cdiv(given, rows_each) * triton.cdiv(columns, GROUP)
+    batches = scales if scales.dim() == 3 else scales[None]
+    if grid:
+        activate_quantize_kernel[(grid,)](
+            gate_up,
+            places,
+            codes.view(torch.uint8),
+            scales,
+            given,
+            batches.shape[1],
+            columns,
+            gate_up.stride(0),
+            *batches.stride(),
+            NAME=name,
+            IS_GATED=name in GATED,
+            AMAX_FLOOR=amax_floor,
+            GROUP=GROUP,
+            ROWS=rows_each,
+            **_OPTIONS,
+        )

@@ -1,0 +1,184 @@
+"""Where each token-expert pair goes: pairs grouped by expert, each expert's from a multiple of some number of rows on.
+
+Three small kernels, or two where the pairs fit into one chunk, on integers alone: every order of their programs gives
+the same numbers. Nothing waits for the device.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor, empty, full, int32
+
+from fp8moe.kernels.interpreter import INTERPRETED
+
+CHUNK = 512
+"""Pairs of one program."""
+EXPERTS = 16
+"""Experts of one program."""
+
+
+@triton.jit(do_not_specialize=["pairs", "top_k", "limit", "experts"])
+def count_pairs_kernel(
+    ids,
+    expert_map,
+    local_ids,
+    counts,
+    pairs,
+    top_k,
+    limit,
+    experts,
+    stride_token,
+    stride_slot,
+    HAS_MAP: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Local ids of a chunk of pairs, and how many of them each expert has: counts[chunk, expert]."""
+    chunk = tl.program_id(1)
+    pair = chunk * CHUNK + tl.arange(0, CHUNK)
+    real = pair < pairs
+    token = (pair // top_k).to(tl.int64)
+    given = tl.load(ids + token * stride_token + (pair % top_k) * stride_slot, mask=real, other=-1).to(tl.int64)
+    known = (given >= 0) & (given < limit)
+    local = given
+    if HAS_MAP:
+        local = tl.load(expert_map + tl.where(known, given, 0), mask=known, other=-1).to(tl.int64)
+    local = tl.where(known & (local >= 0) & (local < experts), local, -1).to(tl.int32)
+    if tl.program_id(0) == 0:
+        tl.store(local_ids + pair, local, mask=real)
+    expert = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
+    found = tl.sum((expert[:, None] == local[None, :]).to(tl.int32), axis=1)
+    tl.store(counts + chunk * experts + expert, found, mask=expert < experts)
+
+
+@triton.jit(do_not_specialize=["chunks", "experts"])
+def sum_counts_kernel(counts, totals, chunks, experts, EXPERTS: tl.constexpr):
+    """counts[chunk, expert] become the sums over the chunks before, and totals[expert] the sum over all."""
+    expert = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
+    real = expert < experts
+    total = tl.full((EXPERTS,), 0, tl.int32)
+    for chunk in range(0, chunks):
+        at = counts + chunk * experts + expert
+        found = tl.load(at, mask=real, other=0)
+        tl.store(at, total, mask=real)
+        total += found
+    tl.store(totals + expert, total, mask=real)
+
+
+@triton.jit(do_not_specialize=["pairs", "experts"])
+def place_pairs_kernel(
+    local_ids,
+    totals,
+    before,
+    places,
+    pair_of_row,
+    owners,
+    pairs,
+    experts,
+    ALIGNMENT: tl.constexpr,
+    ROWS_OF_OWNER: tl.constexpr,
+    HAS_BEFORE: tl.constexpr,
+    HAS_PLACES: tl.constexpr,
+    HAS_PAIR_OF_ROW: tl.constexpr,
+    ALL_EXPERTS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The rows of a chunk of pairs, for some experts."""
+    chunk = tl.program_id(1)
+    expert = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
+    every = tl.arange(0, ALL_EXPERTS)
+    total = tl.load(totals + every, mask=every < experts, other=0)
+    aligned = (total + (ALIGNMENT - 1)) // ALIGNMENT * ALIGNMENT
+    row = tl.sum(tl.where(every[None, :] < expert[:, None], aligned[None, :], 0), axis=1)
+    if HAS_BEFORE:
+        row += tl.load(before + chunk * experts + expert, mask=expert < experts, other=0)
+    pair = chunk * CHUNK + tl.arange(0, CHUNK)
+    local = tl.load(local_ids + pair, mask=pair < pairs, other=-1)
+    mine = expert[:, None] == local[None, :]
+    row = row[:, None] + tl.cumsum(mine.to(tl.int32), axis=1) - 1
+    first = mine & (row % ROWS_OF_OWNER == 0)
+    tl.store(owners + row // ROWS_OF_OWNER, tl.broadcast_to(expert[:, None], row.shape), mask=first)
+    if HAS_PAIR_OF_ROW:
+        tl.store(pair_of_row + row, tl.broadcast_to(pair[None, :], row.shape), mask=mine)
+    if HAS_PLACES:
+        tl.store(tl.broadcast_to((places + pair)[None, :], row.shape), row, mask=mine)
+
+
+def place_pairs(
+    topk_ids: Tensor,
+    experts: int,
+    rows: int,
+    alignment: int,
+    expert_map: Tensor | None = None,
+    *,
+    rows_of_owner: int,
+    places: bool = False,
+    pair_of_row: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Groups the P = M * top_k pairs of `topk_ids` by local expert; experts ascend, and so do an expert's pairs.
+
+    Args:
+        topk_ids: (M, top_k) integers, any strides, at least one; ids outside the experts, -1 among them, are absent.
+        experts: local experts E.
+        rows: of the layout, enough for every id.
+        alignment: of an expert's first row.
+        expert_map: (global experts,) int32 or int64 to local ids; None: ids are local.
+        rows_of_owner: 1, or the alignment.
+        places, pair_of_row: whether these are wanted.
+
+    Returns:
+        - (P,) int32 local ids, -1 where a pair has no expert here;
+        - (ceil(rows / rows_of_owner),) int32, the expert of each row, or of each tile of the alignment; -1 where none;
+        - (P,) int32, each pair's row, -1 where it has none; or None;
+        - (rows,) int32, each row's pair, -1 where it has none; or None.
+    """
+    pairs, top_k = topk_ids.numel(), topk_ids.shape[1]
+    experts_each = max(triton.next_power_of_2(experts), EXPERTS) if INTERPRETED else EXPERTS
+    chunk = max(triton.next_power_of_2(pairs), 16) if INTERPRETED and pairs <= 4096 else CHUNK
+    chunks, blocks = triton.cdiv(pairs, chunk), triton.cdiv(experts, experts_each)
+    device = topk_ids.device
+    expert_map = None if expert_map is None else expert_map.contiguous()
+    owner_rows = -(-rows // rows_of_owner)
+    filled = full((owner_rows + places * pairs + pair_of_row * rows,), -1, dtype=int32, device=device)
+    owners, found_places, found_pairs = filled.split((owner_rows, places * pairs, pair_of_row * rows))
+    numbers = empty((pairs + (chunks + 1) * experts,), dtype=int32, device=device)
+    local_ids, counts, totals = numbers.split((pairs, chunks * experts, experts))
+    if chunks == 1:
+        totals = counts
+    count_pairs_kernel[(blocks, chunks)](
+        topk_ids,
+        expert_map,
+        local_ids,
+        counts,
+        pairs,
+        top_k,
+        experts if expert_map is None else expert_map.numel(),
+        experts,
+        *topk_ids.stride(),
+        HAS_MAP=expert_map is not None,
+        EXPERTS=experts_each,
+        CHUNK=chunk,
+        num_warps=4,
+    )
+    if chunks > 1:
+        sum_counts_kernel[(blocks,)](counts, totals, chunks, experts, EXPERTS=experts_each, num_warps=1)
+    place_pairs_kernel[(blocks, chunks)](
+        local_ids,
+        totals,
+        counts,
+        found_places if places else None,
+        found_pairs if pair_of_row else None,
+        owners,
+        pairs,
+        experts,
+        ALIGNMENT=alignment,
+        ROWS_OF_OWNER=rows_of_owner,
+        HAS_BEFORE=chunks > 1,
+        HAS_PLACES=places,
+        HAS_PAIR_OF_ROW=pair_of_row,
+        ALL_EXPERTS=max(triton.next_power_of_2(experts), 16),
+        EXPERTS=experts_each,
+        CHUNK=chunk,
+        num_warps=4,
+    )
+    return local_ids, owners, found_places if places else None, found_pairs if pair_of_row else None
