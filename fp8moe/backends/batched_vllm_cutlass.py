@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fp8moe.backends.common import VLLM_CUTLASS_NEEDS, vllm_cutlass_device
 from fp8moe.backends.cutlass_stages import CutlassStages
@@ -37,7 +35,7 @@ class BatchedVllmCutlassExperts(CutlassStages):
         activation_format=FusedMoEActivationFormat.BatchedExperts,
     )
     schemes = SCHEMES
-    more: ClassVar[dict[str, tuple[str, ...]]] = {"_C": (SIZES,)}
+    more = (SIZES,)
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
@@ -59,34 +57,30 @@ class BatchedVllmCutlassExperts(CutlassStages):
         length = max(longest, SWAPPED_ROWS // experts + 1)
         rows, inter = experts * length, self.config.intermediate_size_per_partition
 
-        def given(values: Tensor) -> Tensor:
+        def in_order(values: Tensor) -> Tensor:
             return values.view(experts, length, -1)[:, :longest]
 
-        batches = pad(hidden_states, (0, 0, 0, length - longest)).contiguous()
         counts = expert_num_tokens.to(torch.int32)
         starts = counts.new_empty(experts)
-        first, second = counts.new_empty(experts, 3), counts.new_empty(experts, 3)
+        first, second = counts.new_empty(2, experts, 3)
         self.ops.get_cutlass_batched_moe_mm_data(starts, first, second, counts, experts, length, inter, hidden)
         offsets = starts.to(torch.int64)  # what the kernel reads, whatever the operator writes
-        filled = torch.arange(length, device=counts.device) < counts[:, None]
-        present = (filled.to(torch.int32) - 1).flatten()
-        codes, scale = self.quantised(batches.reshape(rows, hidden), self.weights.a13_scale, present)
+        row = torch.arange(rows, dtype=torch.int32, device=counts.device).view(experts, length)
+        present = torch.where(row % length < counts[:, None], row, -1)
+        places = present[:, :longest].flatten().contiguous()  # flatten alone may give a view with a stride
+        codes, scale = self.quantised_to(hidden_states.flatten(0, 1), places, places, rows)
         gate_up = hidden_states.new_empty(rows, 2 * inter)
         self.gemm(gate_up, codes, scale, "w13", offsets, first)
-        self.show("first_gemm", gate_up, given)
-        values = self.activated(gate_up, present)
-        self.show("activation", values, given)
-        codes, scale = self.quantised(values, self.weights.a2_scale, present)
-        self.show("requantisation", codes, given)
+        self.show("first_gemm", gate_up, in_order)
+        codes, scale = self.requantised(gate_up, places, present.flatten(), in_order)
         results = hidden_states.new_empty(rows, hidden)
         self.gemm(results, codes, scale, "w2", offsets, second)
-        self.show("second_gemm", results, given)
-        return given(results)
+        self.show("second_gemm", results, in_order)
+        return in_order(results)
 
     def dynamic_scale(self, values: Tensor, present: Tensor | None) -> Tensor:
-        """(rows, 1), that of each row's batch: max(amax, floor) / 448, an IEEE division; NaN stays NaN."""
+        """(E,), that of each batch: max(amax, floor) / 448, an IEEE division; NaN stays NaN."""
         assert present is not None
         amax = torch.where(present >= 0, values.abs().amax(-1).float(), 0.0)
         largest = amax.view(self.config.num_local_experts, -1).amax(1).clamp(min=self.contract.recipe.amax_floor)
-        scale = largest / torch.full_like(largest, 448.0)  # not by a number, which torch may make a product
-        return scale.repeat_interleave(len(values) // len(scale)).unsqueeze(1)
+        return largest / torch.full_like(largest, 448.0)  # not by a number, which torch may make a product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +17,9 @@ from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.registry import BackendUnavailable, LayerNotSupported
-from fp8moe.schemes import CHANNEL_TOKEN, Scheme, scheme_name
+from fp8moe.schemes import TENSOR_DYNAMIC, Scheme, scheme_name
 
-ROUNDED = Recipe(gemm1_output="input", activation_output="input", gemm2_output="input")
+ROUNDED = Recipe(gemm1_output="input", gemm2_output="input")
 """Of both backends and every scheme: vLLM's products are 16-bit, and what lies between them is ours."""
 GEMM = "cutlass_moe_mm"
 MULTIPLE = 16
@@ -26,7 +27,7 @@ MULTIPLE = 16
 
 
 class CutlassStages(LibraryBackend):
-    """The stages; results in between are in the hidden states' dtype.
+    """The stages; products are in the hidden states' dtype.
 
     Raises:
         BackendUnavailable: another device or no operators.
@@ -36,8 +37,8 @@ class CutlassStages(LibraryBackend):
     written_from = "vllm 0.25.1"
     package = "vllm"
     schemes: ClassVar[tuple[Scheme, ...]]
-    more: ClassVar[dict[str, tuple[str, ...]]]
-    """Operators beside those of this class, by extension."""
+    more: ClassVar[tuple[str, ...]]
+    """Operators beside that of this class."""
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
@@ -51,7 +52,7 @@ class CutlassStages(LibraryBackend):
         interprets(name)
         self.contract = contract_on(platform)
         self.ops = self.library()
-        self.per_token = (quant.weight_key, quant.activation_key) == CHANNEL_TOKEN
+        self.dynamic = (quant.weight_key, quant.activation_key) == TENSOR_DYNAMIC
         self.scales = {name: _scale_of(weights, name) for name in ("w13", "w2")}
         self.strides = {size: _strides(weights, size) for size in {*weights.w13.shape[1:], *weights.w2.shape[1:]}}
 
@@ -61,29 +62,70 @@ class CutlassStages(LibraryBackend):
         Raises:
             BackendUnavailable: they do not load, or one of them is missing.
         """
-        needed: dict[str, tuple[str, ...]] = {"_C": (GEMM,)}
-        for extension, names in self.more.items():
-            needed[extension] = (*needed.get(extension, ()), *names)
-        return operators(type(self).__name__, needed)
+        return operators(type(self).__name__, {"_C": (GEMM, *self.more)})
 
-    def activated(self, gate_up: Tensor, present: Tensor) -> Tensor:
-        """(rows, 2I) to (rows, I); rows where `present` is negative are left undefined. vLLM's operator rounds the
-        gate's part before the product, ours does not."""
-        return self.activated_by_triton(gate_up, present=present, dtype=gate_up.dtype)
+    def quantised_to(self, states: Tensor, places: Tensor, present: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+        """Codes (rows, H), each row of `states` in the places of its pairs, and fp32 scales, (rows, 1) or (1,), by our
+        kernels: vLLM's per-token operator makes 448 of a NaN. What has no pair is left undefined.
 
-    def quantised(self, values: Tensor, static: Tensor | None, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(rows, columns) to codes and fp32 scales, (rows, 1) or (1,), by our kernels: vLLM's per-token operator makes
-        448 of a NaN. Rows where `present` is negative have no part in a scale, and their codes are left undefined."""
-        from fp8moe.kernels.quantize import quantize_per_tensor, quantize_per_token
+        Args:
+            places: as `fp8moe.kernels.fused_rows.quantize_rows_to_places` has them.
+            present: negative where a row of `states` has no part in a scale; None: all have.
+        """
+        from fp8moe.kernels.fused_rows import quantize_rows_to_places
 
+        given = self.given_scale(states, present, self.weights.a13_scale)
+        codes, scales = _empty_codes(states, rows, states.shape[1])
+        with device_guard(states.device):
+            floor = self.contract.recipe.amax_floor
+            quantize_rows_to_places(states, places, codes, scales, given, amax_floor=floor)
+        return codes, scales if given is None or given.numel() > 1 else given
+
+    def requantised(
+        self, gate_up: Tensor, places: Tensor, present: Tensor, in_order: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(rows, 2I) to codes of the activation and their scales, as `quantised_to`. vLLM's operator rounds the gate's
+        part before the product, ours nothing before the codes.
+
+        Args:
+            places: the rows that are there, among negative numbers.
+            present: (rows,), negative for the others.
+            in_order: as `show` has it.
+        """
+        from fp8moe.kernels.fused_rows import activate_quantize_rows
+        from fp8moe.kernels.quantize import quantize_per_tensor
+
+        name, floor = self.config.activation, self.contract.recipe.amax_floor
+        values = None
+        if self.dynamic or self.observe is not None:
+            values = self.activated_by_triton(gate_up, present=present)
+            self.show("activation", values, in_order)
+        codes, scales = _empty_codes(gate_up, len(gate_up), gate_up.shape[1] // 2)
+        given = self.given_scale(values, present, self.weights.a2_scale)
+        with device_guard(gate_up.device):
+            if self.dynamic:
+                assert values is not None
+                assert given is not None
+                if given.numel() > 1:
+                    given = given.repeat_interleave(len(values) // len(given))[:, None]
+                codes = quantize_per_tensor(values, given.flatten(), present=present)
+            else:
+                activate_quantize_rows(gate_up, name, places, codes, scales, given, amax_floor=floor)
+        self.show("requantisation", codes, in_order)
+        return codes, scales if given is None else given
+
+    def given_scale(self, values: Tensor | None, present: Tensor | None, static: Tensor | None) -> Tensor | None:
+        """(1,), or one for each batch; None where each row has its own, which the kernel finds."""
+        if static is not None:
+            return static.reshape(1)
+        if not self.dynamic:
+            return None
+        assert values is not None
         with device_guard(values.device):
-            if static is None and self.per_token:
-                return quantize_per_token(values, amax_floor=self.contract.recipe.amax_floor, present=present)
-            scale = self.dynamic_scale(values, present) if static is None else static.reshape(1)
-            return quantize_per_tensor(values, scale, present=present), scale
+            return self.dynamic_scale(values, present)
 
     def dynamic_scale(self, values: Tensor, present: Tensor | None) -> Tensor:
-        """(1,), that of all present rows, where a scale is dynamic and per tensor."""
+        """(1,), that of all present rows."""
         from fp8moe.kernels.quantize import tensor_scale
 
         return tensor_scale(values, amax_floor=self.contract.recipe.amax_floor, present=present)
@@ -134,6 +176,14 @@ def _scale_of(weights: MoEWeights, name: str) -> Tensor:
     """(E, rows), or (E, 1) per tensor."""
     scale: Tensor = getattr(weights, f"{name}_scale")
     return scale.reshape(scale.shape[0], -1).contiguous()
+
+
+def _empty_codes(like: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Undefined codes, and a scale for each row."""
+    return (
+        like.new_empty(rows, columns, dtype=torch.float8_e4m3fn),
+        like.new_empty(rows, 1, dtype=torch.float32),
+    )
 
 
 def _strides(weights: MoEWeights, size: int) -> Tensor:

@@ -118,9 +118,8 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         experts, alignment = self.config.num_local_experts, self.alignment()
         rows = contiguous_rows(ids.numel(), experts, alignment)
         with device_guard(ids.device):
-            _, expert, places, _ = place_pairs(ids, experts, rows, alignment, expert_map, rows_of_owner=1, places=True)
-        assert places is not None
-        return ContiguousLayout(expert, places)
+            placed = place_pairs(ids, experts, rows, alignment, expert_map, rows_of_owner=1, places=True)
+        return ContiguousLayout(placed.owners, placed.places)
 
     def gemm(self, a: tuple[Tensor, Tensor], name: str, layout: ContiguousLayout) -> Tensor:
         """Each row times its expert's w13 or w2, scaled, in bf16: codes and scales with the rows next to each other, so
@@ -130,10 +129,3 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         with device_guard(out.device):
             getattr(self.deep_gemm, GEMM)(a, self.matrices[name], out, layout.expert)
         return out
-
-    def combine(self, results: Tensor, places: Tensor, output: Tensor, weights: Tensor) -> None:
-        """The weighted sum over a token's slots: bf16 results in the rows of the layout into (M, H)."""
-        from fp8moe.kernels.reduce import weighted_sum
-
-        with device_guard(output.device):
-            weighted_sum(results, places, output, weights, by_row=True)

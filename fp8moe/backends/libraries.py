@@ -132,6 +132,20 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
         with device_guard(gate_up.device):
             return activate(gate_up, self.config.activation, present=present, dtype=dtype)
 
+    def combine(self, results: Tensor, places: Tensor, output: Tensor, weights: Tensor) -> None:
+        """The weighted sum over a token's slots by our kernel, in fused steps and rounded once.
+
+        Args:
+            results: (rows, H) fp32, bf16 or fp16.
+            places: (M * k,) int32, the row of each pair, negative where it has none.
+            output: (M, H), written to.
+            weights: (M, k) fp32.
+        """
+        from fp8moe.kernels.reduce import weighted_sum
+
+        with device_guard(output.device):
+            weighted_sum(results, places, output, weights, by_row=True)
+
 
 class LibraryExperts(LibraryBackend):
     """A library's whole MoE behind `apply`; a class of it loads the library, converts the weights and computes."""
@@ -181,18 +195,6 @@ class LibraryExperts(LibraryBackend):
         written = output if output.is_contiguous() else torch.empty_like(output, memory_format=torch.contiguous_format)
         self.compute_pairs(hidden_states, topk_weights, topk_ids, expert_map, written)
         return output if written is output else output.copy_(written)
-
-
-def by_fallback(
-    experts: FusedMoEPermuteExpertsUnpermute,
-    call: LibraryCall,
-    output: Tensor,
-    observe: Callable[[str, Tensor], None] | None,
-) -> None:
-    """The call by another backend, one that knows -1, seen by whoever sees the stages of this one."""
-    ids = call.ids.masked_fill(~call.present, -1)
-    experts.observe = observe
-    experts.apply(call.hidden_states, call.weights, ids, expert_map=call.expert_map, output=output)
 
 
 def first_local(expert_map: Tensor, local: int) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fp8moe.backends.common import VLLM_CUTLASS_NEEDS, one_of, vllm_cutlass_device
 from fp8moe.backends.cutlass_stages import CutlassStages
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, by_fallback
+from fp8moe.backends.libraries import LibraryExperts
 from fp8moe.backends.triton_experts import TritonExperts
+from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
@@ -24,7 +24,6 @@ CUTLASS_ACTIVATIONS = frozenset({"silu", "gelu", "swigluoai"})
 SCHEMES = (CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC)
 CUTLASS_SCHEMES = one_of(*SCHEMES)
 SIZES = "get_cutlass_moe_mm_problem_sizes_from_expert_offsets"
-PERMUTE = ("moe_permute", "moe_unpermute")
 FEW_TOKENS = 8
 """On SM10x, up to so many go to Triton (specification section 2.4)."""
 SWAPPED_ROWS = 64
@@ -52,14 +51,13 @@ VLLM_CUTLASS_ALONE = Support(
 class VllmCutlassExperts(CutlassStages, LibraryExperts):
     """vLLM's CUTLASS or Triton, decided per call on the number of tokens.
 
-    With CUTLASS: activations are quantised, gathered by expert, multiplied, activated, quantised again, multiplied, and
-    summed up. Gathering, products and sums are vLLM's operators, the rest our kernels.
+    With CUTLASS: both products and the sizes they are told are vLLM's operators, the rest our kernels.
     """
 
     backend = Fp8MoeBackend.VLLM_CUTLASS
     support = VLLM_CUTLASS_ALONE.and_fallback(TritonExperts.support)
     schemes = SCHEMES
-    more: ClassVar[dict[str, tuple[str, ...]]] = {"_C": (SIZES,), "_moe_C": PERMUTE}
+    more = (SIZES,)
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
@@ -75,43 +73,34 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
         """What computes few tokens on SM10x."""
         return TritonExperts(self.config, self.quant, self.weights)
 
-    def compute(self, call: LibraryCall, output: Tensor) -> None:
-        if self.few is not None and len(call.hidden_states) <= FEW_TOKENS:
-            by_fallback(self.few, call, output, self.observe)
+    def compute_pairs(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        if self.few is not None and len(hidden_states) <= FEW_TOKENS:
+            self.few.observe = self.observe
+            self.few.apply(hidden_states, weights, ids, expert_map=expert_map, output=output)
             return
-        (tokens, hidden), top_k = call.hidden_states.shape, call.ids.shape[1]
-        rows, local = tokens * top_k, self.config.num_local_experts
+        from fp8moe.kernels.places import place_pairs
+
+        rows, hidden, local = ids.numel(), hidden_states.shape[1], self.config.num_local_experts
         inter = self.config.intermediate_size_per_partition
-        placed, ids = call.expert_map, call.ids
-        codes, scale = self.quantised(call.hidden_states, self.weights.a13_scale)
-        taken = codes.new_empty(rows, hidden)
-        offsets = ids.new_empty(local + 1, dtype=torch.int64)
-        places, pairs = torch.empty_like(ids), ids.new_full((rows,), rows)
-        numbers = torch.arange(rows, dtype=torch.int32, device=ids.device).view(tokens, top_k)
-        experts = local if placed is None else placed.numel()
-        self.ops.moe_permute(codes, ids, numbers, placed, experts, local, top_k, taken, offsets, places, pairs)
-        pair = pairs.clamp(max=rows - 1).long()  # rows without an expert here hold none
-        if self.per_token:
-            scale = scale[pair // top_k]
-        here = (pairs < rows) & call.present.flatten()[pair]
-        present = here.to(torch.int32) - 1
-        first, second = ids.new_empty(local, 3), ids.new_empty(local, 3)
+        with device_guard(ids.device):
+            placed = place_pairs(ids, local, rows, 1, expert_map, rows_of_owner=1, places=True)
+        offsets = placed.totals.new_zeros(local + 1, dtype=torch.int64)
+        torch.cumsum(placed.totals, 0, out=offsets[1:])
+        first, second = placed.totals.new_empty(2, local, 3)
         swapped = rows <= SWAPPED_ROWS
         self.ops.get_cutlass_moe_mm_problem_sizes_from_expert_offsets(offsets, first, second, inter, hidden, swapped)
-        gate_up = call.hidden_states.new_empty(rows, 2 * inter)
-        self.gemm(gate_up, taken, scale, "w13", offsets[:-1], first)
 
         def in_order(values: Tensor) -> Tensor:
-            return values[places.flatten().long()]
+            return values[placed.places.long().clamp(min=0)]
 
+        codes, scale = self.quantised_to(hidden_states, placed.places, None, rows)
+        gate_up = hidden_states.new_empty(rows, 2 * inter)
+        self.gemm(gate_up, codes, scale, "w13", offsets[:-1], first)
         self.show("first_gemm", gate_up, in_order)
-        values = self.activated(gate_up, present)
-        self.show("activation", values, in_order)
-        codes, scale = self.quantised(values, self.weights.a2_scale, present)
-        self.show("requantisation", codes, in_order)
-        results = call.hidden_states.new_empty(rows, hidden)
+        codes, scale = self.requantised(gate_up, placed.places, placed.owners, in_order)
+        results = hidden_states.new_empty(rows, hidden)
         self.gemm(results, codes, scale, "w2", offsets[:-1], second)
         self.show("second_gemm", results, in_order)
-        # An absent pair's row may hold NaN, which a weight of 0 does not hide: as of no expert here, it is not read.
-        places.masked_fill_(~call.present, rows)
-        self.ops.moe_unpermute(results, call.weights, places, offsets, top_k, output)
+        self.combine(results, placed.places, output, weights)

@@ -56,9 +56,8 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
         pairs = torch.empty((0, tile_rows), dtype=torch.int32, device=topk_ids.device)
         return Alignment(pairs.new_empty(topk_ids.numel()), pairs, pairs.new_empty(0))
     given = (topk_ids, experts, tiles * tile_rows, tile_rows, expert_map)
-    local_ids, tile_experts, _, pair_of_row = place_pairs(*given, rows_of_owner=tile_rows, pair_of_row=True)
-    assert pair_of_row is not None
-    return Alignment(local_ids, pair_of_row.view(tiles, tile_rows), tile_experts)
+    placed = place_pairs(*given, rows_of_owner=tile_rows, pair_of_row=True)
+    return Alignment(placed.local_ids, placed.pair_of_row.view(tiles, tile_rows), placed.owners)
 
 
 def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:

@@ -4,6 +4,8 @@ Three small kernels, or two where the pairs fit into one chunk, on integers alon
 the same numbers. Nothing waits for the device.
 """
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 from torch import Tensor, empty, full, int32
@@ -104,6 +106,26 @@ def place_pairs_kernel(
         tl.store(tl.broadcast_to((places + pair)[None, :], row.shape), row, mask=mine)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Pairs in the rows of a layout; P = M * top_k.
+
+    Args:
+        local_ids: (P,) int32, -1 where a pair has no expert here.
+        totals: (E,) int32, the pairs of each expert.
+        owners: (ceil(rows / rows_of_owner),) int32, the expert of each row, or of each tile of the alignment; -1 where
+            there is none.
+        places: (P,) int32, each pair's row, -1 where it has none; empty where not wanted.
+        pair_of_row: (rows,) int32, each row's pair, -1 where it has none; empty where not wanted.
+    """
+
+    local_ids: Tensor
+    totals: Tensor
+    owners: Tensor
+    places: Tensor
+    pair_of_row: Tensor
+
+
 def place_pairs(
     topk_ids: Tensor,
     experts: int,
@@ -114,7 +136,7 @@ def place_pairs(
     rows_of_owner: int,
     places: bool = False,
     pair_of_row: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> Placed:
     """Groups the P = M * top_k pairs of `topk_ids` by local expert; experts ascend, and so do an expert's pairs.
 
     Args:
@@ -125,12 +147,6 @@ def place_pairs(
         expert_map: (global experts,) int32 or int64 to local ids; None: ids are local.
         rows_of_owner: 1, or the alignment.
         places, pair_of_row: whether these are wanted.
-
-    Returns:
-        - (P,) int32 local ids, -1 where a pair has no expert here;
-        - (ceil(rows / rows_of_owner),) int32, the expert of each row, or of each tile of the alignment; -1 where none;
-        - (P,) int32, each pair's row, -1 where it has none; or None;
-        - (rows,) int32, each row's pair, -1 where it has none; or None.
     """
     pairs, top_k = topk_ids.numel(), topk_ids.shape[1]
     experts_each = max(triton.next_power_of_2(experts), EXPERTS) if INTERPRETED else EXPERTS
@@ -181,4 +197,4 @@ def place_pairs(
         CHUNK=chunk,
         num_warps=4,
     )
-    return local_ids, owners, found_places if places else None, found_pairs if pair_of_row else None
+    return Placed(local_ids, totals, owners, found_places, found_pairs)

@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp8moe.activations import GATED, NON_GATED
-from fp8moe.kernels import activation, fused, grouped_gemm, places, quantize, reduce
+from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, places, quantize, reduce
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _gemms() -> dict[str, Variant]:
 
 
 def _placing() -> dict[str, Variant]:
-    """As TRITON and as DEEPGEMM lay pairs out, and what DEEPGEMM does around its GEMMs."""
+    """As TRITON and as DEEPGEMM lay pairs out, and what is done around libraries' GEMMs."""
     ids = {"ids": "*i64", "expert_map": "*i32"}
     each = {"EXPERTS": places.EXPERTS, "CHUNK": places.CHUNK}
     numbers = dict.fromkeys(("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners"), "*i32")
@@ -99,6 +99,10 @@ def _placing() -> dict[str, Variant]:
     wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True}
     group = {**_FLOOR, "GROUP": fused.GROUP, "ROWS": quantize.ROWS}
     laid_out = {"places": "*i32", "codes": "*u8", "scales": "*fp32"}
+    row = {**_FLOOR, "ROWS": 1, "BLOCK": fused_rows.MOST_COLUMNS}
+    tokens = {"NAME": "", "IS_GATED": False, "IS_GIVEN": False, "IN_PLACE": False, "given": None}
+    activated = {"NAME": "silu", "IS_GATED": True, "IS_GIVEN": True, "IN_PLACE": True}
+    rows = {"x": "*bf16", "given": "*fp32", **laid_out}
     return {
         "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
         "sum_counts": Variant(places.sum_counts_kernel, {"EXPERTS": places.EXPERTS}, numbers),
@@ -110,6 +114,8 @@ def _placing() -> dict[str, Variant]:
             {**group, "NAME": "silu", "IS_GATED": True},
             {"gate_up": "*bf16", **laid_out},
         ),
+        "quantize_rows_to_places": Variant(fused_rows.quantize_rows_kernel, {**row, **tokens}, rows),
+        "activate_quantize_rows": Variant(fused_rows.quantize_rows_kernel, {**row, **activated}, rows),
     }
 
 
@@ -165,6 +171,7 @@ COUNTS = (
     "limit",
     "chunks",
     "rows_of_batch",
+    "rows_of_scale",
     "stride_token",
     "stride_slot",
     "pairs_per_row",

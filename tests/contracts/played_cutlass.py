@@ -8,45 +8,6 @@ import torch
 from torch import Tensor
 
 
-def permute(
-    values: Tensor,
-    ids: Tensor,
-    numbers: Tensor,
-    placed: Tensor | None,
-    experts: int,
-    local: int,
-    top_k: int,
-    taken: Tensor,
-    offsets: Tensor,
-    places: Tensor,
-    pairs: Tensor,
-) -> None:
-    """Rows by local expert, those without one at the end, where nothing is written."""
-    assert torch.equal(numbers.flatten(), torch.arange(ids.numel(), dtype=torch.int32, device=ids.device))
-    assert experts == (local if placed is None else placed.numel())
-    owner = ids.long().flatten() if placed is None else placed.long()[ids.long().flatten()]
-    order = torch.argsort(torch.where(owner < 0, local, owner), stable=True)
-    here = int((owner >= 0).sum())
-    taken.view(torch.uint8).fill_(0x7F)  # NaN: what is there must not be looked at
-    taken.view(torch.uint8)[:here] = values.view(torch.uint8)[order[:here] // top_k]
-    offsets.copy_(
-        torch.searchsorted(torch.where(owner < 0, local, owner)[order], torch.arange(local + 1, device=ids.device))
-    )
-    places.view(-1)[order] = torch.arange(ids.numel(), dtype=torch.int32, device=ids.device)
-    pairs[:here] = order[:here].to(torch.int32)
-
-
-def unpermute(values: Tensor, weights: Tensor, places: Tensor, offsets: Tensor | None, top_k: int, out: Tensor) -> None:
-    assert offsets is not None
-    total = torch.zeros(out.shape, device=out.device)
-    for slot in range(top_k):
-        row = places[:, slot].long()
-        read = row < offsets[-1]  # from there on no expert here has a row, and none is read
-        term = weights[read, slot, None] * values[row[read]].float()
-        total[read] = total[read] + term
-    out.copy_(total)
-
-
 def sizes(offsets: Tensor, first: Tensor, second: Tensor, n: int, k: int, swapped: bool) -> None:
     counts = offsets.diff().to(torch.int32)
     for table, columns, terms in ((first, 2 * n, k), (second, k, n)):

@@ -19,7 +19,6 @@ from fp8moe import PLATFORMS, FusedMoEActivationFormat, Platform, Support
 from fp8moe.backends.batched_vllm_cutlass import BatchedVllmCutlassExperts
 from fp8moe.backends.cutlass_stages import CutlassStages
 from fp8moe.backends.vllm_cutlass import CUTLASS_ACTIVATIONS, CUTLASS_SCHEMES, SWAPPED_ROWS, VllmCutlassExperts
-from fp8moe.reference.rounding import fma32
 from fp8moe.reference.units import promoted
 from tests.contracts import played_cutlass as played
 
@@ -42,25 +41,12 @@ def gemm(out: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, *r
         out[held] = ((sums * first) * second).to(out.dtype)
 
 
-def unpermute(values: Tensor, weights: Tensor, places: Tensor, offsets: Tensor, top_k: int, out: Tensor) -> None:
-    """Places from the last offset on have no row."""
-    total = torch.zeros(out.shape, device=out.device)
-    for slot in range(top_k):
-        row = places[:, slot].long()
-        read = row < offsets[-1]
-        weight = weights[read, slot, None].expand(-1, out.shape[1])
-        total[read] = fma32(weight, values[row[read]].float(), total[read])
-    out.copy_(total)
-
-
 class PlayedOperators(CutlassStages):
     def platform(self) -> Platform:
         return PLATFORMS["h200"]
 
     def library(self) -> Any:
         return SimpleNamespace(
-            moe_permute=played.permute,
-            moe_unpermute=unpermute,
             cutlass_moe_mm=gemm,
             get_cutlass_moe_mm_problem_sizes_from_expert_offsets=played.sizes,
             get_cutlass_batched_moe_mm_data=played.batched_sizes,

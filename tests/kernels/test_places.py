@@ -34,18 +34,17 @@ def test_places(tokens: int, top_k: int, experts: int, alignment: int, mapped: b
     places, pairs = expected(local, mine, alignment)
     rows = len(local) + min(mine, len(local)) * (alignment - 1) + 3
     given = (ids.to(device), mine, rows, alignment, None if expert_map is None else expert_map.to(device))
-    found, owners, found_places, found_pairs = place_pairs(*given, rows_of_owner=1, places=True, pair_of_row=True)
-    assert found_places is not None
-    assert found_pairs is not None
-    assert found.dtype == owners.dtype == found_places.dtype == found_pairs.dtype == torch.int32
-    assert found.tolist() == local
-    assert found_places.tolist() == places
-    assert found_pairs.tolist() == [pairs.get(row, -1) for row in range(rows)]
-    assert owners.tolist() == [local[pairs[row]] if row in pairs else -1 for row in range(rows)]
+    found = place_pairs(*given, rows_of_owner=1, places=True, pair_of_row=True)
+    numbers = (found.local_ids, found.totals, found.owners, found.places, found.pair_of_row)
+    assert {each.dtype for each in numbers} == {torch.int32}
+    assert found.local_ids.tolist() == local
+    assert found.totals.tolist() == [local.count(expert) for expert in range(mine)]
+    assert found.places.tolist() == places
+    assert found.pair_of_row.tolist() == [pairs.get(row, -1) for row in range(rows)]
+    assert found.owners.tolist() == [local[pairs[row]] if row in pairs else -1 for row in range(rows)]
 
 
 def test_more_pairs_than_a_chunk_of_the_interpreter_takes(device: torch.device) -> None:
     ids = torch.arange(5000)[:, None] % 3
-    _, _, places, _ = place_pairs(ids.to(device), 3, 6000, 16, rows_of_owner=16, places=True)
-    assert places is not None
+    places = place_pairs(ids.to(device), 3, 6000, 16, rows_of_owner=16, places=True).places
     assert places.tolist() == expected((ids[:, 0]).tolist(), 3, 16)[0]

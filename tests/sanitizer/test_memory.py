@@ -24,6 +24,7 @@ from ttsem import sanitize  # before whatever imports triton
 from fp8moe.kernels.activation import activate
 from fp8moe.kernels.align import align_pairs
 from fp8moe.kernels.fused import activate_quantize, quantize_to_places
+from fp8moe.kernels.fused_rows import activate_quantize_rows, quantize_rows_to_places
 from fp8moe.kernels.grouped_gemm import BLOCK, grouped_gemm
 from fp8moe.kernels.places import place_pairs
 from fp8moe.kernels.quantize import (
@@ -101,6 +102,19 @@ def activated_in_places(count: int, columns: int) -> None:
     )
 
 
+def quantized_rows(tokens: int, columns: int) -> None:
+    codes, scales = torch.empty(tokens * 2, columns, dtype=torch.float8_e4m3fn), torch.empty(tokens * 2)
+    quantize_rows_to_places(
+        rows(tokens, columns), torch.arange(tokens * 2, dtype=torch.int32).flip(0) - 3, codes, scales
+    )
+
+
+def activated_rows(count: int, columns: int) -> None:
+    codes, scales, places = torch.empty(count, columns).to(torch.float8_e4m3fn), torch.empty(count), present(count)
+    places = torch.where(places >= 0, torch.arange(count, dtype=torch.int32), -1)
+    activate_quantize_rows(rows(count, 2 * columns), "silu", places, codes, scales, torch.ones(1))
+
+
 # Sizes that fill tiles and sizes that do not; several programs each.
 CALLS: dict[str, Callable[[], object]] = {
     "groups-17x200": partial(quantize_per_token_group, rows(17, 200)),
@@ -131,6 +145,9 @@ CALLS: dict[str, Callable[[], object]] = {
     "to-places-16x256": partial(quantized_to_places, 16, 256),
     "activated-37x200": partial(activated_in_places, 37, 200),
     "activated-32x128": partial(activated_in_places, 32, 128),
+    "rows-to-places-5x1100": partial(quantized_rows, 5, 1100),
+    "rows-to-places-4x1024": partial(quantized_rows, 4, 1024),
+    "activated-rows-5x1100": partial(activated_rows, 5, 1100),
 }
 
 
