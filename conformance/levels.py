@@ -8,11 +8,11 @@ certify  on top of that nearly every triple, and each relation on more seeds
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conformance.axes import Space
 from conformance.cases import Case
-from conformance.checks import EQUIVALENCE
+from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.covering import Coverage, Tally, covering_rows
 from conformance.pinned import is_checkpoints, model_cases, pinned_cases, simulated_cases
 from conformance.plan import Cell, Target
@@ -27,6 +27,8 @@ SHARES = {2: 1.0, 3: 0.99}
 RELATION_SEEDS = {"smoke": 1, "quick": 2, "certify": 4}
 MODEL_TOKENS = 64
 SIMULATED_SCHEME = "block"
+BLOCK = 128
+"""The side of a block of scales."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def _items(level: str, cells: Sequence[Cell], target: Target, seed: int) -> Iter
         for case in pinned:
             yield Item(EQUIVALENCE, case, "pinned cases")
         yield from relation_items(cell, range(seed, seed + 1))
+        yield from whole_block_items(cell, seed)
     if simulated:
         return
     for strength in STRENGTHS[level]:
@@ -91,6 +94,15 @@ def relation_items(cell: Cell, seeds: range) -> Iterator[Item]:
             case = relation_case(check, cell.scheme, cell.activations[seed % len(cell.activations)], seed)
             if not check.why_not(case):
                 yield Item(check.id, case, "relations")
+
+
+def whole_block_items(cell: Cell, seed: int) -> Iterator[Item]:
+    """The relations whose case has blocks that are cut off, without such: for a backend that takes no other layer."""
+    for item in relation_items(cell, range(seed, seed + 1)):
+        sizes = {name: -(-getattr(item.case, name) // BLOCK) * BLOCK for name in ("hidden", "inter")}
+        whole = replace(item.case, **sizes)
+        if whole != item.case and not CHECKS[item.check].why_not(whole):
+            yield Item(item.check, whole, item.part)
 
 
 def _part(strength: int) -> str:

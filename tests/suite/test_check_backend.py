@@ -236,3 +236,16 @@ def test_one_that_takes_only_unquantised_weights_has_a_report() -> None:
     report = checked(Plain, budget_s=1.0, level="quick")
     assert report.verdict == "incomplete"
     assert any("fnuz=True" in pair for pair in report.excluded)
+
+
+def test_a_backend_of_whole_blocks_is_judged_by_every_relation() -> None:
+    class Whole(TorchExperts):
+        support = LITTLE
+
+        def __init__(self, config: Any, quant: Any, weights: Any) -> None:
+            if config.hidden_dim % 128 or config.intermediate_size_per_partition % 128:
+                raise LayerNotSupported("Whole: expected multiples of 128")
+            super().__init__(config, quant, weights)
+
+    report = checked(Whole)
+    assert (report.verdict, report.unjudged) == ("passed", [])
