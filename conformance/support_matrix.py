@@ -34,6 +34,7 @@ class Run:
     Args:
         schemes: that passed on a device, or in the interpreter.
         left: checks of cases that were not run.
+        refused: checks of cases whose layer the backend does not take.
         level: of `fp8moe check`; "" for a run of the suite.
     """
 
@@ -44,6 +45,7 @@ class Run:
     level: str
     cases: int
     left: int
+    refused: int
     device: str
     date: str
     versions: str
@@ -54,6 +56,7 @@ class Run:
         schemes = f"{len(self.schemes)} scheme{'' if len(self.schemes) == 1 else 's'}"
         passed = f"{self.level or 'suite'}: {schemes}, {self.cases:,} checks passed"
         left = f", {self.left:,} not run" if self.left else ""
+        left += f", {self.refused:,} of layers that it does not take" if self.refused else ""
         return f"{passed}{left}; FAILED: {', '.join(self.failed)}" if self.failed else passed + left
 
 
@@ -91,16 +94,16 @@ def _of_suite(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterat
 def _runs(
     backend: str, checks: Sequence[Mapping[str, Any]], level: str, device: str, date: str, versions: str, folder: str
 ) -> Iterator[Run]:
-    left = sum(one["status"] == Status.NOT_RUN.value and bool(one.get("case")) for one in checks)
+    of_cases = [one["status"] for one in checks if one.get("case")]
+    left, refused = (of_cases.count(status.value) for status in (Status.NOT_RUN, Status.NOT_SUPPORTED))
     for evidence in Evidence:
         of = [one for one in checks if one.get("evidence") == evidence.value]
         passed = [one for one in of if one["status"] == Status.PASSED.value]
         failed = dict.fromkeys(one["scheme"] for one in of if one["status"] == Status.FAILED.value)
         schemes = tuple(name for name in dict.fromkeys(one["scheme"] for one in passed) if name not in failed)
         if of:
-            yield Run(
-                backend, evidence, schemes, tuple(failed), level, len(passed), left, device, date, versions, folder
-            )
+            found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused)
+            yield Run(*found, device, date, versions, folder)
 
 
 def _date(folder: Path) -> str:

@@ -35,6 +35,7 @@ class CutlassStages(LibraryBackend):
     """
 
     written_from = "vllm 0.25.1"
+    tried_on = "an H200"
     package = "vllm"
     schemes: ClassVar[tuple[Scheme, ...]]
     more: ClassVar[tuple[str, ...]]
@@ -89,7 +90,7 @@ class CutlassStages(LibraryBackend):
 
         Args:
             places: the rows that are there, among negative numbers.
-            present: (rows,), negative for the others.
+            present: (rows,), negative for the others; read where a scale is dynamic and shared.
             in_order: as `show` has it.
         """
         from fp8moe.kernels.fused_rows import activate_quantize_rows
@@ -98,7 +99,7 @@ class CutlassStages(LibraryBackend):
         name, floor = self.config.activation, self.contract.recipe.amax_floor
         values = None
         if self.dynamic or self.observe is not None:
-            values = self.activated_by_triton(gate_up, present=present)
+            values = self.activated_by_triton(gate_up, present=present if self.dynamic else None)
             self.show("activation", values, in_order)
         codes, scales = _empty_codes(gate_up, len(gate_up), gate_up.shape[1] // 2)
         given = self.given_scale(values, present, self.weights.a2_scale)

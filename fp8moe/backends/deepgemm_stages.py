@@ -47,6 +47,7 @@ class DeepGemmStages(LibraryBackend):
     """
 
     written_from = "vllm 0.25.1"
+    tried_on = "an H200"
     package = MODULE
     names: ClassVar[tuple[str, ...]]
     """Functions of the library."""

@@ -53,6 +53,7 @@ class LibraryCall:
             and no value of its own into a scale that pairs share; a token without any has an expert of another rank, or
             the first one where there is none.
         present: (M, k) bool, False for pairs that are absent.
+        without: (M, 1) bool, True for tokens without any expert.
         expert_map: (num_experts,) int32, or None where ids are local.
     """
 
@@ -60,25 +61,48 @@ class LibraryCall:
     weights: Tensor
     ids: Tensor
     present: Tensor
+    without: Tensor
     expert_map: Tensor | None
 
     @classmethod
     def of(
         cls, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None, local: int
     ) -> LibraryCall:
-        ids = topk_ids.to(torch.int64)
-        limit = local if expert_map is None else expert_map.numel()
-        present = (ids >= 0) & (ids < limit)  # out of range counts as absent, as in a captured graph
-        own = ids.gather(1, present.to(torch.int8).argmax(1, keepdim=True))
-        other: Tensor | int = 0 if expert_map is None else expert_map.argmin()
-        own = torch.where(present.any(1, keepdim=True), own, other)
-        return cls(
-            hidden_states.contiguous(),
-            topk_weights.float().masked_fill(~present, 0.0).contiguous(),
-            torch.where(present, ids, own).to(torch.int32).contiguous(),
-            present,
-            None if expert_map is None else expert_map.to(torch.int32).contiguous(),
-        )
+        placed = None if expert_map is None else expert_map.to(torch.int32).contiguous()
+        ids, weights, present, without = _settled(topk_ids, topk_weights, placed, local)
+        return cls(hidden_states.contiguous(), weights, ids, present, without, placed)
+
+
+def settled_by_torch(
+    topk_ids: Tensor, topk_weights: Tensor, expert_map: Tensor | None, local: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `fp8moe.kernels.settle.settle_pairs`, where Triton is not to be had, in a dozen operations."""
+    ids = topk_ids.to(torch.int64)
+    limit = local if expert_map is None else expert_map.numel()
+    present = (ids >= 0) & (ids < limit)  # out of range counts as absent, as in a captured graph
+    held = present.any(1, keepdim=True)
+    own = ids.gather(1, present.to(torch.int8).argmax(1, keepdim=True))
+    other: Tensor | int = 0
+    if expert_map is not None:
+        elsewhere = expert_map < 0
+        other = torch.where(elsewhere.any(), elsewhere.to(torch.int8).argmax(), 0)
+    own = torch.where(held, own, other)
+    return (
+        torch.where(present, ids, own).to(torch.int32).contiguous(),
+        topk_weights.float().masked_fill(~present, 0.0).contiguous(),
+        present,
+        ~held,
+    )
+
+
+def _settled(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    device = given[0].device
+    if device.type != "cuda":
+        return settled_by_torch(*given)
+    from fp8moe.kernels.settle import settle_pairs
+
+    with device_guard(device):
+        return settle_pairs(*given)
 
 
 class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
@@ -86,7 +110,9 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
 
     backend: ClassVar[Fp8MoeBackend]
     written_from: ClassVar[str]
-    """The distribution and the release that it was written from and is tried beside, having run on no device."""
+    """The distribution and the release that it was written from and is tried beside."""
+    tried_on: ClassVar[str] = ""
+    """The devices where the library's kernels have run under the suite, in words; "" where on none."""
 
     def platform(self) -> Platform:
         """The device; a test without one has another."""
@@ -166,7 +192,7 @@ class LibraryExperts(LibraryBackend):
         token without any expert."""
         call = LibraryCall.of(hidden_states, weights, ids, expert_map, self.config.num_local_experts)
         self.compute(call, output)
-        output.masked_fill_(~call.present.any(1, keepdim=True), 0.0)
+        output.masked_fill_(call.without, 0.0)
 
     def apply(
         self,

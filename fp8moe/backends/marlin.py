@@ -60,6 +60,7 @@ class MarlinExperts(LibraryExperts):
 
     backend = Fp8MoeBackend.MARLIN
     written_from = "vllm 0.25.1"
+    tried_on = "an H200"
     package = "vllm"
     contract = Contract(
         Recipe(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from fp8moe.backends.common import VLLM_CUTLASS_NEEDS, one_of, vllm_cutlass_device
@@ -85,10 +84,9 @@ class VllmCutlassExperts(CutlassStages, LibraryExperts):
         rows, hidden, local = ids.numel(), hidden_states.shape[1], self.config.num_local_experts
         inter = self.config.intermediate_size_per_partition
         with device_guard(ids.device):
-            placed = place_pairs(ids, local, rows, 1, expert_map, rows_of_owner=1, places=True)
-        offsets = placed.totals.new_zeros(local + 1, dtype=torch.int64)
-        torch.cumsum(placed.totals, 0, out=offsets[1:])
-        first, second = placed.totals.new_empty(2, local, 3)
+            placed = place_pairs(ids, local, rows, 1, expert_map, rows_of_owner=int(self.dynamic), places=True)
+        offsets = placed.starts
+        first, second = placed.places.new_empty(2, local, 3)
         swapped = rows <= SWAPPED_ROWS
         self.ops.get_cutlass_moe_mm_problem_sizes_from_expert_offsets(offsets, first, second, inter, hidden, swapped)
 

@@ -41,7 +41,7 @@ def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str,
     if isinstance(spec.backend, OutOfTreeBackend):
         adapter = f"there, from {spec.distribution or cls.__module__}"
     if issubclass(cls, LibraryBackend):
-        adapter = f"there, by {cls.written_from}, tried on no device"
+        adapter = f"there, by {cls.written_from}, tried on {cls.tried_on or 'no device'}"
     return {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}
 
 

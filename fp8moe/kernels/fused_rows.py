@@ -1,7 +1,5 @@
 """As `fp8moe.kernels.fused`, with one scale for a whole row, or one that is given."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -14,9 +12,10 @@ from fp8moe.kernels.interpreter import rows_of_program
 from fp8moe.kernels.quantize import amax_bits, scale_of
 from fp8moe.kernels.widths import to_float32
 
-MOST_COLUMNS = 4096
-"""Of one step; a longer row takes several."""
-_OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
+MOST_COLUMNS = 8192
+"""Of one step; a longer row takes several, and is computed twice."""
+COLUMNS_OF_WARP = 512
+MOST_WARPS = 16
 
 
 @triton.jit
@@ -49,6 +48,7 @@ def quantize_rows_kernel(
     IS_GATED: tl.constexpr,
     IS_GIVEN: tl.constexpr,
     IN_PLACE: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -62,8 +62,12 @@ def quantize_rows_kernel(
     column = tl.arange(0, BLOCK).to(tl.int64)
     x_block = x + row[:, None] * stride_row + column[None, :] * stride_column
     step = tl.full((), BLOCK, tl.int64) * stride_column
+    if ONE_STEP:
+        value = row_values(x_block, column, columns, there, NAME, IS_GATED)
     if IS_GIVEN:
         scale = tl.load(given + row // rows_of_scale, mask=there, other=1.0)
+    elif ONE_STEP:
+        scale = scale_of(amax_bits(value), AMAX_FLOOR)
     else:
         bits = tl.full((ROWS,), 0, tl.int32)
         at = x_block
@@ -72,10 +76,11 @@ def quantize_rows_kernel(
             at += step
         scale = scale_of(bits, AMAX_FLOOR)
 
-    # The row again: by now it lies in the cache.
+    # A row of several steps again: by now it lies in the cache.
     at = x_block
     for start in range(0, columns, BLOCK):
-        value = row_values(at, column + start, columns, there, NAME, IS_GATED)
+        if not ONE_STEP:
+            value = row_values(at, column + start, columns, there, NAME, IS_GATED)
         code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
         in_range = (column + start < columns)[None, :]
         for slot in range(0, top_k):
@@ -156,6 +161,7 @@ def _launch(
 ) -> None:
     columns = codes.shape[1]
     rows_each = rows_of_program(rows, 1)
+    block = min(triton.next_power_of_2(columns), MOST_COLUMNS)
     if rows and columns:
         quantize_rows_kernel[(triton.cdiv(rows, rows_each),)](
             x,
@@ -172,8 +178,10 @@ def _launch(
             IS_GATED=name in GATED,
             IS_GIVEN=given is not None,
             IN_PLACE=in_place,
+            ONE_STEP=columns <= block,
             AMAX_FLOOR=amax_floor,
             ROWS=rows_each,
-            BLOCK=min(triton.next_power_of_2(columns), MOST_COLUMNS),
-            **_OPTIONS,
+            BLOCK=block,
+            num_warps=min(max(block // COLUMNS_OF_WARP, 1), MOST_WARPS),
+            enable_fp_fusion=False,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
-from torch import Tensor, empty, full, int32
+from torch import Tensor, empty, full, int32, int64
 
 from fp8moe.kernels.interpreter import INTERPRETED
 
@@ -74,6 +74,7 @@ def place_pairs_kernel(
     places,
     pair_of_row,
     owners,
+    starts,
     pairs,
     experts,
     ALIGNMENT: tl.constexpr,
@@ -81,6 +82,7 @@ def place_pairs_kernel(
     HAS_BEFORE: tl.constexpr,
     HAS_PLACES: tl.constexpr,
     HAS_PAIR_OF_ROW: tl.constexpr,
+    HAS_OWNERS: tl.constexpr,
     ALL_EXPERTS: tl.constexpr,
     EXPERTS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -92,18 +94,25 @@ def place_pairs_kernel(
     total = tl.load(totals + every, mask=every < experts, other=0)
     aligned = (total + (ALIGNMENT - 1)) // ALIGNMENT * ALIGNMENT
     row = tl.sum(tl.where(every[None, :] < expert[:, None], aligned[None, :], 0), axis=1)
+    if chunk == 0:
+        tl.store(starts + expert, row.to(tl.int64), mask=expert < experts)
+        if tl.program_id(0) == 0:
+            tl.store(starts + experts, tl.sum(aligned, axis=0).to(tl.int64))
     if HAS_BEFORE:
         row += tl.load(before + chunk * experts + expert, mask=expert < experts, other=0)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)
     local = tl.load(local_ids + pair, mask=pair < pairs, other=-1)
     mine = expert[:, None] == local[None, :]
     row = row[:, None] + tl.cumsum(mine.to(tl.int32), axis=1) - 1
-    first = mine & (row % ROWS_OF_OWNER == 0)
-    tl.store(owners + row // ROWS_OF_OWNER, tl.broadcast_to(expert[:, None], row.shape), mask=first)
+    if HAS_OWNERS:
+        first = mine & (row % ROWS_OF_OWNER == 0)
+        tl.store(owners + row // ROWS_OF_OWNER, tl.broadcast_to(expert[:, None], row.shape), mask=first)
     if HAS_PAIR_OF_ROW:
         tl.store(pair_of_row + row, tl.broadcast_to(pair[None, :], row.shape), mask=mine)
     if HAS_PLACES:
         tl.store(tl.broadcast_to((places + pair)[None, :], row.shape), row, mask=mine)
+        if tl.program_id(0) == 0:
+            tl.store(places + pair, tl.full((CHUNK,), -1, tl.int32), mask=(pair < pairs) & (local < 0))
 
 
 @dataclass(frozen=True)
@@ -112,15 +121,15 @@ class Placed:
 
     Args:
         local_ids: (P,) int32, -1 where a pair has no expert here.
-        totals: (E,) int32, the pairs of each expert.
+        starts: (E + 1,) int64, each expert's first row, and one past the last's, aligned.
         owners: (ceil(rows / rows_of_owner),) int32, the expert of each row, or of each tile of the alignment; -1 where
-            there is none.
+            there is none; empty where not wanted.
         places: (P,) int32, each pair's row, -1 where it has none; empty where not wanted.
         pair_of_row: (rows,) int32, each row's pair, -1 where it has none; empty where not wanted.
     """
 
     local_ids: Tensor
-    totals: Tensor
+    starts: Tensor
     owners: Tensor
     places: Tensor
     pair_of_row: Tensor
@@ -133,7 +142,7 @@ def place_pairs(
     alignment: int,
     expert_map: Tensor | None = None,
     *,
-    rows_of_owner: int,
+    rows_of_owner: int = 0,
     places: bool = False,
     pair_of_row: bool = False,
 ) -> Placed:
@@ -145,7 +154,7 @@ def place_pairs(
         rows: of the layout, enough for every id.
         alignment: of an expert's first row.
         expert_map: (global experts,) int32 or int64 to local ids; None: ids are local.
-        rows_of_owner: 1, or the alignment.
+        rows_of_owner: 1, or the alignment; 0: owners are not wanted.
         places, pair_of_row: whether these are wanted.
     """
     pairs, top_k = topk_ids.numel(), topk_ids.shape[1]
@@ -154,11 +163,13 @@ def place_pairs(
     chunks, blocks = triton.cdiv(pairs, chunk), triton.cdiv(experts, experts_each)
     device = topk_ids.device
     expert_map = None if expert_map is None else expert_map.contiguous()
-    owner_rows = -(-rows // rows_of_owner)
-    filled = full((owner_rows + places * pairs + pair_of_row * rows,), -1, dtype=int32, device=device)
-    owners, found_places, found_pairs = filled.split((owner_rows, places * pairs, pair_of_row * rows))
-    numbers = empty((pairs + (chunks + 1) * experts,), dtype=int32, device=device)
-    local_ids, counts, totals = numbers.split((pairs, chunks * experts, experts))
+    owner_rows = -(-rows // rows_of_owner) if rows_of_owner else 0
+    # Those with places for what is not there, which no pair writes.
+    filled = full((owner_rows + pair_of_row * rows,), -1, dtype=int32, device=device)
+    owners, found_pairs = filled.split((owner_rows, pair_of_row * rows))
+    numbers = empty((pairs + places * pairs + (chunks + 1) * experts,), dtype=int32, device=device)
+    local_ids, found_places, counts, totals = numbers.split((pairs, places * pairs, chunks * experts, experts))
+    starts = empty((experts + 1,), dtype=int64, device=device)
     if chunks == 1:
         totals = counts
     count_pairs_kernel[(blocks, chunks)](
@@ -184,7 +195,8 @@ def place_pairs(
         counts,
         found_places if places else None,
         found_pairs if pair_of_row else None,
-        owners,
+        owners if rows_of_owner else None,
+        starts,
         pairs,
         experts,
         ALIGNMENT=alignment,
@@ -192,9 +204,10 @@ def place_pairs(
         HAS_BEFORE=chunks > 1,
         HAS_PLACES=places,
         HAS_PAIR_OF_ROW=pair_of_row,
+        HAS_OWNERS=rows_of_owner > 0,
         ALL_EXPERTS=max(triton.next_power_of_2(experts), 16),
         EXPERTS=experts_each,
         CHUNK=chunk,
         num_warps=4,
     )
-    return Placed(local_ids, totals, owners, found_places, found_pairs)
+    return Placed(local_ids, starts, owners, found_places, found_pairs)

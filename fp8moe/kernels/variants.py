@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp8moe.activations import GATED, NON_GATED
-from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, places, quantize, reduce
+from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, places, quantize, reduce, settle
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,31 @@ def _placing() -> dict[str, Variant]:
     numbers = dict.fromkeys(("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners"), "*i32")
     by_tile = {"ROWS_OF_OWNER": 64, "ALIGNMENT": 64, "HAS_PLACES": False, "HAS_PAIR_OF_ROW": True, "places": None}
     by_row = {"ROWS_OF_OWNER": 1, "ALIGNMENT": 128, "HAS_PLACES": True, "HAS_PAIR_OF_ROW": False, "pair_of_row": None}
-    wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True}
+    wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True, "HAS_OWNERS": True}
+    laid = {**numbers, "starts": "*i64"}
     group = {**_FLOOR, "GROUP": fused.GROUP, "ROWS": quantize.ROWS}
     laid_out = {"places": "*i32", "codes": "*u8", "scales": "*fp32"}
-    row = {**_FLOOR, "ROWS": 1, "BLOCK": fused_rows.MOST_COLUMNS}
+    row = {**_FLOOR, "ROWS": 1, "BLOCK": fused_rows.MOST_COLUMNS, "ONE_STEP": True}
     tokens = {"NAME": "", "IS_GATED": False, "IS_GIVEN": False, "IN_PLACE": False, "given": None}
     activated = {"NAME": "silu", "IS_GATED": True, "IS_GIVEN": True, "IN_PLACE": True}
     rows = {"x": "*bf16", "given": "*fp32", **laid_out}
     return {
         "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
         "sum_counts": Variant(places.sum_counts_kernel, {"EXPERTS": places.EXPERTS}, numbers),
-        "place_pairs_tiles": Variant(places.place_pairs_kernel, {**each, **wide, **by_tile}, numbers),
-        "place_pairs_rows": Variant(places.place_pairs_kernel, {**each, **wide, **by_row}, numbers),
+        "place_pairs_tiles": Variant(places.place_pairs_kernel, {**each, **wide, **by_tile}, laid),
+        "place_pairs_rows": Variant(places.place_pairs_kernel, {**each, **wide, **by_row}, laid),
+        "settle_pairs": Variant(
+            settle.settle_pairs_kernel,
+            {"HAS_MAP": True, "ALL_EXPERTS": 256, "SLOTS": 8, "ROWS": settle.ROWS},
+            {
+                **ids,
+                "weights": "*fp32",
+                "settled_ids": "*i32",
+                "settled_weights": "*fp32",
+                "present": "*u8",
+                "without": "*u8",
+            },
+        ),
         "quantize_to_places": Variant(fused.quantize_to_places_kernel, group, {"x": "*bf16", **laid_out}),
         "activate_quantize": Variant(
             fused.activate_quantize_kernel,

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from conformance.support_matrix import BEGIN, END, HERE, main, rows, runs_in
+from fp8moe.backends.libraries import LibraryBackend
+from fp8moe.registry import seed_backends
 
 
 def check(backend: str, device: str, *outcomes: tuple[str, str], evidence: str = "hardware") -> dict[str, Any]:
@@ -53,8 +55,11 @@ def test_what_a_run_left_out_is_told(tmp_path: Path) -> None:
     ran["checks"] += [
         {"scheme": "block", "status": "not_run", "case": "v1:M=1"},
         {"scheme": "none", "status": "not_run"},
+        {"scheme": "block", "status": "not_supported", "case": "v1:M=2"},
+        {"scheme": "none", "status": "not_supported"},
     ]
-    assert of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1] == "quick: 1 scheme, 1 checks passed, 1 not run"
+    told = "quick: 1 scheme, 1 checks passed, 1 not run, 1 of layers that it does not take"
+    assert of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1] == told
 
 
 def test_a_run_in_the_interpreter_counts_where_there_is_no_other(tmp_path: Path) -> None:
@@ -87,3 +92,14 @@ def test_the_readmes_table_is_what_the_reports_say() -> None:
     if not (HERE / "reports").is_dir():
         pytest.skip("a source distribution has no kept runs")
     assert main(["--check", str(HERE / "README.md")]) == 0
+
+
+def test_an_adapter_says_that_it_was_tried_where_a_report_says_so() -> None:
+    if not (HERE / "reports").is_dir():
+        pytest.skip("a source distribution has no kept runs")
+    found = {row[0]: row[1] for row in rows(runs_in(HERE / "reports"))}
+    libraries = {
+        spec.name: spec.experts_cls for spec in seed_backends() if issubclass(spec.experts_cls, LibraryBackend)
+    }
+    tried = {name: bool(cls.tried_on) for name, cls in libraries.items()}
+    assert tried == {name: found[name] == "hardware" for name in tried}

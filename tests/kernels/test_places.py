@@ -35,10 +35,11 @@ def test_places(tokens: int, top_k: int, experts: int, alignment: int, mapped: b
     rows = len(local) + min(mine, len(local)) * (alignment - 1) + 3
     given = (ids.to(device), mine, rows, alignment, None if expert_map is None else expert_map.to(device))
     found = place_pairs(*given, rows_of_owner=1, places=True, pair_of_row=True)
-    numbers = (found.local_ids, found.totals, found.owners, found.places, found.pair_of_row)
+    numbers = (found.local_ids, found.owners, found.places, found.pair_of_row)
     assert {each.dtype for each in numbers} == {torch.int32}
     assert found.local_ids.tolist() == local
-    assert found.totals.tolist() == [local.count(expert) for expert in range(mine)]
+    aligned = [-(-local.count(expert) // alignment) * alignment for expert in range(mine)]
+    assert found.starts.tolist() == [sum(aligned[:expert]) for expert in range(mine + 1)]
     assert found.places.tolist() == places
     assert found.pair_of_row.tolist() == [pairs.get(row, -1) for row in range(rows)]
     assert found.owners.tolist() == [local[pairs[row]] if row in pairs else -1 for row in range(rows)]
@@ -46,5 +47,5 @@ def test_places(tokens: int, top_k: int, experts: int, alignment: int, mapped: b
 
 def test_more_pairs_than_a_chunk_of_the_interpreter_takes(device: torch.device) -> None:
     ids = torch.arange(5000)[:, None] % 3
-    places = place_pairs(ids.to(device), 3, 6000, 16, rows_of_owner=16, places=True).places
+    places = place_pairs(ids.to(device), 3, 6000, 16, places=True).places
     assert places.tolist() == expected((ids[:, 0]).tolist(), 3, 16)[0]

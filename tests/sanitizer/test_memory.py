@@ -34,6 +34,7 @@ from fp8moe.kernels.quantize import (
     tensor_scale,
 )
 from fp8moe.kernels.reduce import weighted_sum
+from fp8moe.kernels.settle import settle_pairs
 
 TILE_ROWS = 16
 
@@ -115,6 +116,11 @@ def activated_rows(count: int, columns: int) -> None:
     activate_quantize_rows(rows(count, 2 * columns), "silu", places, codes, scales, torch.ones(1))
 
 
+def settled(tokens: int, top_k: int) -> None:
+    ids = torch.arange(tokens * top_k).reshape(tokens, top_k) % 7 - 2
+    settle_pairs(ids, torch.rand(tokens, top_k), torch.arange(5) - 1, 4)
+
+
 # Sizes that fill tiles and sizes that do not; several programs each.
 CALLS: dict[str, Callable[[], object]] = {
     "groups-17x200": partial(quantize_per_token_group, rows(17, 200)),
@@ -139,6 +145,7 @@ CALLS: dict[str, Callable[[], object]] = {
     },
     "sum-1100": partial(summed, 1100),
     "sum-1024": partial(summed, 1024),
+    "settled-37x3": partial(settled, 37, 3),
     "places-40": partial(placed, 40, 16),
     "places-600": partial(placed, 600, 1),
     "to-places-17x200": partial(quantized_to_places, 17, 200),
