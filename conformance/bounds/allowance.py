@@ -81,7 +81,7 @@ def first_gemm_error(trace: RecipeTrace, arithmetic: Arithmetic) -> Tensor:
         for columns, weight in problem.weight_chunks("w13", expert):
             least = None if scale is None else scale[rows]
             operands = _operands(problem, "w13", expert, columns, inputs[rows], weight, least)
-            error[rows, columns] = accumulation_error(operands, arithmetic)
+            error[rows, columns] = accumulation_error(operands, arithmetic) + problem.underflow("w13", expert, columns)
     return error + U * trace.first.abs()
 
 
@@ -117,7 +117,7 @@ def _second_gemm(trace: RecipeTrace, arithmetic: Arithmetic, around: Spread) -> 
             magnitude = weight.abs().t()
             least = None if scale is None else scale[rows]
             operands = _operands(problem, "w2", expert, columns, values[rows], weight, least)
-            error = accumulation_error(operands, arithmetic)
+            error = accumulation_error(operands, arithmetic) + problem.underflow("w2", expert, columns)
             if group is not None:
                 relative = around.relative[rows]
                 parts = grouped_products(values[rows], weight, columns_of(group, inter)).abs()

@@ -110,7 +110,7 @@ def zero_weight(trial: Trial) -> None:
     """Slots of weight 0 are as good as absent, and were their expert's results huge.
 
     Every slot of one expert gets the weight 0, and that expert's w2 is 2^20 times as large where no fp16 number has to
-    hold its result. Without them other pairs share a tile, so the bits are the same only where a token's do not depend
+    hold its result, and the backend takes such a layer. Without them other pairs share a tile, so the bits are the same only where a token's do not depend
     on the others, and where no dynamic scale is shared.
     """
     tensors = trial.tensors
@@ -118,9 +118,16 @@ def zero_weight(trial: Trial) -> None:
     if expert is None:
         raise not_applicable("no token has an expert here")
     here = experts_of(tensors) == expert
-    muted = replace(_enlarged(trial, expert), topk_weights=tensors.topk_weights.masked_fill(here, 0.0))
+    weights = tensors.topk_weights.masked_fill(here, 0.0)
+    muted = replace(_enlarged(trial, expert), topk_weights=weights)
+    try:
+        backend = trial.made(muted)
+    except Ended as ended:
+        if ended.status is not Status.NOT_SUPPORTED:
+            raise
+        muted = replace(tensors, topk_weights=weights)
+        backend = trial.made(muted)
     removed = replace(muted, topk_ids=muted.topk_ids.masked_fill(here, -1))
-    backend = trial.made(muted)
     output, without = trial.call(muted, backend=backend), trial.call(removed, backend=backend)
     exact = trial.row_by_row and not shared_scale(trial.case)
     what = f"with weight 0 for every slot of local expert {expert}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8Static128BlockSym, kFp8StaticChannelSym, kFp8StaticTensorSym, kNvfp4Static
-from fp8moe.layouts.marlin import padded_intermediate
+from fp8moe.layouts.marlin import left_out, padded_intermediate
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Contract, Recipe
@@ -32,6 +33,16 @@ FULL = 0.9
 """The smallest tile is taken that an expert's rows fill less than this, were they spread evenly."""
 LOCKS_A_MULTIPROCESSOR = 4
 K_MULTIPLE = 128
+
+
+BY_MARLIN = Recipe(
+    quantize_input=False,
+    requantize=False,
+    gemm1_output="input",
+    activation_output="input",
+    weighted="input",
+    combine="input",
+)
 
 
 def _device(platform: Platform, _env: Env) -> bool:
@@ -62,16 +73,7 @@ class MarlinExperts(LibraryExperts):
     written_from = "vllm 0.25.1"
     tried_on = "an H200"
     package = "vllm"
-    contract = Contract(
-        Recipe(
-            quantize_input=False,
-            requantize=False,
-            gemm1_output="input",
-            activation_output="input",
-            weighted="input",
-            combine="input",
-        )
-    )
+    contract = Contract(BY_MARLIN)
     support = Support(
         device=_device,
         needs="CUDA SM75 or newer and vLLM's operators",
@@ -91,6 +93,7 @@ class MarlinExperts(LibraryExperts):
         if refusal:
             raise LayerNotSupported(f"{name}: {refusal}")
         interprets(name)
+        self.contract = contract_for(config, quant)
         self.ops = self.library()
         self.converted = self.converted_weights(platform)
         group = -1 if quant.block_shape is None else quant.block_shape[1]
@@ -180,6 +183,16 @@ class MarlinExperts(LibraryExperts):
             -1,  # thread_n
             -1,  # blocks_per_sm
         )
+
+
+def contract_for(config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> Contract:
+    """Scales for blocks of K are multiplied with the codes, in 16 bits and before the GEMM; others with the result, and
+    with them comes back what the codes' conversion leaves out of the exponent."""
+    if quant.block_shape is not None:
+        recipe = replace(BY_MARLIN, weights="rounded")
+    else:
+        recipe = replace(BY_MARLIN, weights="rounded_scales", weight_shift=left_out(config.in_dtype))
+    return Contract(recipe)
 
 
 def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:

@@ -160,6 +160,12 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         scale: Tensor | None = getattr(self.weights, f"{name}_scale")
         if scale is None:
             return codes.float()
+        if self.recipe.weights != "exact":
+            scale = self.rounded(scale, "input")
+        found = self._dequantised(name, codes, scale, index)
+        return self.rounded(found, "input") if self.recipe.weights == "rounded" else found
+
+    def _dequantised(self, name: str, codes: Tensor, scale: Tensor, index: int) -> Tensor:
         group = self.quant.w1.shape or GroupShape.PER_TENSOR
         if not group.is_block():
             return dequantize(codes, scale[index], group)

@@ -34,6 +34,11 @@ def padded_intermediate(intermediate: int, group: int) -> int:
     return multiple_of(intermediate, math.lcm(TILE_N, max(group, 1)))
 
 
+def left_out(dtype: torch.dtype) -> int:
+    """The power of two that the kernel's conversion of a code to fp16 or bf16 leaves out."""
+    return (1 << (EXPONENT_BITS[dtype] - 1)) - (1 << (E4M3_EXPONENT_BITS - 1))
+
+
 def weights(codes: Tensor) -> Tensor:
     """(E, n, k) FP8 to (E, k / 16, 4 n) int32, words of four codes.
 
@@ -73,7 +78,7 @@ def scales(scale: Tensor, rows: int, columns: int, group: int, dtype: torch.dtyp
     spread = _by_group(scale, rows, group, parts)
     order = SCALES_OF_GROUPS if 0 < group < columns else SCALES_OF_CHANNELS
     permuted = spread.reshape(*spread.shape[:-1], -1, len(order))[..., list(order)].flatten(-2)
-    exponent = 2 ** (EXPONENT_BITS[dtype] - 1) - 2 ** (E4M3_EXPONENT_BITS - 1)
+    exponent = left_out(dtype)
     found: Tensor = permuted.to(dtype) * 2.0**exponent
     lost = ~found.isfinite() | ((found == 0) & (permuted != 0))
     if bool(lost.any()):

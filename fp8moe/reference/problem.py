@@ -17,6 +17,8 @@ from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import Recipe
 from fp8moe.reference.rounding import E4M3FN, FloatFormat, code_values, format_of, round_to, to_float32
 
+SMALLEST_EXPONENT = 149
+"""2 to the minus this is the smallest number of fp32."""
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Elements of a temporary of the oracles: 32 MiB of float64 on a CPU, 512 MiB on a GPU."""
 
@@ -157,10 +159,13 @@ class MoEProblem:
         return self._dequantised(name, expert, raw, rows, columns)
 
     def weight_scale(self, name: str, expert: int, rows: Tensor) -> Tensor | None:
-        """(rows, groups of columns) float64: scales of these rows of w13 or w2; None where they are not quantised."""
+        """(rows, groups of columns) float64: scales of these rows of w13 or w2, rounded where the recipe says so; None
+        where they are not quantised."""
         scale: Tensor | None = getattr(self.weights, f"{name}_scale")
         if scale is None:
             return None
+        if self.recipe.weights != "exact":
+            scale = round_to(scale.double(), self.carrier)
         group = self.quant.w1.shape or GroupShape.PER_TENSOR
         if group.is_per_tensor():
             return scale[expert].double().expand(len(rows), 1)
@@ -170,11 +175,27 @@ class MoEProblem:
         block_row = rows // per_half * -(-per_half // group.row) + rows % per_half // group.row
         return scale[expert].double()[block_row]
 
+    def underflow(self, name: str, expert: int, rows: slice) -> Tensor | float:
+        """(rows,) float64: the most that a sum over K loses below the smallest number of fp32 in a GEMM with these rows
+        of w13 or w2, by the recipe's `weight_shift`: of each term as much as that number, scaled."""
+        if not self.recipe.weight_shift:
+            return 0.0
+        matrix = getattr(self.weights, name)
+        scale = self.weight_scale(name, expert, torch.arange(rows.start, rows.stop, device=self.device))
+        if scale is None:
+            return 0.0
+        lost: Tensor = scale.abs().amax(1) * (matrix.shape[2] * 2.0 ** (self.recipe.weight_shift - SMALLEST_EXPONENT))
+        return lost
+
     def _dequantised(self, name: str, expert: int, raw: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
         """`raw` is the part of an expert's matrix at these rows and columns; `columns` None: all of them."""
         scale = self.weight_scale(name, expert, rows)
         if scale is None:
             return raw.double()
+        values = self._scaled(raw, scale, columns)
+        return round_to(values, self.carrier) if self.recipe.weights == "rounded" else values
+
+    def _scaled(self, raw: Tensor, scale: Tensor, columns: Tensor | None) -> Tensor:
         values = self._looked_up(raw.view(torch.uint8))
         if scale.shape[1] == 1:
             return values.mul_(scale)
@@ -183,7 +204,7 @@ class MoEProblem:
             return values.mul_(scale[:, columns // width])
         # One operation for the whole chunk; one for each block would spend its time in waking threads up.
         if raw.shape[1] % width == 0:
-            values.view(len(rows), -1, width).mul_(scale[:, :, None])
+            values.view(len(scale), -1, width).mul_(scale[:, :, None])
             return values
         return values.mul_(scale.repeat_interleave(width, dim=1)[:, : raw.shape[1]])
 

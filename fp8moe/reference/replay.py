@@ -76,6 +76,8 @@ def why_not_replayed(
     recipe = contract.recipe
     if scheme != UNQUANTISED and not (recipe.requantize and recipe.quantize_input):
         return "no steps are known for FP8 weights and inputs that are not quantised"
+    if scheme != UNQUANTISED and recipe.weights != "exact":
+        return "no steps are known for weights that are rounded with their scales"
     unit = UNITS[arithmetic.unit]
     if not unit.takes(weights.w13.dtype):
         return f"its matrix unit {unit.name} does not take {weights.w13.dtype}"

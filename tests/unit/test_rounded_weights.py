@@ -1,0 +1,131 @@
+"""Weights that are rounded with their scales, and codes whose exponent is shifted: declared, they are judged as such."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformance.build import build
+from conformance.cases import Case
+from conformance.checks import check_case
+from conformance.plan import Subject, resolve_target
+from conformance.results import Status
+from fp8moe.backends.marlin import BY_MARLIN
+from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.recipe import Contract, Recipe
+from fp8moe.reference.replay import why_not_replayed
+
+SCALES, PRODUCTS = replace(BY_MARLIN, weights="rounded_scales"), replace(BY_MARLIN, weights="rounded")
+SHIFT = 120
+WITNESS = "computes.relation.clamp_witness"
+
+
+class Computing(TorchExperts):
+    """Computes by one recipe and declares another."""
+
+    computes: Recipe
+    loses = False
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.computes
+
+    def second_gemm(self, intermediate: Tensor, index: int) -> Tensor:
+        if not self.loses:
+            return super().second_gemm(intermediate, index)
+        scale = self.rounded(self.weights.w2_scale[index], "input").reshape(1, -1)
+        quantum = 2.0 ** (SHIFT - 149)
+        sums = intermediate @ (self.weight("w2", index) / scale.t()).t()
+        return self.rounded((sums / quantum).trunc() * quantum * scale, self.recipe.gemm2_output)
+
+
+def judged(
+    case: str, computes: Recipe, declares: Recipe, check: str = "computes.equivalence", **fields: bool
+) -> Status:
+    members = {"computes": computes, "contract": Contract(declares, deterministic=True), **fields}
+    cls = type("Made", (Computing,), members)
+    return check_case(Case.parse(case), Subject("Made", cls, ""), resolve_target("cpu"), check).status
+
+
+@pytest.mark.parametrize(
+    ("case", "recipe"),
+    [
+        ("v1:M=16,scheme=channel_tok,values=exact_sums", SCALES),
+        ("v1:M=16,scheme=tensor_dyn,act=silu_no_mul,values=exact_sums", SCALES),
+        ("v1:M=16,values=one_hot", PRODUCTS),
+    ],
+)
+def test_what_is_rounded_is_judged_as_it_is_declared(case: str, recipe: Recipe) -> None:
+    assert judged(case, recipe, recipe) is Status.PASSED
+    assert judged(case, recipe, BY_MARLIN) is Status.FAILED
+    assert judged(case, BY_MARLIN, recipe) is Status.FAILED
+
+
+def test_what_a_shifted_exponent_loses_is_allowed_where_it_is_declared() -> None:
+    case = "v1:M=16,scheme=channel_tok,act=swigluoai"
+    shifted = replace(SCALES, weight_shift=SHIFT)
+    assert judged(case, SCALES, SCALES, WITNESS) is Status.PASSED
+    assert judged(case, SCALES, SCALES, WITNESS, loses=True) is Status.FAILED
+    assert judged(case, shifted, shifted, WITNESS, loses=True) is Status.PASSED
+
+
+def test_a_zero_weight_is_judged_where_the_enlarged_layer_is_refused() -> None:
+    from fp8moe.registry import LayerNotSupported
+
+    class Small(TorchExperts):
+        def __init__(self, config: object, quant: object, weights: object) -> None:
+            super().__init__(config, quant, weights)  # type: ignore[arg-type]
+            assert self.weights.w2_scale is not None
+            if float(self.weights.w2_scale.max()) > 2.0**7:
+                raise LayerNotSupported("Small: a scale of more than 2^7")
+
+        def combine(self, slots: Tensor, weights: Tensor, present: Tensor) -> Tensor:
+            return super().combine(slots, weights + self.wrong, present)
+
+        wrong = 0.0
+
+    case = Case.parse("v1:E=4,k=3,H=128,I=128,M=9,scheme=channel_tok,law=skewed")
+    for wrong, status in ((0.0, Status.PASSED), (0.5, Status.FAILED)):
+        cls = type("Small", (Small,), {"wrong": wrong})
+        found = check_case(case, Subject("Small", cls, ""), resolve_target("cpu"), "computes.relation.zero_weight")
+        assert found.status is status, found.reason
+
+
+def test_rounded_weights_are_not_replayed() -> None:
+    tensors = build(Case.parse("v1:M=3"), "cpu")
+    given = (tensors.quant, tensors.weights, 6)
+    contract = replace(TorchExperts.contract, steps=None)
+    assert why_not_replayed(replace(contract, recipe=PRODUCTS), *given)
+
+
+@pytest.mark.parametrize("shift", [-1, 127, 1.0])
+def test_a_shift_out_of_range_is_refused(shift: int) -> None:
+    with pytest.raises(ValueError, match="weight_shift=.*: expected an integer from 0 to 126"):
+        Recipe(weight_shift=shift)
+
+
+def test_an_unknown_rounding_of_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights='bf16': expected one of 'exact', 'rounded_scales', 'rounded'"):
+        Recipe(weights="bf16")  # type: ignore[arg-type]
+
+
+def test_float64_keeps_what_is_not_rounded() -> None:
+    """The oracle's weights are those of the formula, rounded once a product."""
+    from fp8moe.reference.problem import MoEProblem
+
+    tensors = build(Case.parse("v1:M=3,H=256,I=128"), "cpu")
+    given = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids, tensors.expert_map, False, torch.arange(3))
+    scale = tensors.weights.w2_scale
+    assert scale is not None
+    wide = scale[1].repeat_interleave(128, 0).repeat_interleave(128, 1)
+    codes = tensors.weights.w2[1].double()
+    for recipe, expected in (
+        (Recipe(), codes * wide.double()),
+        (Recipe(weights="rounded_scales"), codes * wide.bfloat16().double()),
+        (Recipe(weights="rounded"), (codes * wide.bfloat16().double()).float().bfloat16().double()),
+    ):
+        problem = MoEProblem(tensors.config, tensors.quant, recipe, tensors.weights, *given)
+        assert torch.equal(problem.weight_rows("w2", 1, 0, 256), expected)
