@@ -110,8 +110,8 @@ def zero_weight(trial: Trial) -> None:
     """Slots of weight 0 are as good as absent, and were their expert's results huge.
 
     Every slot of one expert gets the weight 0, and that expert's w2 is 2^20 times as large where no fp16 number has to
-    hold its result, and the backend takes such a layer. Without them other pairs share a tile, so the bits are the same only where a token's do not depend
-    on the others, and where no dynamic scale is shared.
+    hold its result and the backend takes such a layer. Without them other pairs share a tile, so the bits are the same
+    only where a token's do not depend on the others, and where no dynamic scale is shared.
     """
     tensors = trial.tensors
     expert = busiest_expert(tensors)

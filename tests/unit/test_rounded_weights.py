@@ -1,4 +1,4 @@
-"""Weights that are rounded with their scales, and codes whose exponent is shifted: declared, they are judged as such."""
+"""Weights that are rounded with their scales, codes whose exponent is shifted: declared, they are judged as such."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_rounded_weights_are_not_replayed() -> None:
 
 @pytest.mark.parametrize("shift", [-1, 127, 1.0])
 def test_a_shift_out_of_range_is_refused(shift: int) -> None:
-    with pytest.raises(ValueError, match="weight_shift=.*: expected an integer from 0 to 126"):
+    with pytest.raises(ValueError, match=r"weight_shift=.*: expected an integer from 0 to 126"):
         Recipe(weight_shift=shift)
 
 

@@ -1,0 +1,530 @@
+"""The bridge to vLLM's own classes without vLLM: its entry points, its remedy, the names it uses, its comparison."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fp8moe_vllm import cells, compare, contracts, experts, library, told
+from torch import Tensor
+
+from conformance.build import build
+from fp8moe import BackendUnavailable
+from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.experts import contract_violations
+from fp8moe.registry import LayerNotSupported
+from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, SCHEMES
+from tests.contracts.layers import case, same, with_holes
+from tests.contracts.released import VLLM
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parent / "fp8moe-vllm"
+PROJECT = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+BACKENDS: dict[str, str] = PROJECT["entry-points"]["fp8moe.backends"]
+CLASSES = [getattr(experts, target.partition(":")[2]) for target in BACKENDS.values()]
+
+
+def test_its_entry_points_register_classes_that_are_only_named(tmp_path: Path) -> None:
+    installed = tmp_path / f"fp8moe_vllm-{PROJECT['version']}.dist-info"
+    installed.mkdir()
+    about = f"Metadata-Version: 2.1\nName: {PROJECT['name']}\nVersion: {PROJECT['version']}\n"
+    (installed / "METADATA").write_text(about)
+    points = "".join(f"{name} = {target}\n" for name, target in BACKENDS.items())
+    (installed / "entry_points.txt").write_text(f"[fp8moe.backends]\n{points}")
+    code = """
+import json, sys
+from fp8moe.registry import backend_named, default_backends, registered_backends
+found = {spec.name: spec.experts_cls.__name__ for spec in registered_backends()}
+scanned = [spec.name for spec in default_backends() if spec.name in found]
+who = backend_named("VLLM_TRITON_EXPERTS").distribution
+print(json.dumps([found, scanned, who, "vllm" in sys.modules]))
+"""
+    path = os.pathsep.join([str(tmp_path), str(PACKAGE), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found, scanned, who, imported = json.loads(done.stdout)
+    assert found == {name: target.partition(":")[2] for name, target in BACKENDS.items()}
+    assert scanned == []
+    assert who.startswith("fp8moe-vllm")
+    assert not imported
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_without_vllm_the_remedy_is_told(cls: type[experts.VllmExperts], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.E8M0, "0")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    scheme = "channel_tok" if cls is experts.VllmCutlassExperts else "block"
+    tensors = build(case(scheme), "cpu")
+    with pytest.raises(BackendUnavailable, match=rf"{cls.__name__}: vllm is not installed; .* vllm==0\.25\.1"):
+        cls(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_a_vllm_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise RuntimeError("no NVML here\nand more")
+
+    monkeypatch.setenv(library.E8M0, "0")
+    monkeypatch.setattr(library, "importlib", SimpleNamespace(import_module=broken))
+    with pytest.raises(BackendUnavailable, match=r"X: vllm does not load \(RuntimeError: no NVML here\); install vllm"):
+        library.load("X", experts.VllmTritonExperts.which)
+    monkeypatch.setattr(library, "importlib", SimpleNamespace(import_module=lambda name: SimpleNamespace()))
+    with pytest.raises(BackendUnavailable, match="has no TritonExperts: another version"):
+        library.load("X", experts.VllmTritonExperts.which)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_it_keeps_the_contract(cls: type[experts.VllmExperts]) -> None:
+    assert contract_violations(cls) == []
+
+
+@pytest.mark.parametrize(
+    ("cls", "scheme", "fields", "why"),
+    [
+        (experts.VllmTritonExperts, "tensor_tok", {}, "it does not take tensor_tok"),
+        (experts.VllmCutlassExperts, "block", {}, "it does not take block"),
+        (experts.VllmTritonExperts, "block", {"bias": True}, "biases"),
+        (experts.VllmTritonExperts, "block", {"inter": 192}, "expected multiples of 128"),
+        (
+            experts.VllmTritonExperts,
+            "block",
+            {"activation": "swiglustep"},
+            "activation=swiglustep: expected gelu, silu",
+        ),
+        (experts.VllmTritonExperts, "block", {"activation": "silu_no_mul"}, "activation=silu_no_mul"),
+        (experts.VllmDeepGemmExperts, "block", {"hidden": 384}, "hidden_dim=384: expected a multiple of 1024"),
+        (experts.VllmDeepGemmExperts, "block", {"dtype": "fp16"}, "expected torch.bfloat16"),
+        (experts.VllmMarlinExperts, "channel_tok", {"hidden": 144}, "hidden_dim=144: expected a multiple of 128"),
+    ],
+)
+def test_layers_that_it_cannot_take(
+    cls: type[experts.VllmExperts], scheme: str, fields: dict[str, Any], why: str
+) -> None:
+    tensors = build(case(scheme, **fields), "cpu")
+    with pytest.raises(LayerNotSupported, match=why):
+        cls(tensors.config, tensors.quant, tensors.weights)
+
+
+class Played(experts.VllmTritonExperts):
+    """TorchExperts in place of vLLM, which is told apart by what it gets: no -1, weights in fp32, ids in int32."""
+
+    def made(self) -> Any:
+        honest = TorchExperts(self.config, self.quant, self.weights)
+
+        def call(states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, on_input: bool) -> Tensor:
+            limit = self.config.num_local_experts if expert_map is None else expert_map.numel()
+            assert states.is_contiguous()
+            assert weights.dtype == torch.float32
+            assert ids.dtype == torch.int32
+            assert int(ids.min()) >= 0
+            assert int(ids.max()) < limit
+            more = {"expert_map": expert_map, "apply_router_weight_on_input": on_input}
+            return honest.apply(states, weights, ids, **more)
+
+        return call
+
+
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}, {"layout": "strided"}, {"top_k": 1, "weight_on_input": True}])
+@pytest.mark.parametrize("scheme", ["block", "channel_tok"])
+def test_absent_pairs_add_nothing(scheme: str, fields: dict[str, Any]) -> None:
+    tensors = with_holes(case(scheme, **fields))
+    expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    played = Played(tensors.config, tensors.quant, tensors.weights)
+    output = torch.full_like(expected, torch.nan)
+    assert tensors.call(played, output) is output
+    assert same(output, expected)
+    assert same(tensors.call(played), expected)
+
+
+def test_a_caller_is_vllms_call_alone() -> None:
+    from fp8moe_vllm.callers import TritonCaller
+
+    seen: list[tuple[Any, ...]] = []
+
+    class Bare(TritonCaller):
+        def made(self) -> Any:
+            return lambda *given: seen.append(given) or given[0]
+
+    tensors = build(case("block"), "cpu")
+    bare = Bare(tensors.config, tensors.quant, tensors.weights)
+    assert tensors.call(bare, torch.empty_like(tensors.hidden_states)) is tensors.hidden_states
+    assert [one is two for one, two in zip(seen[0], (tensors.hidden_states, tensors.topk_weights), strict=False)]
+    assert seen[0][2] is tensors.topk_ids
+    assert bare.contract == contracts.triton(BLOCK, "silu")
+
+
+def test_what_is_declared() -> None:
+    assert contracts.triton(BLOCK, "silu").recipe.activation_output == "float32"
+    assert contracts.triton(CHANNEL_TOKEN, "silu").recipe.activation_output == "input"
+    assert contracts.cutlass(SCHEMES["tensor_dyn"], "silu").recipe.amax_floor == 0
+    assert contracts.cutlass(CHANNEL_TOKEN, "silu").recipe.amax_floor == 1 / 512
+    assert contracts.triton_or_deepgemm(BLOCK, "silu", 1024, 512) == contracts.triton(BLOCK, "silu")
+    wide = contracts.triton_or_deepgemm(BLOCK, "silu", 1024, 1024)
+    assert wide.for_tokens(127) == contracts.triton(BLOCK, "silu")
+    assert wide.for_tokens(128) == contracts.deepgemm(BLOCK, "silu")
+
+
+# What is used of vLLM, beside its release.
+
+
+def path_of(module: str) -> str:
+    return module.replace(".", "/")
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    """A module's source in the wheel; a package's is its __init__."""
+    try:
+        source = VLLM.source(f"{path_of(module)}.py")
+    except AssertionError:
+        source = VLLM.source(f"{path_of(module)}/__init__.py")
+    return ast.parse(source)
+
+
+def defined(module: str, name: str) -> ast.AST:
+    """What a module calls so: where it only imports it, where it comes from."""
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return node
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.ImportFrom) and any((one.asname or one.name) == name for one in node.names):
+            base = f"{module}." if node.level else ""
+            return defined(f"{base}{node.module}", name)
+    raise AssertionError(f"vllm {VLLM.version}: {module} has no {name}")
+
+
+def member(node: ast.AST, name: str) -> ast.FunctionDef | None:
+    assert isinstance(node, ast.ClassDef)
+    return next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == name), None)
+
+
+def parameters(node: ast.AST) -> set[str]:
+    """What can be given by name: to a function, or to a class by its __init__ or, where it has none, its fields."""
+    if isinstance(node, ast.ClassDef):
+        init = member(node, "__init__")
+        if init is None:
+            return {one.target.id for one in node.body if isinstance(one, ast.AnnAssign) and hasattr(one.target, "id")}
+        node = init
+    assert isinstance(node, ast.FunctionDef)
+    return {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
+
+
+def needed(node: ast.AST) -> set[str]:
+    """Those without a default."""
+    if isinstance(node, ast.ClassDef):
+        fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and one.value is None]
+        return {one.target.id for one in fields if isinstance(one.target, ast.Name)}
+    assert isinstance(node, ast.FunctionDef)
+    plain = node.args.args[: len(node.args.args) - len(node.args.defaults)]
+    only = [one for one, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if default is None]
+    return {one.arg for one in (*plain, *only)} - {"self", "cls"}
+
+
+def imported() -> Iterator[tuple[str, str, str]]:
+    """(module, name, name here) of every import of vLLM's in the bridge."""
+    for path in sorted((PACKAGE / "fp8moe_vllm").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+                yield from ((str(node.module), one.name, one.asname or one.name) for one in node.names)
+            assert not isinstance(node, ast.Import) or all(one.name.split(".")[0] != "vllm" for one in node.names)
+
+
+def calls_of_library() -> list[ast.Call]:
+    tree = ast.parse((PACKAGE / "fp8moe_vllm" / "library.py").read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def keywords(call: ast.Call) -> set[str]:
+    return {str(one.arg) for one in call.keywords}
+
+
+def test_every_name_is_in_the_release() -> None:
+    found = list(imported())
+    assert len(found) >= 15
+    for module, name, _ in found:
+        defined(module, name)
+
+
+def test_every_argument_is_in_the_release() -> None:
+    functions = {here: defined(module, name) for module, name, here in imported()}
+    checked = set()
+    for call in calls_of_library():
+        if isinstance(call.func, ast.Name) and call.func.id in functions and call.keywords:
+            node = functions[call.func.id]
+            assert keywords(call) <= parameters(node), call.func.id
+            assert needed(node) <= keywords(call), call.func.id
+            checked.add(call.func.id)
+    assert checked == {
+        "VllmConfigOfLayer",
+        "convert_to_fp8_moe_kernel_format",
+        "make_fp8_moe_kernel",
+        "make_fp8_moe_quant_config",
+    }
+
+
+def test_every_method_is_in_the_release() -> None:
+    layers = "vllm.model_executor.layers.fused_moe"
+    apply = member(defined(f"{layers}.modular_kernel", "FusedMoEKernel"), "apply")
+    assert apply is not None
+    (call,) = [one for one in calls_of_library() if isinstance(one.func, ast.Attribute) and one.func.attr == "apply"]
+    assert keywords(call) <= parameters(apply)
+    assert needed(apply) <= keywords(call)
+    assert member(defined(f"{layers}.config", "FusedMoEParallelConfig"), "make_no_parallel") is not None
+    manager = member(defined("vllm.v1.worker.workspace", "WorkspaceManager"), "get_simultaneous")
+    assert manager is not None
+    assert manager.args.vararg is not None  # shapes and dtypes, nothing by name
+    assert parameters(manager) == {"self"}
+
+
+def test_every_class_and_value_is_in_the_release() -> None:
+    layers = "vllm.model_executor.layers.fused_moe"
+    for cls in CLASSES:
+        assert isinstance(defined(cls.which.module, cls.which.name), ast.ClassDef)
+    values = {
+        (module, name): {
+            one.value.value
+            for one in defined(module, name).body  # type: ignore[attr-defined]
+            if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant)
+        }
+        for module, name in ((library.ORACLE, "Fp8MoeBackend"), (f"{layers}.activation", "MoEActivation"))
+    }
+    backends, activations = values.values()
+    assert {cls.which.backend for cls in CLASSES} <= backends
+    assert activations >= experts.WITH_GELU
+    names = {
+        one.attr for one in ast.walk(ast.parse(Path(library.__file__).read_text())) if isinstance(one, ast.Attribute)
+    }
+    assert "Renormalize" in names
+    assert "Renormalize" in ast.dump(defined(f"{layers}.config", "RoutingMethodType"))
+
+
+def test_the_switch_for_fp32_scales_is_in_the_release() -> None:
+    assert f'"{library.E8M0}"' in VLLM.source("vllm/envs.py")
+    source = VLLM.source("vllm/utils/deep_gemm.py")
+    assert f"envs.{library.E8M0}" in source
+
+
+def test_what_the_conversion_reads_of_a_layer_is_there() -> None:
+    tensors = build(case("block"), "cpu")
+    described = library._described(tensors.config, tensors.weights, [128, 128])
+    read = set()
+    for module, name in (
+        (library.ORACLE, "convert_to_fp8_moe_kernel_format"),
+        ("vllm.model_executor.layers.quantization.utils.marlin_utils_fp8", "prepare_fp8_moe_layer_for_marlin"),
+    ):
+        for node in ast.walk(defined(module, name)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "layer":
+                read.add(node.attr)
+    others = {"workspace", "w13_weight_scale", "w2_weight_scale"}  # written there; those of another backend
+    assert read - others <= set(vars(described)), read
+    assert not hasattr(library._described(tensors.config, tensors.weights, None), "weight_block_size")
+
+
+# The comparison.
+
+
+def compared(ratio: float, width: float = 0.005, **fields: Any) -> told.Compared:
+    plain = told.Compared(
+        "qwen3-30b",
+        "Qwen3-30B-A3B",
+        "block",
+        16,
+        "TRITON",
+        "TritonCaller",
+        100 * ratio,
+        100.0,
+        ratio,
+        0,
+        0,
+        64,
+        2,
+        1e-3,
+    )
+    return replace(plain, low=ratio - width, high=ratio + width, **fields)
+
+
+def test_the_table_and_what_is_above() -> None:
+    rows = [
+        compared(1.029, tokens=4096),
+        compared(0.90, ours="MARLIN"),
+        compared(1.05, tokens=1),
+        compared(1.034, tokens=64),
+        compared(1.20, shape="mixtral-tp2", ours="VLLM_CUTLASS"),
+    ]
+    lines = told.table(rows).splitlines()
+    assert lines[0] == told.HEAD
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["qwen3-30b", "16", "MARLIN"],
+        ["qwen3-30b", "1", "TRITON"],
+        ["qwen3-30b", "64", "TRITON"],
+        ["qwen3-30b", "4096", "TRITON"],
+        ["mixtral-tp2", "16", "VLLM_CUTLASS"],
+    ]
+    assert lines[1].split()[3:] == ["90.0", "100.0", "0.900", "0.895", "to", "0.905"]
+    assert lines[2].endswith("1.045 to 1.055 ABOVE")
+    assert lines[3].endswith("1.029 to 1.039 above")
+    assert lines[4].endswith("1.024 to 1.034")
+    text = told.verdict(rows, {"a M=1 X": "no time was left", "b M=1 X": "no time was left", "c": "no vllm"})
+    assert text.splitlines() == [
+        "worst: 1.200 (1.195 to 1.205), mixtral-tp2 M=16 VLLM_CUTLASS",
+        "above 1.03: 3 of 5, 2 of them with their whole interval:",
+        "  1.200 mixtral-tp2 M=16 VLLM_CUTLASS",
+        "  1.050 qwen3-30b M=1 TRITON",
+        "  1.034 qwen3-30b M=64 TRITON",
+        "not timed: no time was left: 2: a M=1 X, b M=1 X",
+        "not timed: no vllm: 1: c",
+    ]
+    assert told.verdict(rows[:2], {}).splitlines()[1] == "above 1.03: none of 2"
+    assert told.verdict([], {}) == "nothing was timed"
+
+
+def test_the_most_telling_cells_come_first() -> None:
+    found = cells.cells(cells.SHAPES, cells.TOKENS, tuple(cells.RIVALS))
+    assert len(found) == len(set(found)) == (4 + 2) * 7 * 3
+    own = [one for one in found if not one.handed_on]
+    assert found[: len(own)] == own
+    tokens = list(dict.fromkeys(one.tokens for one in own))
+    assert tokens == [16, 256, 4096, 1, 64, 1024, 16384]
+    of_deepgemm = {(one.shape.name, one.tokens) for one in own if one.ours == "DEEPGEMM"}
+    assert of_deepgemm == {(s, m) for s in ("dsv3-32", "qwen3-30b") for m in (256, 1024, 4096, 16384)}
+    assert {one.theirs for one in found if one.handed_on} == {cells.HANDED_ON}
+    assert all(one.ours != "DEEPGEMM" or one.shape.scheme == "block" for one in found)
+
+
+def test_every_rival_is_there() -> None:
+    from fp8moe_vllm import callers
+
+    for name in (*cells.RIVALS.values(), cells.HANDED_ON):
+        assert contract_violations(getattr(callers, name)) == []
+    assert f"{cells.CALLERS}:{cells.HANDED_ON}".startswith(callers.__name__)
+
+
+@pytest.fixture
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch that sees nothing, and a device that is always there."""
+
+    class Blind:
+        def __enter__(self) -> Blind:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def told(self) -> dict[str, str]:
+            return {"device state": "not watched: played"}
+
+    monkeypatch.setattr(compare, "Watch", Blind)
+    monkeypatch.setattr(compare, "_alive", lambda: True)
+    monkeypatch.setattr(compare.Held, "of", classmethod(lambda cls, shape, tokens: cls([], {})))
+
+
+@pytest.mark.usefixtures("no_device")
+def test_a_cell_that_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def played(cell: cells.Cell, held: Any, watch: Any) -> told.Compared:
+        if cell.ours == "MARLIN":
+            raise BackendUnavailable("MARLIN: no operators")
+        if cell.tokens == 256:
+            raise RuntimeError("out of luck\nmore")
+        return compared(1.0, shape=cell.shape.name, tokens=cell.tokens, ours=cell.ours)
+
+    monkeypatch.setattr(compare, "compare", played)
+    kept: list[int] = []
+    asked = cells.cells(cells.SHAPES[2:3], (16, 256), ("MARLIN", "TRITON"))
+    result = compare.run(asked, 100.0, lambda so_far: kept.append(len(so_far.compared)), {"command": "x"})
+    assert [one.name for one in result.compared] == ["qwen3-30b M=16 TRITON"]
+    assert result.left == {
+        "qwen3-30b M=16 MARLIN": "MARLIN: no operators",
+        "qwen3-30b M=256 MARLIN": "MARLIN: no operators",
+        "qwen3-30b M=256 TRITON": "RuntimeError: out of luck",
+    }
+    assert kept == [0, 1, 1, 1, 1]
+    written = json.loads(json.dumps(result.to_json()))
+    assert written["about"] == {"command": "x", "watch": {"device state": "not watched: played"}}
+    assert written["above"] == []
+    assert written["worst"] == "qwen3-30b M=16 TRITON"
+
+
+@pytest.mark.usefixtures("no_device")
+def test_it_stops_in_time_and_says_what_was_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(compare, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def played(cell: cells.Cell, held: Any, watch: Any) -> told.Compared:
+        clock.now += 20.0
+        return compared(1.0, shape=cell.shape.name, tokens=cell.tokens, ours=cell.ours)
+
+    monkeypatch.setattr(compare, "compare", played)
+    asked = cells.cells(cells.SHAPES[2:3], (1, 16, 256), ("TRITON",))
+    result = compare.run(asked, 45.0, lambda so_far: None, {})
+    assert [one.tokens for one in result.compared] == [16, 256]
+    assert result.left == {"qwen3-30b M=1 TRITON": "no time was left"}
+    assert clock.now == 40.0
+
+
+@pytest.mark.usefixtures("no_device")
+def test_a_lost_device_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def played(cell: cells.Cell, held: Any, watch: Any) -> told.Compared:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(compare, "compare", played)
+    monkeypatch.setattr(compare, "_alive", lambda: False)
+    asked = cells.cells(cells.SHAPES[2:3], (16, 256), ("TRITON",))
+    result = compare.run(asked, 100.0, lambda so_far: None, {})
+    assert result.left["qwen3-30b M=256 TRITON"] == "the device was lost at qwen3-30b M=16 TRITON"
+
+
+def test_inputs_rotate_and_layers_share_nothing() -> None:
+    tensors = build(case("block", tokens=9), "cpu")
+    held = compare.Held([tensors, compare._copied(tensors)], {})
+    first, second = held.calls(4)
+    assert first.case.tokens == second.case.tokens == len(first.hidden_states) == 4
+    assert torch.equal(first.hidden_states, tensors.hidden_states[:4])
+    assert torch.equal(second.hidden_states, tensors.hidden_states[:4].roll(1, 0))
+    assert torch.equal(second.topk_ids, tensors.topk_ids[:4].roll(1, 0))
+    assert second.weights.w13.data_ptr() != first.weights.w13.data_ptr()
+    assert torch.equal(second.weights.w13.view(torch.uint8), first.weights.w13.view(torch.uint8))
+
+
+def test_a_backend_that_cannot_be_made_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def subject(name: str) -> Any:
+        asked.append(name)
+        raise BackendUnavailable("no library")
+
+    monkeypatch.setattr(compare, "load_subject", subject)
+    held = compare.Held([], {})
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match="no library"):
+            held.backends("MARLIN")
+    assert asked == ["MARLIN"]
+
+
+def test_options_that_name_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nobody: expected some of dsv3-tp8"):
+        compare.main(["--shapes", "nobody", "--out", str(tmp_path / "x.json")])
+    if not torch.cuda.is_available():
+        assert compare.main(["--tokens", "16", "--out", str(tmp_path / "x.json")]) == 2
+        assert "no CUDA device" in capsys.readouterr().out
