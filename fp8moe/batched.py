@@ -58,6 +58,8 @@ def apply_through_batches(
     slots = _taken(results, place).float().view(tokens, top_k, config.hidden_dim)
     recipe = experts.contract.for_tokens(tokens).recipe
     roundings = (recipe.combine == "input", recipe.weighted == "input")
+    if recipe.routing_weights == "input":
+        weights = weights.to(config.in_dtype).float()
     total = combine(slots, weights, local >= 0, config.in_dtype, *roundings)
     if experts.observe is not None:
         experts.observe("combine", total)

@@ -11,6 +11,7 @@ MOST_SHIFT = 126
 """Of a weight's exponent: fp32 has no smaller normal numbers."""
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
+WeightForm = Literal["exact", "rounded_scales", "rounded"]
 KOrder = Literal["natural", "fours_halved"]
 ORDERED = 32
 """Terms of K within which "fours_halved" changes the order."""
@@ -44,11 +45,13 @@ class Recipe:
             second GEMM all token-expert pairs), or the tokens of one expert ("expert").
         quantize_input: whether the hidden states are quantised for the first GEMM as the activation key says; False,
             with `requantize`, for a backend whose weights alone are FP8.
-        weights: how FP8 weights meet their scales: "exact", in fp32; with "rounded_scales", which are first rounded to
-            the dtype of the hidden states; or "rounded", where each weight times its rounded scale is rounded to that
-            dtype as well, before the GEMM.
-        weight_shift: the codes of weights enter the GEMM times 2^-n, and their scales the result times 2^n: a sum loses
+        w13, w2: how these FP8 weights meet their scales: "exact", in fp32; with "rounded_scales", which are first
+            rounded to the dtype of the hidden states; or "rounded", where each weight times its rounded scale is
+            rounded to that dtype as well, before the GEMM.
+        w13_shift, w2_shift: their codes enter the GEMM times 2^-n, and their scales the result times 2^n: a sum loses
             what lies below the smallest number of fp32, 2^-149, on that way.
+        bias: "input" for GEMMs whose result is rounded before the bias is added.
+        routing_weights: "input" for routing weights that are rounded before results are multiplied with them.
         gemm1_output: dtype of the first GEMM's result (bias included) before the activation.
         activation_output: dtype of the activation's result before it is quantised again, or, where activations
             are not quantised, as it enters the second GEMM.
@@ -68,8 +71,12 @@ class Recipe:
     amax_floor: float = 1e-10
     dynamic_tensor_scope: Literal["batch", "expert"] = "batch"
     quantize_input: bool = True
-    weights: Literal["exact", "rounded_scales", "rounded"] = "exact"
-    weight_shift: int = 0
+    w13: WeightForm = "exact"
+    w2: WeightForm = "exact"
+    w13_shift: int = 0
+    w2_shift: int = 0
+    bias: Rounding = "float32"
+    routing_weights: Rounding = "float32"
     gemm1_output: Rounding = "float32"
     activation_output: Rounding = "float32"
     requantize: bool = True
@@ -81,8 +88,10 @@ class Recipe:
         _check_choices(self)
         if not self.amax_floor >= 0:
             raise ValueError(f"amax_floor={self.amax_floor!r}: expected 0 or more")
-        if not isinstance(self.weight_shift, int) or not 0 <= self.weight_shift <= MOST_SHIFT:
-            raise ValueError(f"weight_shift={self.weight_shift!r}: expected an integer from 0 to {MOST_SHIFT}")
+        for name in ("w13_shift", "w2_shift"):
+            shift = getattr(self, name)
+            if not isinstance(shift, int) or not 0 <= shift <= MOST_SHIFT:
+                raise ValueError(f"{name}={shift!r}: expected an integer from 0 to {MOST_SHIFT}")
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,24 @@ def first_gemm_error(trace: RecipeTrace, arithmetic: Arithmetic) -> Tensor:
         for columns, weight in problem.weight_chunks("w13", expert):
             least = None if scale is None else scale[rows]
             operands = _operands(problem, "w13", expert, columns, inputs[rows], weight, least)
-            error[rows, columns] = accumulation_error(operands, arithmetic) + problem.underflow("w13", expert, columns)
+            found = accumulation_error(operands, arithmetic) + problem.underflow("w13", expert, columns)
+            result = trace.first[rows, columns]
+            error[rows, columns] = found + before_bias(problem, "w13", expert, columns, result, found)
     return error + U * trace.first.abs()
+
+
+def before_bias(
+    problem: MoEProblem, name: str, expert: int, columns: slice, result: Tensor, error: Tensor
+) -> Tensor | float:
+    """Half a spacing of a GEMM's result without the bias, where it is rounded before that is added.
+
+    Args:
+        result, error: with bias, and what it is known to.
+    """
+    bias = problem.bias(name, expert)
+    if bias is None or problem.recipe.bias != "input":
+        return 0.0
+    return half_spacing((result - bias[columns]).abs() + error, problem.carrier)
 
 
 def _operands(
@@ -128,7 +144,8 @@ def _second_gemm(trace: RecipeTrace, arithmetic: Arithmetic, around: Spread) -> 
                 flips[rows, columns] = jumps
             else:
                 error += jumps
-            smooth[rows, columns] = error
+            result = trace.second[rows, columns]
+            smooth[rows, columns] = error + before_bias(problem, "w2", expert, columns, result, error)
     return smooth + U * trace.second.abs(), flips
 
 

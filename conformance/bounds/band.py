@@ -100,7 +100,9 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
             error = error + half_spacing(values.abs() + error, fmt)
         if recipe.requantize:
             error = error + _quantisation_error(problem, problem.quant.a2, values, error, trace.scale[rows.start, 0])
-        _, error = _through(problem, "w2", expert, values, error)
+        values, error = _through(problem, "w2", expert, values, error)
+        if recipe.routing_weights == "input":
+            error = error + (values.abs() + error) * 2.0**-fmt.precision
         total.index_add_(0, here.token, error * here.weight.abs()[:, None])
     return total
 
@@ -124,16 +126,21 @@ def _quantisation_error(
 def _through(problem: MoEProblem, name: str, expert: int, values: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """(P, K) values and errors through one expert's matrix: (P, N) results and errors."""
     results, errors = [], []
-    for _, weight in problem.weight_chunks(name, expert):
+    for rows, weight in problem.weight_chunks(name, expert):
         square = weight.square().t()
         moved, energy = error.square() @ square, values.square() @ square
+        moved = moved + problem.weight_error(name, expert, rows) ** 2 * energy
         result = values @ weight.t()
         coherent = torch.where(energy > 0, moved / energy, 0.0).sqrt() * result.abs()
         results.append(result)
-        errors.append(coherent + moved.sqrt())
+        errors.append(coherent + moved.sqrt() + problem.underflow(name, expert, rows))
     bias = problem.bias(name, expert)
-    result = torch.cat(results, dim=1)
-    return result if bias is None else result + bias, torch.cat(errors, dim=1)
+    result, found = torch.cat(results, dim=1), torch.cat(errors, dim=1)
+    if bias is None:
+        return result, found
+    if problem.recipe.bias == "input":
+        found = found + half_spacing(result.abs() + found, problem.carrier)
+    return result + bias, found
 
 
 def _through_activation(trace: RecipeTrace, values: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,9 @@ BY_MARLIN = Recipe(
     requantize=False,
     gemm1_output="input",
     activation_output="input",
+    gemm2_output="input",
+    bias="input",
+    routing_weights="input",
     weighted="input",
     combine="input",
 )
@@ -186,13 +189,16 @@ class MarlinExperts(LibraryExperts):
 
 
 def contract_for(config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> Contract:
-    """Scales for blocks of K are multiplied with the codes, in 16 bits and before the GEMM; others with the result, and
-    with them comes back what the codes' conversion leaves out of the exponent."""
-    if quant.block_shape is not None:
-        recipe = replace(BY_MARLIN, weights="rounded")
-    else:
-        recipe = replace(BY_MARLIN, weights="rounded_scales", weight_shift=left_out(config.in_dtype))
-    return Contract(recipe)
+    """Where K has several groups, their scales are multiplied with the codes, in 16 bits and before the GEMM; else with
+    the result, and with them comes back what the codes' conversion leaves out of the exponent."""
+    group = -1 if quant.block_shape is None else quant.block_shape[1]
+    terms = {"w13": config.hidden_dim, "w2": padded_intermediate(config.intermediate_size_per_partition, group)}
+    forms: dict[str, Any] = {}
+    for name, size in terms.items():
+        before = 0 < group < size
+        forms[name] = "rounded" if before else "rounded_scales"
+        forms[f"{name}_shift"] = 0 if before else left_out(config.in_dtype)
+    return Contract(replace(BY_MARLIN, **forms))
 
 
 def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:

@@ -126,7 +126,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         """(m, H) fp32 times expert `index` of w13: (m, 2I or I), rounded as the recipe says."""
         result = inputs @ self.weight("w13", index).t()
         if self.weights.w13_bias is not None:
-            result = result + self.weights.w13_bias[index].float()
+            result = self.rounded(result, self.recipe.bias) + self.weights.w13_bias[index].float()
         return self.rounded(result, self.recipe.gemm1_output)
 
     def activation(self, gate_up: Tensor) -> Tensor:
@@ -144,12 +144,13 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         """(m, I) fp32 times expert `index` of w2: (m, H), rounded as the recipe says."""
         result = intermediate @ self.weight("w2", index).t()
         if self.weights.w2_bias is not None:
-            result = result + self.weights.w2_bias[index].float()
+            result = self.rounded(result, self.recipe.bias) + self.weights.w2_bias[index].float()
         return self.rounded(result, self.recipe.gemm2_output)
 
     def combine(self, slots: Tensor, weights: Tensor, present: Tensor) -> Tensor:
         """(M, k, H) to (M, H) in the layer's dtype."""
         roundings = (self.recipe.combine == "input", self.recipe.weighted == "input")
+        weights = self.rounded(weights, self.recipe.routing_weights)
         return combine(slots, weights, present, self.config.in_dtype, *roundings)
 
     # -- what the stages share --
@@ -160,10 +161,11 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         scale: Tensor | None = getattr(self.weights, f"{name}_scale")
         if scale is None:
             return codes.float()
-        if self.recipe.weights != "exact":
+        form = getattr(self.recipe, name)
+        if form != "exact":
             scale = self.rounded(scale, "input")
         found = self._dequantised(name, codes, scale, index)
-        return self.rounded(found, "input") if self.recipe.weights == "rounded" else found
+        return self.rounded(found, "input") if form == "rounded" else found
 
     def _dequantised(self, name: str, codes: Tensor, scale: Tensor, index: int) -> Tensor:
         group = self.quant.w1.shape or GroupShape.PER_TENSOR

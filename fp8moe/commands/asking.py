@@ -218,6 +218,9 @@ def measure_command(
     budget: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time.")
     ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Numbers of tokens for each layer; default: the suite's.")
+    ] = None,
 ) -> None:
     """Time every backend that could be selected here, side by side on published layers; what the seed's order costs.
 
@@ -225,13 +228,24 @@ def measure_command(
     the budget ended it.
     """
     with told():
-        from fp8moe.commands.measure import certificates_of, check_output, measured, print_measured, table_of
+        from fp8moe.commands.measure import (
+            certificates_of,
+            check_output,
+            measured,
+            policy_lines,
+            print_measured,
+            table_of,
+            tokens_of,
+        )
 
         check_output(out, certificate or ())
         certificates = certificates_of(certificate or ())
-        found, left = measured(backend or (), budget)
+        found, left = measured(backend or (), budget, tokens_of(tokens))
         if not print_measured(found, left):
             raise typer.Exit(1)
         if out is not None:
-            table_of(found, certificates).save(out)
+            made = table_of(found, certificates)
+            made.save(out)
+            for line in policy_lines(made):
+                typer.echo(line)
         raise typer.Exit(2 if left else 0)

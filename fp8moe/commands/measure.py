@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from conformance.timing.measured_rates import measured_rates
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
-from fp8moe.measured import InvalidMeasuredTable, MeasuredTable
+from fp8moe.measured import InvalidMeasuredTable, MeasuredTable, policy_regret
 from fp8moe.measured.here import installed_versions
 from fp8moe.measured.rows import Certificate, LayerShape, MeasuredDevice, MeasuredRow
 
@@ -54,11 +54,12 @@ class Measured:
         return [name for name in self.times.us if self.times.typical_us(name) < self.floor.us]
 
 
-def measured(also: Sequence[str], budget: float | None) -> tuple[list[Measured], int]:
+def measured(also: Sequence[str], budget: float | None, tokens: Sequence[int] = ()) -> tuple[list[Measured], int]:
     """Every published layer in the schemes of its checkpoints; and how many were left when the budget was spent.
 
     Args:
         also: backends that are in no order, timed beside the others.
+        tokens: numbers of tokens for each layer; none: those of the suite.
 
     Raises:
         BadInput: no CUDA device.
@@ -68,6 +69,8 @@ def measured(also: Sequence[str], budget: float | None) -> tuple[list[Measured],
     except ValueError:
         raise BadInput(f"fp8moe measure needs a CUDA device, and torch {torch.__version__} sees none here") from None
     cases = [case for case in model_cases(target) if is_checkpoints(case) and case.weight_bytes <= LARGEST_BYTES]
+    if tokens:
+        cases = list(dict.fromkeys(replace(case, tokens=number) for case in cases for number in tokens))
     found: list[Measured] = []
     started = time.monotonic()
     for number, case in enumerate(cases):
@@ -149,6 +152,40 @@ def summary(found: Sequence[Measured]) -> Iterator[str]:
             absent[name, why] = absent.get((name, why), 0) + 1
     for (name, why), count in absent.items():
         yield f"absent: {name}, in {count} cases: {why}"
+
+
+def policy_lines(table: MeasuredTable) -> Iterator[str]:
+    """The regret of the measured policy at each of the table's points, without the times at that number of tokens, and
+    of the seed's order beside it; nothing where no backend is certified."""
+    if not table.certificates:
+        return
+    found = policy_regret(table, platform=resolve_target("cuda").platform, device=table.device.name)
+    if not found.judged():
+        yield "measured policy: no point where what it picks and what the seed's order picks both have a time"
+        return
+    yield f"measured policy, each point left out of the table: {found.policy()} points; by measurement alone: " + str(
+        found.policy(measured_only=True)
+    )
+    yield f"the seed's order at the same points: {found.seed()}"
+    if found.unjudged:
+        yield f"not judged: {len(found.unjudged)} points, where no eligible backend has a time"
+
+
+def tokens_of(text: str | None) -> tuple[int, ...]:
+    """Of "1,16,256"; none where nothing was given.
+
+    Raises:
+        BadInput: something else than positive integers with commas between them.
+    """
+    if text is None:
+        return ()
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = (0,)
+    if min(found) < 1:
+        raise BadInput(f"--tokens {text}: expected positive integers with commas between them, such as 1,16,256")
+    return found
 
 
 def check_output(out: Path | None, reports: Sequence[Path]) -> None:

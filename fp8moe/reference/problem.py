@@ -117,6 +117,8 @@ class MoEProblem:
         order = order[expert[order] >= 0]
         row = order // max(ids.shape[1], 1)
         weight = self.topk_weights.double().reshape(-1)[order]
+        if self.recipe.routing_weights == "input":
+            weight = round_to(weight, self.carrier)
         if self.apply_router_weight_on_input:
             weight = torch.ones_like(weight)
         return Pairs(row, place[row], order % max(ids.shape[1], 1), expert[order], weight)
@@ -164,7 +166,7 @@ class MoEProblem:
         scale: Tensor | None = getattr(self.weights, f"{name}_scale")
         if scale is None:
             return None
-        if self.recipe.weights != "exact":
+        if getattr(self.recipe, name) != "exact":
             scale = round_to(scale.double(), self.carrier)
         group = self.quant.w1.shape or GroupShape.PER_TENSOR
         if group.is_per_tensor():
@@ -177,14 +179,15 @@ class MoEProblem:
 
     def underflow(self, name: str, expert: int, rows: slice) -> Tensor | float:
         """(rows,) float64: the most that a sum over K loses below the smallest number of fp32 in a GEMM with these rows
-        of w13 or w2, by the recipe's `weight_shift`: of each term as much as that number, scaled."""
-        if not self.recipe.weight_shift:
+        of w13 or w2, by the recipe's shift: of each term as much as that number, scaled."""
+        shift = getattr(self.recipe, f"{name}_shift")
+        if not shift:
             return 0.0
         matrix = getattr(self.weights, name)
         scale = self.weight_scale(name, expert, torch.arange(rows.start, rows.stop, device=self.device))
         if scale is None:
             return 0.0
-        lost: Tensor = scale.abs().amax(1) * (matrix.shape[2] * 2.0 ** (self.recipe.weight_shift - SMALLEST_EXPONENT))
+        lost: Tensor = scale.abs().amax(1) * (matrix.shape[2] * 2.0 ** (shift - SMALLEST_EXPONENT))
         return lost
 
     def _dequantised(self, name: str, expert: int, raw: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
@@ -193,7 +196,18 @@ class MoEProblem:
         if scale is None:
             return raw.double()
         values = self._scaled(raw, scale, columns)
-        return round_to(values, self.carrier) if self.recipe.weights == "rounded" else values
+        return round_to(values, self.carrier) if getattr(self.recipe, name) == "rounded" else values
+
+    def weight_error(self, name: str, expert: int, rows: slice) -> Tensor | float:
+        """(rows,) float64: the largest relative error of a scaled weight of these rows, by the recipe's roundings."""
+        scale: Tensor | None = getattr(self.weights, f"{name}_scale")
+        form = getattr(self.recipe, name)
+        if scale is None or form == "exact":
+            return 0.0
+        here = scale[expert].double()
+        off = (round_to(here, self.carrier) / here - 1).abs().amax()  # 0 / 0 where a scale is 0, and exact
+        once = 2.0**-self.carrier.precision
+        return torch.nan_to_num(off) + (once if form == "rounded" else 0.0)
 
     def _scaled(self, raw: Tensor, scale: Tensor, columns: Tensor | None) -> Tensor:
         values = self._looked_up(raw.view(torch.uint8))

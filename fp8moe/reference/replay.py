@@ -76,8 +76,10 @@ def why_not_replayed(
     recipe = contract.recipe
     if scheme != UNQUANTISED and not (recipe.requantize and recipe.quantize_input):
         return "no steps are known for FP8 weights and inputs that are not quantised"
-    if scheme != UNQUANTISED and recipe.weights != "exact":
+    if scheme != UNQUANTISED and (recipe.w13, recipe.w2) != ("exact", "exact"):
         return "no steps are known for weights that are rounded with their scales"
+    if "input" in (recipe.bias, recipe.routing_weights):
+        return "no steps are known for roundings before a bias, or of routing weights"
     unit = UNITS[arithmetic.unit]
     if not unit.takes(weights.w13.dtype):
         return f"its matrix unit {unit.name} does not take {weights.w13.dtype}"

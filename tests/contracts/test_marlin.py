@@ -61,12 +61,13 @@ def gemm(*given: Any) -> Tensor:
         groups = unpermuted(scale[expert], grouped=scale.shape[1] > 1).float() * 2.0**-exponent
         spread = groups.repeat_interleave(k // scale.shape[1], 0).T
         matrix = read(codes[expert], n, k).view(torch.float8_e4m3fn).float() * spread
-        result = a[pairs // top_k].float() @ matrix.t()
+        # On a device it was found to round before each step.
+        result = (a[pairs // top_k].float() @ matrix.t()).to(c.dtype)
         if bias is not None:
-            result = result + unpermuted(bias[expert], grouped=False).float()
+            result = result + unpermuted(bias[expert], grouped=False).to(c.dtype)
         if weighted:
-            result = result * weights.flatten()[pairs, None]
-        c[pairs] = result.to(c.dtype)
+            result = result * weights.flatten()[pairs, None].to(c.dtype)
+        c[pairs] = result
     return c.clone()
 
 

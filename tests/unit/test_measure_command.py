@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from conformance.plan import Target
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide
 from fp8moe.cli import app
 from fp8moe.commands import measure
-from fp8moe.commands.measure import Measured, certificates_of, summary, table_of
+from fp8moe.commands.measure import Measured, certificates_of, policy_lines, summary, table_of
 from fp8moe.commands.question import BadInput
 from fp8moe.measured import MeasuredTable
 from fp8moe.measured.here import installed_versions
@@ -96,6 +97,30 @@ def test_the_summary_tells_the_regret_and_who_was_not_there() -> None:
     ]
 
 
+def test_the_policys_regret_stands_beside_the_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DEEPGEMM is slower for few tokens and faster for many; the seed's order takes it always."""
+    found = [one(n, {"TRITON": 10.0 + n, "DEEPGEMM": 40.0 + n / 4}) for n in (1, 4, 16, 64, 256)]
+    assert list(policy_lines(table_of(found, {}))) == []
+    without = replace(PLATFORMS["h100"], libraries=frozenset({"deep_gemm"}))
+    monkeypatch.setattr(measure, "resolve_target", lambda name: Target("cuda", without, "cuda"))
+    certificates = certificates_of([report(tmp_path)])
+    certificates |= certificates_of([report(tmp_path, backend="DEEPGEMM")])
+    policy, seed = policy_lines(table_of(found, certificates))
+    assert policy == (
+        "measured policy, each point left out of the table: median 0.0%, p95 265.9%, max 265.9% over 5 points; "
+        "by measurement alone: median 0.0%, p95 0.0%, max 0.0% over 3"
+    )
+    assert seed == "the seed's order at the same points: median 69.2%, p95 265.9%, max 265.9% over 5"
+
+
+def test_the_numbers_of_tokens_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[Case] = []
+    monkeypatch.setattr(measure, "_one", lambda case, target, also: timed.append(case))
+    measure.measured((), None, (3, 5))
+    assert {case.tokens for case in timed} == {3, 5}
+    assert len(timed) == len(set(timed)) == 2 * len({replace(case, tokens=1) for case in timed})
+
+
 def test_without_a_device_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     result = CliRunner().invoke(app, ["measure"])
@@ -107,6 +132,8 @@ def test_without_a_device_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch)
     ("options", "told"),
     [
         (["--certificate", "x"], "--certificate goes into the table of --out: give that too"),
+        (["--tokens", "1,x"], "--tokens 1,x: expected positive integers with commas between them, such as 1,16,256"),
+        (["--tokens", "0"], "--tokens 0: expected positive integers"),
         (["--out", "no/such/folder/file"], "--out no/such/folder/file: expected a file in a folder that exists"),
     ],
 )

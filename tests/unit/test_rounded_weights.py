@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from conformance.cases import Case
 from conformance.checks import check_case
 from conformance.plan import Subject, resolve_target
 from conformance.results import Status
-from fp8moe.backends.marlin import BY_MARLIN
+from fp8moe.backends.marlin import BY_MARLIN, contract_for
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.recipe import Contract, Recipe
 from fp8moe.reference.replay import why_not_replayed
 
-SCALES, PRODUCTS = replace(BY_MARLIN, weights="rounded_scales"), replace(BY_MARLIN, weights="rounded")
+EXACT = replace(BY_MARLIN, bias="float32", routing_weights="float32")
+SCALES, PRODUCTS = (replace(EXACT, w13=form, w2=form) for form in ("rounded_scales", "rounded"))
 SHIFT = 120
 WITNESS = "computes.relation.clamp_witness"
 
@@ -60,13 +62,13 @@ def judged(
 )
 def test_what_is_rounded_is_judged_as_it_is_declared(case: str, recipe: Recipe) -> None:
     assert judged(case, recipe, recipe) is Status.PASSED
-    assert judged(case, recipe, BY_MARLIN) is Status.FAILED
-    assert judged(case, BY_MARLIN, recipe) is Status.FAILED
+    assert judged(case, recipe, EXACT) is Status.FAILED
+    assert judged(case, EXACT, recipe) is Status.FAILED
 
 
 def test_what_a_shifted_exponent_loses_is_allowed_where_it_is_declared() -> None:
     case = "v1:M=16,scheme=channel_tok,act=swigluoai"
-    shifted = replace(SCALES, weight_shift=SHIFT)
+    shifted = replace(SCALES, w13_shift=SHIFT, w2_shift=SHIFT)
     assert judged(case, SCALES, SCALES, WITNESS) is Status.PASSED
     assert judged(case, SCALES, SCALES, WITNESS, loses=True) is Status.FAILED
     assert judged(case, shifted, shifted, WITNESS, loses=True) is Status.PASSED
@@ -103,13 +105,13 @@ def test_rounded_weights_are_not_replayed() -> None:
 
 @pytest.mark.parametrize("shift", [-1, 127, 1.0])
 def test_a_shift_out_of_range_is_refused(shift: int) -> None:
-    with pytest.raises(ValueError, match=r"weight_shift=.*: expected an integer from 0 to 126"):
-        Recipe(weight_shift=shift)
+    with pytest.raises(ValueError, match=r"w2_shift=.*: expected an integer from 0 to 126"):
+        Recipe(w2_shift=shift)
 
 
 def test_an_unknown_rounding_of_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match="weights='bf16': expected one of 'exact', 'rounded_scales', 'rounded'"):
-        Recipe(weights="bf16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="w2='bf16': expected one of 'exact', 'rounded_scales', 'rounded'"):
+        Recipe(w2="bf16")  # type: ignore[arg-type]
 
 
 def test_float64_keeps_what_is_not_rounded() -> None:
@@ -124,8 +126,48 @@ def test_float64_keeps_what_is_not_rounded() -> None:
     codes = tensors.weights.w2[1].double()
     for recipe, expected in (
         (Recipe(), codes * wide.double()),
-        (Recipe(weights="rounded_scales"), codes * wide.bfloat16().double()),
-        (Recipe(weights="rounded"), (codes * wide.bfloat16().double()).float().bfloat16().double()),
+        (Recipe(w2="rounded_scales"), codes * wide.bfloat16().double()),
+        (Recipe(w2="rounded"), (codes * wide.bfloat16().double()).float().bfloat16().double()),
     ):
         problem = MoEProblem(tensors.config, tensors.quant, recipe, tensors.weights, *given)
         assert torch.equal(problem.weight_rows("w2", 1, 0, 256), expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "fields"),
+    [
+        ("v1:M=16,scheme=channel_tok,act=swigluoai,values=one_hot,bias=on,seed=2000036", {"bias": "input"}),
+        (
+            "v1:E=1,k=1,M=16,scheme=tensor_none,dtype=fp16,act=relu2_no_mul,values=exact_sums,seed=2000127",
+            {"routing_weights": "input"},
+        ),
+    ],
+)
+def test_roundings_on_the_way_out_are_judged_as_they_are_declared(case: str, fields: dict[str, Any]) -> None:
+    """On a device they were told by their bits."""
+    less = replace(SCALES, w13_shift=8, w2_shift=8)
+    declared = replace(less, **fields)
+    assert judged(case, declared, declared) is Status.PASSED
+    assert judged(case, declared, less) is Status.FAILED
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("scheme", ["block", "channel_tok", "tensor_dyn"])
+@pytest.mark.parametrize("values", ["loud_quiet", "bimodal_scales", "one_hot"])
+def test_an_honest_backend_of_marlins_recipe_passes(scheme: str, values: str, dtype: str) -> None:
+    case = Case.parse(f"v1:M=33,H=256,act=swigluoai,seed=12,scheme={scheme},values={values},dtype={dtype},bias=on")
+    tensors = build(case, "cpu")
+    recipe = contract_for(tensors.config, tensors.quant).recipe
+    assert judged(str(case), recipe, recipe) is Status.PASSED
+
+
+def test_marlins_recipe_goes_by_the_groups_of_each_gemm() -> None:
+    for hidden, inter, forms in (
+        (128, 24, ("rounded_scales", "rounded_scales")),
+        (256, 128, ("rounded", "rounded_scales")),
+        (128, 136, ("rounded_scales", "rounded")),
+    ):
+        tensors = build(Case(hidden=hidden, inter=inter), "cpu")
+        recipe = contract_for(tensors.config, tensors.quant).recipe
+        assert (recipe.w13, recipe.w2) == forms
+        assert (recipe.w13_shift, recipe.w2_shift) == tuple(120 if form == "rounded_scales" else 0 for form in forms)
