@@ -16,6 +16,8 @@ CHUNK = 512
 """Pairs of one program."""
 EXPERTS = 16
 """Experts of one program."""
+CHUNKS = 64
+"""Chunks whose counts are summed up at a time."""
 
 
 @triton.jit(do_not_specialize=["pairs", "top_k", "limit", "experts"])
@@ -53,17 +55,18 @@ def count_pairs_kernel(
 
 
 @triton.jit(do_not_specialize=["chunks", "experts"])
-def sum_counts_kernel(counts, totals, chunks, experts, EXPERTS: tl.constexpr):
+def sum_counts_kernel(counts, totals, chunks, experts, CHUNKS: tl.constexpr, EXPERTS: tl.constexpr):
     """counts[chunk, expert] become the sums over the chunks before, and totals[expert] the sum over all."""
     expert = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
-    real = expert < experts
     total = tl.full((EXPERTS,), 0, tl.int32)
-    for chunk in range(0, chunks):
-        at = counts + chunk * experts + expert
-        found = tl.load(at, mask=real, other=0)
-        tl.store(at, total, mask=real)
-        total += found
-    tl.store(totals + expert, total, mask=real)
+    for first in range(0, chunks, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        mask = (chunk < chunks)[:, None] & (expert < experts)[None, :]
+        at = counts + chunk[:, None] * experts + expert[None, :]
+        found = tl.load(at, mask=mask, other=0)
+        tl.store(at, total[None, :] + tl.cumsum(found, axis=0) - found, mask=mask)
+        total += tl.sum(found, axis=0)
+    tl.store(totals + expert, total, mask=expert < experts)
 
 
 @triton.jit(do_not_specialize=["pairs", "experts"])
@@ -188,7 +191,7 @@ def place_pairs(
         num_warps=4,
     )
     if chunks > 1:
-        sum_counts_kernel[(blocks,)](counts, totals, chunks, experts, EXPERTS=experts_each, num_warps=1)
+        sum_counts_kernel[(blocks,)](counts, totals, chunks, experts, CHUNKS=CHUNKS, EXPERTS=experts_each, num_warps=4)
     place_pairs_kernel[(blocks, chunks)](
         local_ids,
         totals,

@@ -106,7 +106,7 @@ def _placing() -> dict[str, Variant]:
     rows = {"x": "*bf16", "given": "*fp32", **laid_out}
     return {
         "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
-        "sum_counts": Variant(places.sum_counts_kernel, {"EXPERTS": places.EXPERTS}, numbers),
+        "sum_counts": Variant(places.sum_counts_kernel, {"CHUNKS": places.CHUNKS, "EXPERTS": places.EXPERTS}, numbers),
         "place_pairs_tiles": Variant(places.place_pairs_kernel, {**each, **wide, **by_tile}, laid),
         "place_pairs_rows": Variant(places.place_pairs_kernel, {**each, **wide, **by_row}, laid),
         "settle_pairs": Variant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fp8moe.kernels.places import CHUNK, place_pairs
+from fp8moe.kernels.places import CHUNK, CHUNKS, place_pairs
 
 
 def expected(local: list[int], experts: int, alignment: int) -> tuple[list[int], dict[int, int]]:
@@ -45,7 +45,8 @@ def test_places(tokens: int, top_k: int, experts: int, alignment: int, mapped: b
     assert found.owners.tolist() == [local[pairs[row]] if row in pairs else -1 for row in range(rows)]
 
 
-def test_more_pairs_than_a_chunk_of_the_interpreter_takes(device: torch.device) -> None:
-    ids = torch.arange(5000)[:, None] % 3
-    places = place_pairs(ids.to(device), 3, 6000, 16, places=True).places
+@pytest.mark.parametrize("tokens", [5000, CHUNK * CHUNKS, CHUNK * (CHUNKS + 2) + 9])
+def test_more_chunks_than_are_summed_up_at_a_time(tokens: int, device: torch.device) -> None:
+    ids = torch.randint(-1, 3, (tokens, 1), generator=torch.Generator().manual_seed(tokens))
+    places = place_pairs(ids.to(device), 3, tokens + 48, 16, places=True).places
     assert places.tolist() == expected((ids[:, 0]).tolist(), 3, 16)[0]
