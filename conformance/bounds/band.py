@@ -101,9 +101,11 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
         if recipe.requantize:
             error = error + _quantisation_error(problem, problem.quant.a2, values, error, trace.scale[rows.start, 0])
         values, error = _through(problem, "w2", expert, values, error)
-        if recipe.routing_weights == "input":
-            error = error + (values.abs() + error) * 2.0**-fmt.precision
-        total.index_add_(0, here.token, error * here.weight.abs()[:, None])
+        found = error * here.weight.abs()[:, None]
+        if recipe.routing_weights == "input" and not problem.apply_router_weight_on_input:
+            off = (here.weight - problem.topk_weights[here.row, here.slot].double()).abs()
+            found = found + (values.abs() + error) * off[:, None]
+        total.index_add_(0, here.token, found)
     return total
 
 
@@ -129,18 +131,17 @@ def _through(problem: MoEProblem, name: str, expert: int, values: Tensor, error:
     for rows, weight in problem.weight_chunks(name, expert):
         square = weight.square().t()
         moved, energy = error.square() @ square, values.square() @ square
-        moved = moved + problem.weight_error(name, expert, rows) ** 2 * energy
         result = values @ weight.t()
         coherent = torch.where(energy > 0, moved / energy, 0.0).sqrt() * result.abs()
         results.append(result)
-        errors.append(coherent + moved.sqrt() + problem.underflow(name, expert, rows))
+        deviation = problem.weight_deviation(name, expert, rows)
+        rounded: Tensor | float = 0.0
+        if deviation is not None:
+            rounded = (values @ deviation.t()).abs() + error @ deviation.abs().t()
+        errors.append(coherent + moved.sqrt() + rounded)
     bias = problem.bias(name, expert)
-    result, found = torch.cat(results, dim=1), torch.cat(errors, dim=1)
-    if bias is None:
-        return result, found
-    if problem.recipe.bias == "input":
-        found = found + half_spacing(result.abs() + found, problem.carrier)
-    return result + bias, found
+    result = torch.cat(results, dim=1)
+    return result if bias is None else result + bias, torch.cat(errors, dim=1)
 
 
 def _through_activation(trace: RecipeTrace, values: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

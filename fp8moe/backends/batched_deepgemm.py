@@ -56,7 +56,7 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         if experts * longest == 0:
             return torch.empty_like(hidden_states)
         rows = multiple_of(longest, TILE_ROWS)
-        counts = expert_num_tokens.to(torch.int32).contiguous()
+        counts = expert_num_tokens.to(torch.int32).clamp(max=longest).contiguous()
         token = torch.arange(longest, dtype=torch.int32, device=counts.device)
         first = torch.arange(0, experts * rows, rows, dtype=torch.int32, device=counts.device)[:, None]
         places = torch.where(token < counts[:, None], first + token, -1).flatten()

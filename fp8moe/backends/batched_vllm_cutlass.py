@@ -60,7 +60,7 @@ class BatchedVllmCutlassExperts(CutlassStages):
         def in_order(values: Tensor) -> Tensor:
             return values.view(experts, length, -1)[:, :longest]
 
-        counts = expert_num_tokens.to(torch.int32)
+        counts = expert_num_tokens.to(torch.int32).clamp(max=longest).contiguous()
         starts = counts.new_empty(experts)
         first, second = counts.new_empty(2, experts, 3)
         self.ops.get_cutlass_batched_moe_mm_data(starts, first, second, counts, experts, length, inter, hidden)

@@ -16,7 +16,7 @@ from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8Static128BlockSym, kFp8StaticChannelSym, kFp8StaticTensorSym, kNvfp4Static
-from fp8moe.layouts.marlin import left_out, padded_intermediate
+from fp8moe.layouts.marlin import EXPONENT_BITS, left_out, padded_intermediate
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Contract, Recipe
@@ -205,6 +205,8 @@ def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWei
     """What the kernels cannot take of a layer; "" where they take it."""
     if quant.w1.dtype is None or weights.w13.dtype != torch.float8_e4m3fn:
         return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
+    if config.in_dtype not in EXPONENT_BITS:
+        return f"hidden states of dtype {config.in_dtype}: MARLIN takes torch.float16 and torch.bfloat16"
     if config.hidden_dim % K_MULTIPLE:
         return f"hidden_dim={config.hidden_dim}: expected a multiple of {K_MULTIPLE}"
     return ""

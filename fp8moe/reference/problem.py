@@ -168,6 +168,10 @@ class MoEProblem:
             return None
         if getattr(self.recipe, name) != "exact":
             scale = round_to(scale.double(), self.carrier)
+        return self._spread(name, scale, expert, rows)
+
+    def _spread(self, name: str, scale: Tensor, expert: int, rows: Tensor) -> Tensor:
+        """The scales of an expert's rows, (rows, groups of columns) float64."""
         group = self.quant.w1.shape or GroupShape.PER_TENSOR
         if group.is_per_tensor():
             return scale[expert].double().expand(len(rows), 1)
@@ -198,16 +202,15 @@ class MoEProblem:
         values = self._scaled(raw, scale, columns)
         return round_to(values, self.carrier) if getattr(self.recipe, name) == "rounded" else values
 
-    def weight_error(self, name: str, expert: int, rows: slice) -> Tensor | float:
-        """(rows,) float64: the largest relative error of a scaled weight of these rows, by the recipe's roundings."""
+    def weight_deviation(self, name: str, expert: int, rows: slice) -> Tensor | None:
+        """(rows, K) float64: what the recipe's roundings add to these rows of w13 or w2; None where none is made."""
         scale: Tensor | None = getattr(self.weights, f"{name}_scale")
-        form = getattr(self.recipe, name)
-        if scale is None or form == "exact":
-            return 0.0
-        here = scale[expert].double()
-        off = (round_to(here, self.carrier) / here - 1).abs().amax()  # 0 / 0 where a scale is 0, and exact
-        once = 2.0**-self.carrier.precision
-        return torch.nan_to_num(off) + (once if form == "rounded" else 0.0)
+        if scale is None or getattr(self.recipe, name) == "exact":
+            return None
+        index = torch.arange(rows.start, rows.stop, device=self.device)
+        raw = getattr(self.weights, name)[expert, rows]
+        exact = self._scaled(raw, self._spread(name, scale, expert, index), None)
+        return self._dequantised(name, expert, raw, index, None) - exact
 
     def _scaled(self, raw: Tensor, scale: Tensor, columns: Tensor | None) -> Tensor:
         values = self._looked_up(raw.view(torch.uint8))

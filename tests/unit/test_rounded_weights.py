@@ -171,3 +171,34 @@ def test_marlins_recipe_goes_by_the_groups_of_each_gemm() -> None:
         recipe = contract_for(tensors.config, tensors.quant).recipe
         assert (recipe.w13, recipe.w2) == forms
         assert (recipe.w13_shift, recipe.w2_shift) == tuple(120 if form == "rounded_scales" else 0 for form in forms)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("scheme", ["block", "channel_tok"])
+def test_what_rounding_adds_to_a_weight_is_known(scheme: str, dtype: str) -> None:
+    """Of each element, where a scale is 0, or in fp16 so small that it becomes subnormal, too."""
+    from fp8moe.reference.problem import MoEProblem
+
+    tensors = build(Case.parse(f"v1:M=3,H=256,I=128,scheme={scheme},dtype={dtype}"), "cpu")
+    assert tensors.weights.w2_scale is not None
+    scale = tensors.weights.w2_scale.clone()
+    scale[1, 0], scale[1, 1] = 0.0, 3e-7
+    weights = replace(tensors.weights, w2_scale=scale)
+    given = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids, tensors.expert_map, False, torch.arange(3))
+    exact, rounded = (
+        MoEProblem(tensors.config, tensors.quant, Recipe(w2=form), weights, *given) for form in ("exact", "rounded")
+    )
+    assert exact.weight_deviation("w2", 1, slice(0, 256)) is None
+    found = rounded.weight_deviation("w2", 1, slice(100, 256))
+    assert found is not None
+    expected = rounded.weight_rows("w2", 1, 100, 256) - exact.weight_rows("w2", 1, 100, 256)
+    assert bool(found.any())
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("values", ["zero_blocks", "bimodal_scales"])
+def test_the_ideal_oracles_band_holds_an_honest_output_in_fp16(values: str) -> None:
+    case = Case.parse(f"v1:M=40,H=256,I=256,dtype=fp16,values={values},law=unnormalised,seed=4")
+    tensors = build(case, "cpu")
+    recipe = contract_for(tensors.config, tensors.quant).recipe
+    assert judged(str(case), recipe, recipe) is Status.PASSED
