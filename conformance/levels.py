@@ -16,6 +16,7 @@ from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.covering import Coverage, Tally, covering_rows
 from conformance.pinned import is_checkpoints, model_cases, pinned_cases, simulated_cases
 from conformance.plan import Cell, Target
+from conformance.regimes import GROUP
 from conformance.relations import RELATIONS, relation_case
 from conformance.results import Evidence
 
@@ -27,8 +28,6 @@ SHARES = {2: 1.0, 3: 0.99}
 RELATION_SEEDS = {"smoke": 1, "quick": 2, "certify": 4}
 MODEL_TOKENS = 64
 SIMULATED_SCHEME = "block"
-BLOCK = 128
-"""The side of a block of scales."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def relation_items(cell: Cell, seeds: range) -> Iterator[Item]:
 def whole_block_items(cell: Cell, seed: int) -> Iterator[Item]:
     """The relations whose case has blocks that are cut off, without such: for a backend that takes no other layer."""
     for item in relation_items(cell, range(seed, seed + 1)):
-        sizes = {name: -(-getattr(item.case, name) // BLOCK) * BLOCK for name in ("hidden", "inter")}
+        sizes = {name: -(-getattr(item.case, name) // GROUP) * GROUP for name in ("hidden", "inter")}
         whole = replace(item.case, **sizes)
         if whole != item.case and not CHECKS[item.check].why_not(whole):
             yield Item(item.check, whole, item.part)

@@ -17,7 +17,9 @@ from conformance.results import Status
 from fp8moe.backends.marlin import BY_MARLIN, contract_for
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.recipe import Contract, Recipe
+from fp8moe.reference.problem import MoEProblem
 from fp8moe.reference.replay import why_not_replayed
+from fp8moe.registry import LayerNotSupported
 
 EXACT = replace(BY_MARLIN, bias="float32", routing_weights="float32")
 SCALES, PRODUCTS = (replace(EXACT, w13=form, w2=form) for form in ("rounded_scales", "rounded"))
@@ -75,8 +77,6 @@ def test_what_a_shifted_exponent_loses_is_allowed_where_it_is_declared() -> None
 
 
 def test_a_zero_weight_is_judged_where_the_enlarged_layer_is_refused() -> None:
-    from fp8moe.registry import LayerNotSupported
-
     class Small(TorchExperts):
         def __init__(self, config: object, quant: object, weights: object) -> None:
             super().__init__(config, quant, weights)  # type: ignore[arg-type]
@@ -116,8 +116,6 @@ def test_an_unknown_rounding_of_weights_is_refused() -> None:
 
 def test_float64_keeps_what_is_not_rounded() -> None:
     """The oracle's weights are those of the formula, rounded once a product."""
-    from fp8moe.reference.problem import MoEProblem
-
     tensors = build(Case.parse("v1:M=3,H=256,I=128"), "cpu")
     given = (tensors.hidden_states, tensors.topk_weights, tensors.topk_ids, tensors.expert_map, False, torch.arange(3))
     scale = tensors.weights.w2_scale
@@ -177,8 +175,6 @@ def test_marlins_recipe_goes_by_the_groups_of_each_gemm() -> None:
 @pytest.mark.parametrize("scheme", ["block", "channel_tok"])
 def test_what_rounding_adds_to_a_weight_is_known(scheme: str, dtype: str) -> None:
     """Of each element, where a scale is 0, or in fp16 so small that it becomes subnormal, too."""
-    from fp8moe.reference.problem import MoEProblem
-
     tensors = build(Case.parse(f"v1:M=3,H=256,I=128,scheme={scheme},dtype={dtype}"), "cpu")
     assert tensors.weights.w2_scale is not None
     scale = tensors.weights.w2_scale.clone()

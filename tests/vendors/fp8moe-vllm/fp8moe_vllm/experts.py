@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig
+from fp8moe.backends.common import no_flashinfer_all2all, one_of
+from fp8moe.backends.libraries import LibraryCall
+from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.keys import QuantKey
@@ -29,14 +30,10 @@ GATHERED = 1024
 """DeepGEMM's class adds up so many columns at a time."""
 
 
-def _no_flashinfer_all2all(parallel: FusedMoEParallelConfig) -> bool:
-    return not parallel.use_fi_all2allv_kernels
-
-
 def _support(
     needs: str,
     device: Callable[[int], bool],
-    scheme: Callable[[QuantKey | None, QuantKey | None], bool],
+    scheme: Callable[[Platform, QuantKey | None, QuantKey | None], bool],
     activations: frozenset[str],
 ) -> Support:
     def takes(platform: Platform, _env: Env) -> bool:
@@ -45,54 +42,15 @@ def _support(
     return Support(
         device=takes,
         needs=f"{needs} and vLLM {RELEASE}",
-        scheme=lambda _platform, weight_key, activation_key: scheme(weight_key, activation_key),
+        scheme=scheme,
         activations=activations,
         activation_format=FusedMoEActivationFormat.Standard,
-        parallel=_no_flashinfer_all2all,
+        parallel=no_flashinfer_all2all,
     )
 
 
-def _one_of(*schemes: Scheme) -> Callable[[QuantKey | None, QuantKey | None], bool]:
-    return lambda weight_key, activation_key: (weight_key, activation_key) in schemes
-
-
-def _weights_alone(weight_key: QuantKey | None, _activation_key: QuantKey | None) -> bool:
+def _weights_alone(_platform: Platform, weight_key: QuantKey | None, _activation_key: QuantKey | None) -> bool:
     return weight_key in WEIGHTS_OF
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call, for classes that know no -1. An absent pair has an expert that its token has anyway, with weight 0, so
-    that it brings neither another expert nor a value of its own; a token without any has one of another rank, or the
-    first one, and its output is to be zeros.
-
-    Args:
-        hidden_states, weights, ids, expert_map: as vLLM takes them.
-        without: (M, 1) bool, tokens without any expert.
-    """
-
-    hidden_states: Tensor
-    weights: Tensor
-    ids: Tensor
-    expert_map: Tensor | None
-    without: Tensor
-
-    @classmethod
-    def of(
-        cls, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None, local: int
-    ) -> Call:
-        ids = topk_ids.long()
-        present = (ids >= 0) & (ids < (local if expert_map is None else expert_map.numel()))
-        without = ~present.any(1, keepdim=True)
-        instead = ids.gather(1, present.byte().argmax(1, keepdim=True))
-        instead = torch.where(without, 0 if expert_map is None else expert_map.argmin(), instead)
-        return cls(
-            hidden_states.contiguous(),
-            topk_weights.float().masked_fill(~present, 0.0).contiguous(),
-            torch.where(present, ids, instead).int(),
-            None if expert_map is None else expert_map.int(),
-            without,
-        )
 
 
 class VllmExperts(FusedMoEPermuteExpertsUnpermute):
@@ -183,7 +141,7 @@ class VllmExperts(FusedMoEPermuteExpertsUnpermute):
         )
         if topk_ids.numel() == 0:
             return torch.zeros_like(hidden_states) if output is None else output.zero_()
-        call = Call.of(hidden_states, topk_weights, topk_ids, expert_map, self.config.num_local_experts)
+        call = LibraryCall.of(hidden_states, topk_weights, topk_ids, expert_map, self.config.num_local_experts)
         found = self.layer(call.hidden_states, call.weights, call.ids, call.expert_map, apply_router_weight_on_input)
         found.masked_fill_(call.without, 0.0)
         return found if output is None else output.copy_(found)
@@ -196,7 +154,7 @@ class VllmTritonExperts(VllmExperts):
     support = _support(
         "CUDA SM89 or newer",
         lambda cap: cap >= 89,
-        _one_of(BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC),
+        one_of(BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC),
         WITH_GELU,
     )
     promises = staticmethod(contracts.triton)
@@ -207,7 +165,7 @@ class VllmDeepGemmExperts(VllmExperts):
     """vLLM's DeepGEMM class for every number of tokens, with fp32 scales."""
 
     which = Of("DEEPGEMM", f"{EXPERTS}.deep_gemm_moe", "DeepGemmExperts")
-    support = _support("CUDA SM90", lambda cap: cap == 90, _one_of(BLOCK), SILU)
+    support = _support("CUDA SM90", lambda cap: cap == 90, one_of(BLOCK), SILU)
     promises = staticmethod(contracts.deepgemm)
     contract = contracts.deepgemm(BLOCK, "silu")
 
@@ -238,7 +196,7 @@ class VllmCutlassExperts(VllmExperts):
 
     which = Of("VLLM_CUTLASS", f"{EXPERTS}.cutlass_moe", "CutlassExpertsFp8")
     support = _support(
-        "CUDA SM90", lambda cap: cap == 90, _one_of(CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC), WITH_GELU
+        "CUDA SM90", lambda cap: cap == 90, one_of(CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC), WITH_GELU
     )
     promises = staticmethod(contracts.cutlass)
     contract = contracts.cutlass(CHANNEL_TOKEN, "silu")
