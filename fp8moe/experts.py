@@ -188,8 +188,7 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
             check_call,
             check_ids,
             id_limit,
-            ids_out_of_range,
-            map_out_of_range,
+            mark_late,
         )
 
         device = self.weights.w13.device
@@ -206,9 +205,7 @@ class FusedMoEPermuteExpertsUnpermute(ABC):
         late = self._late_ids
         if is_capturing(device):
             if late is not None:
-                late.logical_or_(ids_out_of_range(self.config, topk_ids, expert_map).any())
-                if expert_map is not None:
-                    late.logical_or_(map_out_of_range(self.config, expert_map).any())
+                mark_late(self.config, topk_ids, expert_map, late)
             return
         if late is not None and bool(late):
             late.zero_()

@@ -218,6 +218,22 @@ def map_out_of_range(config: FusedMoEConfig, expert_map: Tensor) -> Tensor:
     return (local < -1) | (local >= config.num_local_experts)
 
 
+def mark_late(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None, late: Tensor) -> None:
+    """Sets `late`, () bool, where an id or the map is out of range; waits for nothing. By one kernel for each, where
+    Triton is there; by several of torch's elsewhere."""
+    try:
+        from fp8moe.kernels.marks import mark_out_of_range
+    except ImportError:
+        late.logical_or_(ids_out_of_range(config, topk_ids, expert_map).any())
+        if expert_map is not None:
+            late.logical_or_(map_out_of_range(config, expert_map).any())
+        return
+    with torch.cuda.device(late.device):
+        mark_out_of_range(topk_ids, id_limit(config, expert_map), late)
+        if expert_map is not None:
+            mark_out_of_range(expert_map, config.num_local_experts, late)
+
+
 def check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None) -> None:
     """The range of the ids and of the map; waits for the device, so not for a call that is being captured.
 

@@ -53,6 +53,7 @@ class LibraryCall:
             and no value of its own into a scale that pairs share; a token without any has an expert of another rank, or
             the first one where there is none.
         present: (M, k) bool, False for pairs that are absent.
+        local_ids: (M, k) int32, the local id of each pair, -1 for those that are absent or another rank's.
         without: (M, 1) bool, True for tokens without any expert.
         expert_map: (num_experts,) int32, or None where ids are local.
     """
@@ -61,6 +62,7 @@ class LibraryCall:
     weights: Tensor
     ids: Tensor
     present: Tensor
+    local_ids: Tensor
     without: Tensor
     expert_map: Tensor | None
 
@@ -69,13 +71,13 @@ class LibraryCall:
         cls, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None, local: int
     ) -> LibraryCall:
         placed = None if expert_map is None else expert_map.to(torch.int32).contiguous()
-        ids, weights, present, without = _settled(topk_ids, topk_weights, placed, local)
-        return cls(hidden_states.contiguous(), weights, ids, present, without, placed)
+        ids, weights, present, local_ids, without = _settled(topk_ids, topk_weights, placed, local)
+        return cls(hidden_states.contiguous(), weights, ids, present, local_ids, without, placed)
 
 
 def settled_by_torch(
     topk_ids: Tensor, topk_weights: Tensor, expert_map: Tensor | None, local: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `fp8moe.kernels.settle.settle_pairs`, where Triton is not to be had, in a dozen operations."""
     ids = topk_ids.to(torch.int64)
     limit = local if expert_map is None else expert_map.numel()
@@ -87,15 +89,17 @@ def settled_by_torch(
         elsewhere = expert_map < 0
         other = torch.where(elsewhere.any(), elsewhere.to(torch.int8).argmax(), 0)
     own = torch.where(held, own, other)
+    here = ids if expert_map is None else expert_map.to(torch.int64)[ids.clamp(0, limit - 1)]
     return (
         torch.where(present, ids, own).to(torch.int32).contiguous(),
         topk_weights.float().masked_fill(~present, 0.0).contiguous(),
         present,
+        torch.where(present & (here >= 0), here, -1).to(torch.int32),
         ~held,
     )
 
 
-def _settled(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _settled(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     device = given[0].device
     if device.type != "cuda":
         return settled_by_torch(*given)
@@ -158,19 +162,22 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
         with device_guard(gate_up.device):
             return activate(gate_up, self.config.activation, present=present, dtype=dtype)
 
-    def combine(self, results: Tensor, places: Tensor, output: Tensor, weights: Tensor) -> None:
+    def combine(
+        self, results: Tensor, places: Tensor, output: Tensor, weights: Tensor | None, *, by_row: bool = True
+    ) -> None:
         """The weighted sum over a token's slots by our kernel, in fused steps and rounded once.
 
         Args:
             results: (rows, H) fp32, bf16 or fp16.
             places: (M * k,) int32, the row of each pair, negative where it has none.
             output: (M, H), written to.
-            weights: (M, k) fp32.
+            weights: (M, k) fp32; None: a plain sum.
+            by_row: False for results in the order of the pairs, whatever number `places` gives them.
         """
         from fp8moe.kernels.reduce import weighted_sum
 
         with device_guard(output.device):
-            weighted_sum(results, places, output, weights, by_row=True)
+            weighted_sum(results, places, output, weights, by_row=by_row)
 
 
 class LibraryExperts(LibraryBackend):

@@ -24,7 +24,7 @@ from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.support import Support
 
 _WEIGHTS = frozenset({kFp8Static128BlockSym, kFp8StaticChannelSym, kFp8StaticTensorSym, kNvfp4Static})
-OPERATORS = ("moe_align_block_size", "moe_wna16_marlin_gemm", "moe_sum")
+OPERATORS = ("moe_align_block_size", "moe_wna16_marlin_gemm")
 E4M3 = 2814749767172868
 """The id of float8_e4m3fn among vLLM's scalar types."""
 TILES = (8, 16, 32, 48, 64)
@@ -44,7 +44,6 @@ BY_MARLIN = Recipe(
     bias="input",
     routing_weights="input",
     weighted="input",
-    combine="input",
 )
 
 
@@ -62,10 +61,10 @@ def _scheme(_platform: Platform, weight_key: QuantKey | None, _activation_key: Q
 
 
 class MarlinExperts(LibraryExperts):
-    """vLLM's Marlin MoE: two grouped GEMMs on token-expert pairs in their order, and a sum over each token's.
+    """vLLM's Marlin MoE: two grouped GEMMs on token-expert pairs in their order, and our sum over each token's.
 
-    Its results in between are in the hidden states' dtype, a pair's times its routing weight. One workspace of locks
-    serves a layer: two streams must not call one at the same time.
+    Its results in between are in the hidden states' dtype, a pair's times its routing weight; they are added in fp32.
+    One workspace of locks serves a layer: two streams must not call one at the same time.
 
     Raises:
         BackendUnavailable: another device or no operators.
@@ -117,7 +116,10 @@ class MarlinExperts(LibraryExperts):
         """Of the weights' device."""
         return torch.cuda.get_device_properties(self.weights.w13.device).multi_processor_count
 
-    def compute(self, call: LibraryCall, output: Tensor) -> None:
+    def compute_pairs(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        call = LibraryCall.of(hidden_states, weights, ids, expert_map, self.config.num_local_experts)
         (tokens, hidden), (_, top_k) = call.hidden_states.shape, call.ids.shape
         pairs, local = tokens * top_k, self.config.num_local_experts
         experts = local if call.expert_map is None else call.expert_map.numel()
@@ -127,13 +129,13 @@ class MarlinExperts(LibraryExperts):
         given, common = call.hidden_states, (call.weights, rows)
         gate_up = given.new_empty(pairs, wide)
         self._gemm(given, gate_up, "w13", tiles, *common, top_k, False, (tokens, wide, hidden))
+        # Absent pairs, and those of other ranks, may hold anything from here on: rows do not mix.
+        present = call.local_ids.flatten()
         # vLLM's operator rounds the gate's part before the product, ours does not.
-        values = self.activated_by_triton(gate_up, dtype=gate_up.dtype)
+        values = self.activated_by_triton(gate_up, present=present, dtype=gate_up.dtype)
         results = given.new_empty(pairs, hidden)
-        if call.expert_map is not None:
-            results.zero_()  # pairs of other ranks are not written, and are summed up all the same
         self._gemm(values, results, "w2", tiles, *common, 1, True, (pairs, hidden, self.inter))
-        self.ops.moe_sum(results.view(tokens, top_k, hidden), output)
+        self.combine(results, present, output, None, by_row=False)
 
     def _tiles(self, ids: Tensor, experts: int, rows: int, expert_map: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Which pairs a tile holds, whose expert, and how many rows there are with padding."""

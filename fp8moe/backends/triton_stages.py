@@ -154,18 +154,49 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
     def experts(self, hidden_states: Tensor, alignment: Alignment, pairs_per_row: int, expert: Tensor | None) -> Tensor:
         """Both GEMMs and what lies between: (rows, H) to (P, H) fp32; rows of absent pairs are left undefined."""
         present = alignment.local_ids if self.batched else None  # the rows of a batch are pairs, those of a call tokens
+        h_scale: Tensor | None
         x, x_scale = self.quantize("a1", hidden_states, present, expert)
         gate_up = self.gemm("w13", x, x_scale, alignment, pairs_per_row)
         self._show("first_gemm", gate_up)
-        values = self.activation(gate_up, alignment.local_ids)
-        del gate_up  # the largest buffer: its memory serves for what follows
-        self._show("activation", values)
-        h, h_scale = self.quantize("a2", values, alignment.local_ids, expert)
-        if h_scale is not None:
-            self._show("requantisation", h)
+        if self.fuses():
+            h, h_scale = self.fused(gate_up, alignment)
+            del gate_up  # the largest buffer: its memory serves for what follows
+        else:
+            values = self.activation(gate_up, alignment.local_ids)
+            del gate_up
+            self._show("activation", values)
+            h, h_scale = self.quantize("a2", values, alignment.local_ids, expert)
+            if h_scale is not None:
+                self._show("requantisation", h)
         y = self.gemm("w2", h, h_scale, alignment, 1)
         self._show("second_gemm", y)
         return y
+
+    def fuses(self) -> bool:
+        """Whether `activation` and the second `quantize` are one kernel, with the same bits: where rows share no
+        dynamic scale, nobody looks between the two, and neither is another class's."""
+        desc = self.quant.a2
+        own = type(self).activation is TritonStages.activation and type(self).quantize is TritonStages.quantize
+        shared = not desc.static and (desc.shape or GroupShape.PER_TENSOR).is_per_tensor()
+        return own and self.observe is None and desc.dtype is not None and not shared
+
+    def fused(self, gate_up: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor]:
+        """(P, 2I or I) fp32 to the codes of the activation, (P, I), and their scales, (P, groups)."""
+        from fp8moe.kernels.fused import GROUP, activate_quantize
+        from fp8moe.kernels.fused_rows import activate_quantize_rows
+
+        desc, rows, inter = self.quant.a2, len(gate_up), self.config.intermediate_size_per_partition
+        in_groups = not desc.static and desc.shape is not None and desc.shape.is_per_group()
+        codes = gate_up.new_empty(rows, inter, dtype=torch.float8_e4m3fn)
+        scales = gate_up.new_empty(rows, -(-inter // GROUP) if in_groups else 1)
+        given = (gate_up, self.config.activation, alignment.pairs.flatten(), codes, scales)
+        floor = self.contract.recipe.amax_floor
+        if in_groups:
+            activate_quantize(*given, amax_floor=floor)
+        else:
+            static = self.weights.a2_scale
+            activate_quantize_rows(*given, None if static is None else static.reshape(1), amax_floor=floor)
+        return codes, scales
 
     def check_size(self, tiles: int) -> None:
         """

@@ -13,9 +13,9 @@ from fp8moe.activations import GATED, NON_GATED
 from fp8moe.kernels.interpreter import rows_of_program
 from fp8moe.kernels.widths import round_float32, to_float32
 
-ROWS = 16
+ROWS = 4
 BLOCK = 256
-"""Rows and columns of one program on a device."""
+"""Rows and columns of one program on a device: eight elements to a thread, 16 bytes of a 16-bit type."""
 LARGEST_ARGUMENT = tl.constexpr(88.72283172607422)
 """The largest fp32 x whose e^x is finite in fp32."""
 
@@ -38,7 +38,6 @@ def exponential(x):
     9. infinity where x > 88.72283172607422; x where it is NaN
     """
     clamped = tl.where(x > LARGEST_ARGUMENT, LARGEST_ARGUMENT, tl.where(x < -104.0, -104.0, x))
-    clamped = tl.where(x == x, clamped, 0.0)  # NaN has no n
     ones = tl.full(x.shape, 1.0, tl.float32)
     # Adding 1.5 * 2^23 leaves n = x / ln 2 rounded to an integer in the low bits.
     shifted = tl.fma(clamped, ones * 1.4426950216293335, ones * 12582912.0)
@@ -54,9 +53,10 @@ def exponential(x):
     p = tl.fma(p, r, ones)
     p = tl.fma(p, r, ones)
     # 2^n in two factors, so that neither leaves the range; the first product is exact, the second rounds once.
-    half = n.to(tl.int32) >> 1
+    exponent = shifted.to(tl.int32, bitcast=True) - 0x4B400000  # n, from the low bits; the bits of 1.5 * 2^23
+    half = exponent >> 1
     low = ((half + 127) << 23).to(tl.float32, bitcast=True)
-    high = ((n.to(tl.int32) - half + 127) << 23).to(tl.float32, bitcast=True)
+    high = ((exponent - half + 127) << 23).to(tl.float32, bitcast=True)
     finite = p * low * high
     return tl.where(x == x, tl.where(x > LARGEST_ARGUMENT, float("inf"), finite), x)
 

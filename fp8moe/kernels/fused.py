@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fp8moe.activations import GATED
 from fp8moe.kernels.activation import activated_value
-from fp8moe.kernels.fp8_cast import float32_to_e4m3
+from fp8moe.kernels.fp8_cast import has_cast, scaled_to_e4m3
 from fp8moe.kernels.interpreter import rows_of_program
 from fp8moe.kernels.quantize import ROWS, amax_bits, scale_of
 from fp8moe.kernels.widths import to_float32
@@ -40,7 +40,9 @@ def quantize_to_places_kernel(
     stride_scale_batch,
     stride_scale_row,
     stride_scale_group,
+    HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
+    SLOTS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -55,10 +57,15 @@ def quantize_to_places_kernel(
         other=0.0,
     )
     value = to_float32(value)
+    # All of them at once and early: a read between two writes would wait for its turn.
+    slots = tl.arange(0, SLOTS)[None, :]
+    all_places = tl.load(
+        places + row[:, None] * top_k + slots, mask=(row < tokens)[:, None] & (slots < top_k), other=-1
+    )
     scale = scale_of(amax_bits(value), AMAX_FLOOR)
-    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+    code = scaled_to_e4m3(value, scale, HAS_CAST)
     for slot in range(0, top_k):
-        place = tl.load(places + row * top_k + slot, mask=row < tokens, other=-1).to(tl.int64)
+        place = tl.sum(tl.where(slots == slot, all_places, 0), axis=1).to(tl.int64)
         there = place >= 0
         tl.store(codes + place[:, None] * columns + column[None, :], code, mask=there[:, None] & in_range)
         at = scale_at(scales, place, group, rows_of_batch, stride_scale_batch, stride_scale_row, stride_scale_group)
@@ -80,6 +87,7 @@ def activate_quantize_kernel(
     stride_scale_group,
     NAME: tl.constexpr,
     IS_GATED: tl.constexpr,
+    HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -98,7 +106,7 @@ def activate_quantize_kernel(
         up = to_float32(tl.load(gate_at + columns, mask=mask, other=0.0))
     value = tl.where(mask, activated_value(gate, up, NAME), 0.0)
     scale = scale_of(amax_bits(value), AMAX_FLOOR)
-    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+    code = scaled_to_e4m3(value, scale, HAS_CAST)
     tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
     at = scale_at(scales, row, group, rows_of_batch, stride_scale_batch, stride_scale_row, stride_scale_group)
     tl.store(at, scale, mask=local)
@@ -132,7 +140,9 @@ def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor,
             columns,
             *x.stride(),
             *batches.stride(),
+            HAS_CAST=has_cast(codes.device),
             AMAX_FLOOR=amax_floor,
+            SLOTS=triton.next_power_of_2(places.numel() // tokens),
             GROUP=GROUP,
             ROWS=rows_each,
             **_OPTIONS,
@@ -171,6 +181,7 @@ def activate_quantize(
             *batches.stride(),
             NAME=name,
             IS_GATED=name in GATED,
+            HAS_CAST=has_cast(codes.device),
             AMAX_FLOOR=amax_floor,
             GROUP=GROUP,
             ROWS=rows_each,

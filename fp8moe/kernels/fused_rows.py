@@ -7,15 +7,10 @@ from torch import Tensor
 
 from fp8moe.activations import GATED
 from fp8moe.kernels.activation import activated_value
-from fp8moe.kernels.fp8_cast import float32_to_e4m3
+from fp8moe.kernels.fp8_cast import has_cast, scaled_to_e4m3
 from fp8moe.kernels.interpreter import rows_of_program
-from fp8moe.kernels.quantize import amax_bits, scale_of
+from fp8moe.kernels.quantize import amax_bits, block_of_row, scale_of, warps_of_row
 from fp8moe.kernels.widths import to_float32
-
-MOST_COLUMNS = 8192
-"""Of one step; a longer row takes several, and is computed twice."""
-COLUMNS_OF_WARP = 512
-MOST_WARPS = 16
 
 
 @triton.jit
@@ -49,7 +44,9 @@ def quantize_rows_kernel(
     IS_GIVEN: tl.constexpr,
     IN_PLACE: tl.constexpr,
     ONE_STEP: tl.constexpr,
+    HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
+    SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -59,6 +56,11 @@ def quantize_rows_kernel(
     if IN_PLACE:
         row = tl.load(places + row, mask=there, other=-1).to(tl.int64)
         there = row >= 0
+    else:
+        # All of them at once and early: a read between two writes would wait for its turn.
+        slots = tl.arange(0, SLOTS)[None, :]
+        at = places + row[:, None] * top_k + slots
+        all_places = tl.load(at, mask=there[:, None] & (slots < top_k), other=-1)
     column = tl.arange(0, BLOCK).to(tl.int64)
     x_block = x + row[:, None] * stride_row + column[None, :] * stride_column
     step = tl.full((), BLOCK, tl.int64) * stride_column
@@ -81,12 +83,12 @@ def quantize_rows_kernel(
     for start in range(0, columns, BLOCK):
         if not ONE_STEP:
             value = row_values(at, column + start, columns, there, NAME, IS_GATED)
-        code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+        code = scaled_to_e4m3(value, scale, HAS_CAST)
         in_range = (column + start < columns)[None, :]
         for slot in range(0, top_k):
             place = row
             if not IN_PLACE:
-                place = tl.load(places + row * top_k + slot, mask=there, other=-1).to(tl.int64)
+                place = tl.sum(tl.where(slots == slot, all_places, 0), axis=1).to(tl.int64)
             held = there & (place >= 0)
             code_at = codes + place[:, None] * columns + (column + start)[None, :]
             tl.store(code_at, code, mask=held[:, None] & in_range)
@@ -161,7 +163,7 @@ def _launch(
 ) -> None:
     columns = codes.shape[1]
     rows_each = rows_of_program(rows, 1)
-    block = min(triton.next_power_of_2(columns), MOST_COLUMNS)
+    block = block_of_row(columns)
     if rows and columns:
         quantize_rows_kernel[(triton.cdiv(rows, rows_each),)](
             x,
@@ -179,9 +181,11 @@ def _launch(
             IS_GIVEN=given is not None,
             IN_PLACE=in_place,
             ONE_STEP=columns <= block,
+            HAS_CAST=has_cast(codes.device),
             AMAX_FLOOR=amax_floor,
+            SLOTS=triton.next_power_of_2(top_k),
             ROWS=rows_each,
             BLOCK=block,
-            num_warps=min(max(block // COLUMNS_OF_WARP, 1), MOST_WARPS),
+            num_warps=warps_of_row(block),
             enable_fp_fusion=False,
         )

@@ -20,6 +20,11 @@ MOST_PROGRAMS = 2**31 - 1
 """The most programs that a grid's first dimension holds."""
 
 
+def warps_of_tile(rows: int) -> int:
+    """So that a thread has at most 64 of a tile's sums."""
+    return 8 if rows > 64 else 4
+
+
 @triton.jit(do_not_specialize=["tiles", "pairs_per_row"])
 def grouped_gemm_kernel(
     a,
@@ -191,7 +196,7 @@ def grouped_gemm(
             TILE_ROWS=alignment.tile_rows,
             BLOCK=BLOCK,
             BLOCK_K=WIDE_BLOCK if scales == "none" else BLOCK,
-            num_warps=4,
+            num_warps=warps_of_tile(alignment.tile_rows),
             num_stages=3,
             enable_fp_fusion=False,
         )

@@ -12,8 +12,8 @@ from torch import Tensor, empty, full, int32, int64
 
 from fp8moe.kernels.interpreter import INTERPRETED
 
-CHUNK = 512
-"""Pairs of one program."""
+FEWEST, CHUNK = 16, 512
+"""Pairs of one program, a power of two: the fewest and the most."""
 EXPERTS = 16
 """Experts of one program."""
 CHUNKS = 64
@@ -162,7 +162,7 @@ def place_pairs(
     """
     pairs, top_k = topk_ids.numel(), topk_ids.shape[1]
     experts_each = max(triton.next_power_of_2(experts), EXPERTS) if INTERPRETED else EXPERTS
-    chunk = max(triton.next_power_of_2(pairs), 16) if INTERPRETED and pairs <= 4096 else CHUNK
+    chunk = min(max(triton.next_power_of_2(pairs), FEWEST), 4096 if INTERPRETED else CHUNK)
     chunks, blocks = triton.cdiv(pairs, chunk), triton.cdiv(experts, experts_each)
     device = topk_ids.device
     expert_map = None if expert_map is None else expert_map.contiguous()

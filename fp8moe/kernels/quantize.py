@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fp8moe.kernels.fp8_cast import float32_to_e4m3
+from fp8moe.kernels.fp8_cast import has_cast, scaled_to_e4m3
 from fp8moe.kernels.interpreter import rows_of_program
 from fp8moe.kernels.widths import to_float32
 
@@ -15,8 +15,22 @@ ROWS = 16
 """Rows of one program for groups: enough of them to keep a warp busy on 128 columns, few programs to interpret."""
 LONG_ROWS = 4
 LONG_BLOCK = 1024
-"""Rows and columns of one step for whole rows and tensors: as many elements to a thread, in long reads."""
+"""Rows and columns of one program for tensors: as many elements to a thread, in long reads."""
+MOST_COLUMNS = 8192
+"""Of a row in one step; a longer one takes several, and is read twice."""
+COLUMNS_OF_WARP = 512
+MOST_WARPS = 16
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def block_of_row(columns: int) -> int:
+    """Columns of one step of a program that has a whole row."""
+    most: int = triton.next_power_of_2(columns)
+    return min(most, MOST_COLUMNS)
+
+
+def warps_of_row(block: int) -> int:
+    return min(max(block // COLUMNS_OF_WARP, 1), MOST_WARPS)
 
 
 @triton.jit
@@ -47,6 +61,7 @@ def quantize_group_kernel(
     stride_row,
     stride_column,
     HAS_PRESENT: tl.constexpr,
+    HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -62,7 +77,7 @@ def quantize_group_kernel(
     value = tl.load(x + row[:, None] * stride_row + column[None, :] * stride_column, mask=mask, other=0.0)
     value = to_float32(value)
     scale = scale_of(amax_bits(value), AMAX_FLOOR)
-    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
+    code = scaled_to_e4m3(value, scale, HAS_CAST)
     tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
     tl.store(scales + row * groups + group, scale, mask=local)
 
@@ -78,6 +93,8 @@ def quantize_token_kernel(
     stride_row,
     stride_column,
     HAS_PRESENT: tl.constexpr,
+    HAS_CAST: tl.constexpr,
+    ONE_STEP: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -88,26 +105,30 @@ def quantize_token_kernel(
         local = tl.load(present + row, mask=local, other=-1) >= 0
     column = tl.arange(0, BLOCK).to(tl.int64)
     x_block = x + row[:, None] * stride_row + column[None, :] * stride_column
-    step = tl.full((), BLOCK, tl.int64) * stride_column
-    bits = tl.full((ROWS,), 0, tl.int32)
-    for start in range(0, columns, BLOCK):
-        mask = local[:, None] & (column < columns - start)[None, :]
-        value = to_float32(tl.load(x_block, mask=mask, other=0.0))
-        bits = tl.maximum(bits, amax_bits(value))
-        x_block += step
-    scale = scale_of(bits, AMAX_FLOOR)
-    tl.store(scales + row, scale, mask=local)
-
-    # The row again: by now it lies in the cache.
-    x_block = x + row[:, None] * stride_row + column[None, :] * stride_column
     code_block = codes + row[:, None] * columns + column[None, :]
-    for start in range(0, columns, BLOCK):
-        mask = local[:, None] & (column < columns - start)[None, :]
+    if ONE_STEP:
+        mask = local[:, None] & (column < columns)[None, :]
         value = to_float32(tl.load(x_block, mask=mask, other=0.0))
-        code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
-        tl.store(code_block, code, mask=mask)
-        x_block += step
-        code_block += BLOCK
+        scale = scale_of(amax_bits(value), AMAX_FLOOR)
+        tl.store(code_block, scaled_to_e4m3(value, scale, HAS_CAST), mask=mask)
+    else:
+        step = tl.full((), BLOCK, tl.int64) * stride_column
+        bits = tl.full((ROWS,), 0, tl.int32)
+        at = x_block
+        for start in range(0, columns, BLOCK):
+            mask = local[:, None] & (column < columns - start)[None, :]
+            bits = tl.maximum(bits, amax_bits(to_float32(tl.load(at, mask=mask, other=0.0))))
+            at += step
+        scale = scale_of(bits, AMAX_FLOOR)
+        # The row again: by now it lies in the cache.
+        at = x_block
+        for start in range(0, columns, BLOCK):
+            mask = local[:, None] & (column < columns - start)[None, :]
+            value = to_float32(tl.load(at, mask=mask, other=0.0))
+            tl.store(code_block, scaled_to_e4m3(value, scale, HAS_CAST), mask=mask)
+            at += step
+            code_block += BLOCK
+    tl.store(scales + row, scale, mask=local)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -122,6 +143,7 @@ def quantize_tensor_kernel(
     stride_column,
     stride_scale,
     HAS_PRESENT: tl.constexpr,
+    HAS_CAST: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -135,7 +157,7 @@ def quantize_tensor_kernel(
     value = tl.load(x + row[:, None] * stride_row + column[None, :] * stride_column, mask=mask, other=0.0)
     value = to_float32(value)
     row_scale = tl.load(scale + row * stride_scale, mask=local, other=1.0)
-    code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(row_scale[:, None], value.shape)))
+    code = scaled_to_e4m3(value, row_scale, HAS_CAST)
     tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
 
 
@@ -201,6 +223,7 @@ def quantize_per_token_group(
             scales,
             *_sizes(x),
             HAS_PRESENT=present is not None,
+            HAS_CAST=has_cast(x.device),
             AMAX_FLOOR=amax_floor,
             GROUP=group,
             ROWS=rows_each,
@@ -225,8 +248,8 @@ def quantize_per_token(x: Tensor, *, amax_floor: float = 1e-10, present: Tensor 
     codes = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     if rows:
-        # One program a block of rows, which it walks twice: for the amax, then for the codes.
-        rows_each = rows_of_program(rows, LONG_ROWS)
+        # One program a row, which it holds; or which it walks twice, for the amax and for the codes.
+        rows_each, block = rows_of_program(rows, 1), block_of_row(columns)
         quantize_token_kernel[(triton.cdiv(rows, rows_each),)](
             x,
             present,
@@ -234,10 +257,13 @@ def quantize_per_token(x: Tensor, *, amax_floor: float = 1e-10, present: Tensor 
             scales,
             *_sizes(x),
             HAS_PRESENT=present is not None,
+            HAS_CAST=has_cast(x.device),
+            ONE_STEP=columns <= block,
             AMAX_FLOOR=amax_floor,
             ROWS=rows_each,
-            BLOCK=LONG_BLOCK,
-            **_OPTIONS,
+            BLOCK=block,
+            num_warps=warps_of_row(block),
+            enable_fp_fusion=False,
         )
     return codes, scales
 
@@ -269,6 +295,7 @@ def quantize_per_tensor(x: Tensor, scale: Tensor, *, present: Tensor | None = No
             *_sizes(x),
             scale.stride(0) if scale.numel() > 1 else 0,
             HAS_PRESENT=present is not None,
+            HAS_CAST=has_cast(x.device),
             ROWS=rows_each,
             BLOCK=LONG_BLOCK,
             **_OPTIONS,

@@ -19,6 +19,7 @@ def settle_pairs_kernel(
     settled_ids,
     settled_weights,
     present,
+    local_ids,
     without,
     tokens,
     top_k,
@@ -41,22 +42,25 @@ def settle_pairs_kernel(
     slots = tl.broadcast_to(slot[None, :], (ROWS, SLOTS))
     first = tl.min(tl.where(known, slots, SLOTS), axis=1)
     own = tl.sum(tl.where(slots == first[:, None], given, 0), axis=1)
+    local = given
     if HAS_MAP:
+        local = tl.load(expert_map + tl.where(known, given, 0), mask=real & known, other=-1).to(tl.int64)
         every = tl.arange(0, ALL_EXPERTS)
-        local = tl.load(expert_map + every, mask=every < limit, other=0)
-        other = tl.min(tl.where((local < 0) & (every < limit), every, ALL_EXPERTS), axis=0)
+        here = tl.load(expert_map + every, mask=every < limit, other=0)
+        other = tl.min(tl.where((here < 0) & (every < limit), every, ALL_EXPERTS), axis=0)
         own = tl.where(first < SLOTS, own, tl.where(other < ALL_EXPERTS, other, 0))
     out = token[:, None] * top_k + slot[None, :]
     tl.store(settled_ids + out, tl.where(known, given, own[:, None]).to(tl.int32), mask=real)
     at = token[:, None] * stride_weights_token + slot[None, :] * stride_weights_slot
     tl.store(settled_weights + out, tl.load(weights + at, mask=real & known, other=0.0).to(tl.float32), mask=real)
     tl.store(present + out, known.to(tl.uint8), mask=real)
+    tl.store(local_ids + out, tl.where(known & (local >= 0), local, -1).to(tl.int32), mask=real)
     tl.store(without + token, (first == SLOTS).to(tl.uint8), mask=token < tokens)
 
 
 def settle_pairs(
     ids: Tensor, weights: Tensor, expert_map: Tensor | None, experts: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gives every absent pair an expert that its token has anyway, and the weight 0.
 
     Args:
@@ -71,6 +75,7 @@ def settle_pairs(
           is none;
         - (M, k) fp32 weights;
         - (M, k) bool, False for pairs that are absent;
+        - (M, k) int32, the local id of each pair, -1 for those that are absent or another rank's;
         - (M, 1) bool, True for tokens without any expert.
     """
     (tokens, top_k), device = ids.shape, ids.device
@@ -78,6 +83,7 @@ def settle_pairs(
     settled_ids = torch.empty((tokens, top_k), dtype=torch.int32, device=device)
     settled_weights = torch.empty((tokens, top_k), dtype=torch.float32, device=device)
     present = torch.empty((tokens, top_k), dtype=torch.bool, device=device)
+    local_ids = torch.empty((tokens, top_k), dtype=torch.int32, device=device)
     without = torch.empty((tokens, 1), dtype=torch.bool, device=device)
     rows_each = rows_of_program(tokens, ROWS)
     if tokens * top_k:
@@ -88,6 +94,7 @@ def settle_pairs(
             settled_ids,
             settled_weights,
             present.view(torch.uint8),
+            local_ids,
             without.view(torch.uint8),
             tokens,
             top_k,
@@ -100,4 +107,4 @@ def settle_pairs(
             ROWS=rows_each,
             num_warps=4,
         )
-    return settled_ids, settled_weights, present, without
+    return settled_ids, settled_weights, present, local_ids, without

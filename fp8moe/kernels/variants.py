@@ -11,7 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp8moe.activations import GATED, NON_GATED
-from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, places, quantize, reduce, settle
+from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, marks, places, quantize, reduce, settle
+from fp8moe.kernels.fp8_cast import LEAST_CAPABILITY
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Variant:
             None, as in the launch.
         fp8: whether it needs e4m3 in the compiler or the hardware; kernels that make codes by integer arithmetic
             do not.
+        warps: of a program.
     """
 
     kernel: Any
     constants: dict[str, Any]
     pointers: dict[str, str]
     fp8: bool = False
+    warps: int = 4
 
 
 _FLOOR = {"AMAX_FLOOR": 1e-10}
@@ -40,6 +43,7 @@ _ROWS = {"x": "*bf16", "present": "*i32", "codes": "*u8", "scales": "*fp32"}
 
 def _quantising() -> dict[str, Variant]:
     groups = {**_FLOOR, "GROUP": 128, "ROWS": quantize.ROWS}
+    rows = {**_FLOOR, "ROWS": 1, "BLOCK": quantize.MOST_COLUMNS, "ONE_STEP": True}
     scalar = {"x": "*bf16", "scale": "*fp32", "present": "*i32", "codes": "*u8"}
     amax = {"x": "*bf16", "present": "*i32", "bits": "*i32"}
     present = {"HAS_PRESENT": True}
@@ -52,9 +56,7 @@ def _quantising() -> dict[str, Variant]:
         x = {"x": "*fp32"} if whom is present else {}
         variants |= {
             f"quantize_group{suffix}": Variant(quantize.quantize_group_kernel, {**groups, **whom}, {**_ROWS, **x}),
-            f"quantize_token{suffix}": Variant(
-                quantize.quantize_token_kernel, {**_FLOOR, **_LONG, **whom}, {**_ROWS, **x}
-            ),
+            f"quantize_token{suffix}": Variant(quantize.quantize_token_kernel, {**rows, **whom}, {**_ROWS, **x}),
             f"quantize_tensor{suffix}": Variant(quantize.quantize_tensor_kernel, {**_LONG, **whom}, {**scalar, **x}),
             f"tensor_amax{suffix}": Variant(quantize.tensor_amax_kernel, {**_LONG, **whom}, {**amax, **x}),
         }
@@ -64,7 +66,8 @@ def _quantising() -> dict[str, Variant]:
 def _gemms() -> dict[str, Variant]:
     indices = {"pairs": "*i32", "tile_experts": "*i32"}
     variants = {}
-    for tile_rows in (16, 64):
+    for tile_rows in (16, 64, 128):
+        warps = grouped_gemm.warps_of_tile(tile_rows)
         tile = {"HAS_BIAS": True, "TILE_ROWS": tile_rows, "BLOCK": grouped_gemm.BLOCK}
         for scales in ("block", "row"):
             pointers = {"a": "*fp8e4nv", "a_scale": "*fp32", "w": "*fp8e4nv", "w_scale": "*fp32", "bias": "*bf16"}
@@ -73,6 +76,7 @@ def _gemms() -> dict[str, Variant]:
                 {**tile, "SCALES": scales, "BLOCK_K": grouped_gemm.BLOCK},
                 {**pointers, "c": "*fp32", **indices},
                 fp8=True,
+                warps=warps,
             )
         for dtype in ("bf16", "fp16"):
             variants[f"gemm_{dtype}_{tile_rows}"] = Variant(
@@ -85,6 +89,7 @@ def _gemms() -> dict[str, Variant]:
                     "w_scale": None,
                 },
                 {"a": f"*{dtype}", "w": f"*{dtype}", "bias": f"*{dtype}", "c": "*fp32", **indices},
+                warps=warps,
             )
     return variants
 
@@ -99,8 +104,9 @@ def _placing() -> dict[str, Variant]:
     wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True, "HAS_OWNERS": True}
     laid = {**numbers, "starts": "*i64"}
     group = {**_FLOOR, "GROUP": fused.GROUP, "ROWS": quantize.ROWS}
+    slots = {**group, "SLOTS": 8}
     laid_out = {"places": "*i32", "codes": "*u8", "scales": "*fp32"}
-    row = {**_FLOOR, "ROWS": 1, "BLOCK": fused_rows.MOST_COLUMNS, "ONE_STEP": True}
+    row = {**_FLOOR, "ROWS": 1, "BLOCK": quantize.MOST_COLUMNS, "ONE_STEP": True, "SLOTS": 8}
     tokens = {"NAME": "", "IS_GATED": False, "IS_GIVEN": False, "IN_PLACE": False, "given": None}
     activated = {"NAME": "silu", "IS_GATED": True, "IS_GIVEN": True, "IN_PLACE": True}
     rows = {"x": "*bf16", "given": "*fp32", **laid_out}
@@ -118,10 +124,14 @@ def _placing() -> dict[str, Variant]:
                 "settled_ids": "*i32",
                 "settled_weights": "*fp32",
                 "present": "*u8",
+                "local_ids": "*i32",
                 "without": "*u8",
             },
         ),
-        "quantize_to_places": Variant(fused.quantize_to_places_kernel, group, {"x": "*bf16", **laid_out}),
+        "mark_out_of_range": Variant(
+            marks.mark_out_of_range_kernel, {"BLOCK": marks.BLOCK}, {"x": "*i64", "mark": "*u8"}
+        ),
+        "quantize_to_places": Variant(fused.quantize_to_places_kernel, slots, {"x": "*bf16", **laid_out}),
         "activate_quantize": Variant(
             fused.activate_quantize_kernel,
             {**group, "NAME": "silu", "IS_GATED": True},
@@ -206,6 +216,8 @@ def compile_variant(name: str, target: GPUTarget) -> Any:
     variant = VARIANTS[name]
     arguments = variant.kernel.arg_names
     constants = {**variant.constants, **{one: 1 for one in ONES if one in arguments}}
+    if "HAS_CAST" in arguments:
+        constants["HAS_CAST"] = target.backend == "cuda" and target.arch >= LEAST_CAPABILITY
     signature = {each: "constexpr" if each in constants else variant.pointers.get(each, "i32") for each in arguments}
     constexprs = {(arguments.index(each),): value for each, value in constants.items()}
     aligned = {
@@ -213,5 +225,5 @@ def compile_variant(name: str, target: GPUTarget) -> Any:
         for position, each in enumerate(arguments)
         if each not in constants and each not in COUNTS
     }
-    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
+    options = {"num_warps": variant.warps, "num_stages": 3, "enable_fp_fusion": False}
     return triton.compile(ASTSource(variant.kernel, signature, constexprs, aligned), target=target, options=options)

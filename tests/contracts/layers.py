@@ -62,3 +62,14 @@ class ByTorch(LibraryBackend):
     ) -> Tensor:
         values = activate(self.config.activation, gate_up.float()).to(dtype)
         return values if present is None else values.masked_fill((present < 0)[:, None], torch.nan)
+
+    def combine(
+        self, results: Tensor, places: Tensor, output: Tensor, weights: Tensor | None, *, by_row: bool = True
+    ) -> None:
+        assert weights is None
+        assert not by_row
+        total = torch.zeros(output.shape)
+        for slot, there in enumerate((places >= 0).view(len(output), -1).T):
+            values = results.view(len(output), -1, output.shape[1])[:, slot].float()
+            total = torch.where(there[:, None], total + values, total)
+        output.copy_(total)

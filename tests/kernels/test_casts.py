@@ -8,14 +8,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fp8moe.kernels.fp8_cast import float32_to_e4m3
+from fp8moe.kernels.fp8_cast import float32_to_e4m3, has_cast, quotient, scaled_to_e4m3
 from fp8moe.kernels.widths import round_float32, to_float32
 
 
 @triton.jit
-def to_e4m3_kernel(x, codes, BLOCK: tl.constexpr):
+def to_e4m3_kernel(x, codes, BLOCK: tl.constexpr, HAS_CAST: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(codes + at, float32_to_e4m3(tl.load(x + at)))
+    tl.store(codes + at, float32_to_e4m3(tl.load(x + at), HAS_CAST))
+
+
+@triton.jit
+def quotient_kernel(x, scales, results, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0) + tl.arange(0, 1), tl.arange(0, BLOCK)[None, :]
+    x_at = row[:, None] * BLOCK + at
+    tl.store(results + x_at, quotient(tl.load(x + x_at), tl.load(scales + row)))
+
+
+@triton.jit
+def scaled_kernel(x, scales, codes, BLOCK: tl.constexpr, HAS_CAST: tl.constexpr):
+    row, at = tl.program_id(0) + tl.arange(0, 1), tl.arange(0, BLOCK)[None, :]
+    x_at = row[:, None] * BLOCK + at
+    tl.store(codes + x_at, scaled_to_e4m3(tl.load(x + x_at), tl.load(scales + row), HAS_CAST))
 
 
 @triton.jit
@@ -33,10 +47,10 @@ def round_kernel(x, rounded, BLOCK: tl.constexpr):
 BLOCK = 8192
 
 
-def run(kernel, x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def run(kernel, x: Tensor, dtype: torch.dtype, device: torch.device, **constants: bool) -> Tensor:
     padded = torch.nn.functional.pad(x.to(device), (0, -x.numel() % BLOCK))
     result = torch.empty(padded.shape, dtype=dtype, device=device)
-    kernel[(padded.numel() // BLOCK,)](padded, result, BLOCK=BLOCK, enable_fp_fusion=False)
+    kernel[(padded.numel() // BLOCK,)](padded, result, BLOCK=BLOCK, enable_fp_fusion=False, **constants)
     return result[: x.numel()].cpu()
 
 
@@ -92,12 +106,61 @@ VALUES = {
 }
 
 
+@pytest.mark.parametrize("by_instruction", [False, True])
 @pytest.mark.parametrize("values", VALUES)
-def test_e4m3_is_the_nearest_code(values: str, device: torch.device) -> None:
+def test_e4m3_is_the_nearest_code(values: str, by_instruction: bool, device: torch.device) -> None:
+    if by_instruction and not has_cast(device):
+        pytest.skip(f"{device} has no instruction for it")
     x = VALUES[values]()
-    got, expected = run(to_e4m3_kernel, x, torch.uint8, device), nearest_code(x)
+    got, expected = run(to_e4m3_kernel, x, torch.uint8, device, HAS_CAST=by_instruction), nearest_code(x)
     wrong = (got != expected).nonzero().flatten()
     assert not len(wrong), [(float(x[i]), int(got[i]), int(expected[i])) for i in wrong[:5]]
+
+
+def some_scales() -> Tensor:
+    """Mantissas of all kinds, the longest and the shortest among them, and the smallest and largest exponents."""
+    mantissas = torch.tensor([0, 1, 2, 0x400000, 0x555555, 0x7FFFFE, 0x7FFFFF, 0x2AAAAB, 0x123456])
+    exponents = torch.tensor([-80, -79, -42, -20, -3, 0, 5, 41, 79])
+    return (((exponents + 127) << 23) + mantissas[:, None]).to(torch.int32).view(torch.float32).flatten()
+
+
+def near_midpoints(scales: Tensor) -> Tensor:
+    """(scales, BLOCK): times each scale, what lies halfway between two codes, and its neighbours in fp32; then values
+    at random, some of them far too large, and signs of zero."""
+    codes = halfway_and_edges()
+    around = (codes * scales[:, None]).view(torch.int32)[..., None] + torch.arange(-1, 2, dtype=torch.int32)
+    near = around.view(torch.float32).flatten(1)
+    generator = torch.Generator().manual_seed(2)
+    more = torch.randn(len(scales), BLOCK - near.shape[1], generator=generator)
+    more *= 2.0 ** torch.randint(-12, 14, more.shape, generator=generator)
+    return torch.cat([near, more * scales[:, None]], 1)
+
+
+def by_rows(kernel, x: Tensor, scales: Tensor, dtype: torch.dtype, device: torch.device, **constants: bool) -> Tensor:
+    result = torch.empty(x.shape, dtype=dtype, device=device)
+    given = (x.to(device), scales.to(device), result)
+    kernel[(len(x),)](*given, BLOCK=BLOCK, enable_fp_fusion=False, **constants)
+    return result.cpu()
+
+
+def test_the_quotient_is_that_of_a_division(device: torch.device) -> None:
+    scales = some_scales()
+    x = near_midpoints(scales)
+    expected = x / scales[:, None]
+    got = by_rows(quotient_kernel, x, scales, torch.float32, device)
+    plain = (expected.abs() >= 2.0**-11) & (expected.abs() <= 1024)
+    assert plain.float().mean() > 0.7
+    wrong = plain & (got != expected)
+    assert not wrong.any(), (x[wrong][:5], got[wrong][:5], expected[wrong][:5])
+    assert torch.equal(got[~plain].signbit(), expected[~plain].signbit())
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0**-149, 1e-30, 2.0**-81, 0.3, 3e24, 1e30, float("inf"), float("nan")])
+def test_codes_with_any_scale_are_those_of_a_division(scale: float, device: torch.device) -> None:
+    x = torch.cat([random_patterns(BLOCK - 200), halfway_and_edges()[:200]])[None]
+    scales = torch.tensor([scale])
+    got = by_rows(scaled_kernel, x, scales, torch.uint8, device, HAS_CAST=has_cast(device))
+    assert torch.equal(got, nearest_code((x / scales).flatten())[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

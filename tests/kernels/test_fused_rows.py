@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fp8moe.kernels.activation import activate
-from fp8moe.kernels.fused_rows import MOST_COLUMNS, activate_quantize_rows, quantize_rows_to_places
-from fp8moe.kernels.quantize import quantize_per_tensor, quantize_per_token
+from fp8moe.kernels.fused_rows import activate_quantize_rows, quantize_rows_to_places
+from fp8moe.kernels.quantize import MOST_COLUMNS, quantize_per_tensor, quantize_per_token
 from tests.kernels.test_fused import UNTOUCHED, check, codes_and_scales, some_places, wide
 
 

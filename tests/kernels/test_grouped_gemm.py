@@ -123,7 +123,7 @@ def draw(
 
 
 @pytest.mark.parametrize("kind", DTYPES)
-@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("tile_rows", [16, 64, 128])
 @pytest.mark.parametrize(
     ("rows", "n", "k", "experts", "parts"),
     [
@@ -177,7 +177,7 @@ def test_one_scale_for_a_whole_tensor_is_a_view(device: torch.device) -> None:
     assert torch.equal(views.run(16).double(), operands.expected())
 
 
-@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("tile_rows", [16, 64, 128])
 @pytest.mark.parametrize("kind", DTYPES)
 def test_a_nan_stays_in_its_row(kind: str, tile_rows: int, device: torch.device) -> None:
     operands = draw(9, 144, 200, 2, kind, top_k=1)
@@ -191,7 +191,7 @@ def test_a_nan_stays_in_its_row(kind: str, tile_rows: int, device: torch.device)
     assert torch.equal(got[others], clean[others])
 
 
-@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("tile_rows", [16, 64, 128])
 def test_subnormal_operands(tile_rows: int, device: torch.device) -> None:
     """Multiples of the smallest bf16, which Triton's interpreter would misread."""
     operands = draw(9, 144, 200, 2, "bf16")
@@ -271,7 +271,7 @@ def hopper_result(operands: Operands, expert: int, tile_rows: int) -> Tensor:
     return total if operands.scales == "block" else (total * operands.a_scale) * scale[None, :, 0]
 
 
-@pytest.mark.parametrize("tile_rows", [16, 64])
+@pytest.mark.parametrize("tile_rows", [16, 64, 128])
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize(("rows", "n", "k"), [(64, 256, 1024), (33, 144, 200), (7, 512, 7168)])
 def test_bits_on_hopper(rows: int, n: int, k: int, kind: str, tile_rows: int, hopper: torch.device) -> None:

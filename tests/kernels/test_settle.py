@@ -33,9 +33,10 @@ def test_settled(
 def test_a_token_without_any_expert_goes_to_another_rank(device: torch.device) -> None:
     ids, weights = torch.tensor([[-1, 9], [2, -1]], device=device), torch.ones(2, 2, device=device)
     expert_map = torch.tensor([0, 1, -1], device=device)
-    found, settled, present, without = settle_pairs(ids, weights, expert_map, 2)
+    found, settled, present, local_ids, without = settle_pairs(ids, weights, expert_map, 2)
     assert found.tolist() == [[2, 2], [2, 2]]
     assert settled.tolist() == [[0, 0], [1, 0]]
     assert present.tolist() == [[False, False], [True, False]]
+    assert local_ids.tolist() == [[-1, -1], [-1, -1]]
     assert without.tolist() == [[True], [False]]
     assert settle_pairs(ids, weights, None, 2)[0].tolist() == [[0, 0], [0, 0]]
