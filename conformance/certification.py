@@ -15,6 +15,7 @@ from conformance.axes import Space
 from conformance.bounds import pooled
 from conformance.checks import EQUIVALENCE
 from conformance.contain import DeviceLost, Job, Limits, Worker, WorkerEnded
+from conformance.contain.jobs import FIRST_SECONDS
 from conformance.levels import LEVELS, Item, coverage_of
 from conformance.plan import default_workers
 from conformance.planned import (
@@ -101,7 +102,8 @@ class _Run:
         self.ref = reference_to(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
         self.budget, self.resume, self.stop_at_first = budget_s, resume, stop_at_first
-        self.workers, self.limits, self.progress = workers, limits or Limits(), progress
+        self.workers, self.progress = workers, progress
+        self.limits = limits or Limits(first_seconds=FIRST_SECONDS)
         self.started = time.monotonic()
         self.results: dict[tuple[str, str], CheckResult] = {}
         self.failed: set[tuple[str, str]] = set()

@@ -23,14 +23,7 @@ from conformance.bounds.allowance import first_gemm_error, half_spacing
 from conformance.cases import Case, InvalidCase
 from conformance.oracles import oracles_of, tensors_of
 from conformance.results import CheckResult, Evidence, Status, finite
-from fp8moe.backends.triton_arithmetic import (
-    LARGE_TILE,
-    PROMOTION,
-    SMALL_TILE,
-    TALL_TILE,
-    arithmetic_by_tile,
-    tile_height,
-)
+from fp8moe.backends.triton_arithmetic import LARGE_TILE, PROMOTION, SMALL_TILE, arithmetic_by_tile, tile_height
 from fp8moe.backends.triton_stages import FP8_SCHEMES, contract_on
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Arithmetic
@@ -71,7 +64,7 @@ def _declared(name: str, stands_for: str, basis: str) -> EmulatedDevice:
 
 
 def _at_every_height(arithmetic: Arithmetic) -> Mapping[int, Arithmetic]:
-    return dict.fromkeys((SMALL_TILE, LARGE_TILE, TALL_TILE), arithmetic)
+    return {SMALL_TILE: arithmetic, LARGE_TILE: arithmetic}
 
 
 _MODELLED = "declared; the unit as MMA-Sim models it"

@@ -39,12 +39,18 @@ class WorkerEnded(Exception):
         self.outside = outside
 
 
+FIRST_SECONDS = 240.0
+"""Of `Limits.first_seconds` in a run of a level: MARLIN's PTX, compiled by the driver, has taken 45 s on 16 cores."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a worker may use.
 
     Args:
         seconds: for one job.
+        first_seconds: for jobs of a backend that has answered none in this process, where a library may load or compile
+            its kernels; not once a backend has run out of it. None: as any other.
         start_seconds: until a fresh worker has opened the device and proven it healthy.
         memory_bytes: host memory of the worker, or of any process below it, above what the worker had at its start;
             None: no limit.
@@ -52,6 +58,7 @@ class Limits:
     """
 
     seconds: float = 60.0
+    first_seconds: float | None = None
     start_seconds: float = 120.0
     memory_bytes: int | None = 8 << 30
     output_bytes: int = 1 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -47,6 +48,10 @@ class Worker:
         self._numbers = itertools.count(1)
         self._served = 0
         self._restarts = 0
+        self._answered: set[str] = set()
+        """Backends that have answered in the process at hand."""
+        self._slow: set[str] = set()
+        """Backends whose first job has run out of time."""
 
     def __enter__(self) -> Worker:
         return self
@@ -64,6 +69,7 @@ class Worker:
     def close(self) -> None:
         """Ends the process and all that it has started."""
         handle, self._handle, self._served = self._handle, None, 0
+        self._answered.clear()
         if handle is not None:
             handle.end()
 
@@ -86,22 +92,26 @@ class Worker:
             used = self._served > 0
             self._served += 1
             evidence: Evidence | None = None
-            number = next(self._numbers)
+            number, seconds = next(self._numbers), self._seconds_for(job.subject.name)
+            begun = time.monotonic()
             try:
                 handle.send(("job", number, job), self.limits.seconds)
-                answer = handle.wait(number, self.limits.seconds)
+                answer = handle.wait(number, seconds)
                 if answer["kind"] == "began":
                     evidence = None if answer["evidence"] is None else Evidence(answer["evidence"])
-                    answer = handle.wait(number, self.limits.seconds)
+                    answer = handle.wait(number, seconds)
                 handle.check_watchers()
             except WorkerEnded as ended:
                 self.close()
+                if time.monotonic() - begun >= seconds:
+                    self._slow.add(job.subject.name)
                 if ended.outside and not last:
                     continue
                 return self._failed(job, case, ended.reason, evidence)
             except BaseException:  # Ctrl-C among them: a job without a reader is none
                 self.close()
                 raise
+            self._answered.add(job.subject.name)
             result = self._settle(job, case, answer, handle, evidence)
             if result is None:
                 if used and not last:
@@ -112,6 +122,11 @@ class Worker:
                 continue  # what an earlier job kept is gone now
             return result
         raise AssertionError("unreachable")
+
+    def _seconds_for(self, name: str) -> float:
+        first = self.limits.first_seconds
+        fresh = first is not None and name not in self._answered and name not in self._slow
+        return max(first or 0.0, self.limits.seconds) if fresh else self.limits.seconds
 
     def _settle(
         self, job: Job, case: Case, answer: dict[str, Any], handle: Handle, evidence: Evidence | None

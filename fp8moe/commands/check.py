@@ -66,7 +66,7 @@ def checked(
                 seed=seed,
                 budget_s=budget,
                 resume=before,
-                limits=Limits() if seconds is None else Limits(seconds=seconds),
+                limits=None if seconds is None else Limits(seconds=seconds),
                 progress=on_result,
             )
         except BadRequest as error:

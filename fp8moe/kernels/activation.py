@@ -38,7 +38,20 @@ def exponential(x):
     9. infinity where x > 88.72283172607422; x where it is NaN
     """
     clamped = tl.where(x > LARGEST_ARGUMENT, LARGEST_ARGUMENT, tl.where(x < -104.0, -104.0, x))
-    ones = tl.full(x.shape, 1.0, tl.float32)
+    p, shifted = exponential_parts(clamped)
+    # 2^n in two factors, so that neither leaves the range; the first product is exact, the second rounds once.
+    exponent = shifted.to(tl.int32, bitcast=True) - 0x4B400000  # n, from the low bits; the bits of 1.5 * 2^23
+    half = exponent >> 1
+    low = ((half + 127) << 23).to(tl.float32, bitcast=True)
+    high = ((exponent - half + 127) << 23).to(tl.float32, bitcast=True)
+    finite = p * low * high
+    return tl.where(x == x, tl.where(x > LARGEST_ARGUMENT, float("inf"), finite), x)
+
+
+@triton.jit
+def exponential_parts(clamped):
+    """Steps 2 to 7 of `exponential`: p, and s, whose low bits are n."""
+    ones = tl.full(clamped.shape, 1.0, tl.float32)
     # Adding 1.5 * 2^23 leaves n = x / ln 2 rounded to an integer in the low bits.
     shifted = tl.fma(clamped, ones * 1.4426950216293335, ones * 12582912.0)
     n = shifted - 12582912.0
@@ -52,13 +65,20 @@ def exponential(x):
     p = tl.fma(p, r, ones * 0.49999994039535522)
     p = tl.fma(p, r, ones)
     p = tl.fma(p, r, ones)
-    # 2^n in two factors, so that neither leaves the range; the first product is exact, the second rounds once.
-    exponent = shifted.to(tl.int32, bitcast=True) - 0x4B400000  # n, from the low bits; the bits of 1.5 * 2^23
-    half = exponent >> 1
-    low = ((half + 127) << 23).to(tl.float32, bitcast=True)
-    high = ((exponent - half + 127) << 23).to(tl.float32, bitcast=True)
-    finite = p * low * high
-    return tl.where(x == x, tl.where(x > LARGEST_ARGUMENT, float("inf"), finite), x)
+    return p, shifted
+
+
+@triton.jit
+def one_and_exponential(x):
+    """1 + exponential(x), the same bits: what of e^x lies below 2^-25 does not show in the sum, so x is clamped to -86,
+    and 2^n is one factor, of twice the polynomial. NaN stays NaN."""
+    clamped = tl.minimum(x, tl.full(x.shape, LARGEST_ARGUMENT, tl.float32), propagate_nan=tl.PropagateNan.ALL)
+    clamped = tl.maximum(clamped, tl.full(x.shape, -86.0, tl.float32), propagate_nan=tl.PropagateNan.ALL)
+    ones = tl.full(x.shape, 1.0, tl.float32)
+    p, shifted = exponential_parts(clamped)
+    factor = ((shifted.to(tl.int32, bitcast=True) - (0x4B400000 - 126)) << 23).to(tl.float32, bitcast=True)
+    finite = (p + p) * factor
+    return ones + tl.where(x > LARGEST_ARGUMENT, float("inf"), finite)
 
 
 @triton.jit
@@ -69,7 +89,7 @@ def silu(x):
     2. d = 1 + e
     3. x / d
     """
-    return tl.div_rn(x, 1.0 + exponential(-x))
+    return tl.div_rn(x, one_and_exponential(-x))
 
 
 @triton.jit
@@ -155,7 +175,7 @@ def swigluoai(gate, up):
     8. t * v
     """
     gate = below(gate, 7.0)
-    t = tl.div_rn(gate, 1.0 + exponential(-(gate * 1.7020000219345093)))
+    t = tl.div_rn(gate, one_and_exponential(-(gate * 1.7020000219345093)))
     return t * (within(up, 7.0) + 1.0)
 
 

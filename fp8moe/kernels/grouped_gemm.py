@@ -13,16 +13,26 @@ from fp8moe.kernels.widths import to_float32
 
 Scales = Literal["block", "row", "none"]
 BLOCK = 128
-"""Side of a weight's scale block, width of an activation's scale group, and the columns of a program's tile."""
+"""Side of a weight's scale block, width of an activation's scale group, and the most columns of a program's tile."""
 WIDE_BLOCK = 64
 """The step along K for operands of two bytes: as many bytes of shared memory as 128 of FP8."""
+NARROW = 32
+"""The fewest columns of a program's tile."""
+PROGRAMS_EACH = 8
+"""For each multiprocessor, so that the last ones do not leave most of them idle; fewer, and tiles are made narrower."""
 MOST_PROGRAMS = 2**31 - 1
 """The most programs that a grid's first dimension holds."""
 
 
-def warps_of_tile(rows: int) -> int:
-    """So that a thread has at most 64 of a tile's sums."""
-    return 8 if rows > 64 else 4
+def columns_of_tile(tiles: int, columns: int, device: torch.device) -> int:
+    """Of a program, a power of two: fewer than a block of scales where the multiprocessors would wait for work."""
+    if device.type != "cuda":
+        return BLOCK
+    most = PROGRAMS_EACH * torch.cuda.get_device_properties(device).multi_processor_count
+    each = BLOCK
+    while each > NARROW and tiles * columns < most * each:
+        each //= 2
+    return each
 
 
 @triton.jit(do_not_specialize=["tiles", "pairs_per_row"])
@@ -55,6 +65,7 @@ def grouped_gemm_kernel(
     SCALES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -70,10 +81,11 @@ def grouped_gemm_kernel(
     # W's rows come in parts (gate, up) whose blocks are counted apart, so a column tile lies within one part,
     # and within one row of scale blocks.
     column_tile = tl.program_id(0) // tiles
-    blocks = (part_columns + BLOCK - 1) // BLOCK
-    in_part = (column_tile % blocks) * BLOCK + tl.arange(0, BLOCK)
+    tiles_of_part = (part_columns + COLUMNS - 1) // COLUMNS
+    part, first = column_tile // tiles_of_part, (column_tile % tiles_of_part) * COLUMNS
+    in_part = first + tl.arange(0, COLUMNS)
     in_range = in_part < part_columns
-    column = ((column_tile // blocks) * part_columns + in_part).to(tl.int64)
+    column = (part * part_columns + in_part).to(tl.int64)
 
     k = tl.arange(0, BLOCK_K)
     a_block = a + row[:, None] * stride_a_row + k.to(tl.int64)[None, :] * stride_a_k
@@ -82,9 +94,10 @@ def grouped_gemm_kernel(
     w_step = tl.full((), BLOCK_K, tl.int64) * stride_w_k
     if SCALES == "block":
         a_scale_block = a_scale + row * stride_a_scale_row
-        w_scale_block = w_scale + expert * stride_w_scale_expert + column_tile.to(tl.int64) * stride_w_scale_n
-    total = tl.full((TILE_ROWS, BLOCK), 0.0, tl.float32)
-    ones = tl.full((TILE_ROWS, BLOCK), 1.0, tl.float32)
+        block = (part * ((part_columns + BLOCK - 1) // BLOCK) + first // BLOCK).to(tl.int64)
+        w_scale_block = w_scale + expert * stride_w_scale_expert + block * stride_w_scale_n
+    total = tl.full((TILE_ROWS, COLUMNS), 0.0, tl.float32)
+    ones = tl.full((TILE_ROWS, COLUMNS), 1.0, tl.float32)
     for start in range(0, k_size, BLOCK_K):
         in_k = k < k_size - start
         x = tl.load(a_block, mask=has_pair[:, None] & in_k[None, :], other=0.0)
@@ -161,10 +174,11 @@ def grouped_gemm(
     part_columns = columns // parts
     # Tiles fastest: programs that run together share a column tile, and an expert's tiles are neighbours, so each
     # block of W is fetched while it is hot; A is small and stays in the cache.
-    grid = alignment.tiles * parts * triton.cdiv(part_columns, BLOCK)
+    tile_columns = columns_of_tile(alignment.tiles, columns, a.device)
+    grid = alignment.tiles * parts * triton.cdiv(part_columns, tile_columns)
     if grid > MOST_PROGRAMS:
         raise ValueError(
-            f"{alignment.tiles} tiles of {alignment.tile_rows} rows times N={columns} in tiles of {BLOCK} columns: "
+            f"{alignment.tiles} tiles of {alignment.tile_rows} rows times N={columns} in tiles of {tile_columns}: "
             f"expected no more than {MOST_PROGRAMS} programs in one launch, not {grid}"
         )
     if INTERPRETED:
@@ -194,9 +208,10 @@ def grouped_gemm(
             SCALES=scales,
             HAS_BIAS=bias is not None,
             TILE_ROWS=alignment.tile_rows,
+            COLUMNS=tile_columns,
             BLOCK=BLOCK,
             BLOCK_K=WIDE_BLOCK if scales == "none" else BLOCK,
-            num_warps=warps_of_tile(alignment.tile_rows),
+            num_warps=4,
             num_stages=3,
             enable_fp_fusion=False,
         )

@@ -8,6 +8,8 @@ from fp8moe.kernels.widths import round_float32, to_float32
 
 BLOCK = 1024
 """Columns of one program."""
+SLOTS = 8
+"""Of a token that are read at a time, at most."""
 
 
 @triton.jit(do_not_specialize=["top_k"])
@@ -25,6 +27,7 @@ def weighted_sum_kernel(
     stride_output_column,
     WEIGHTED: tl.constexpr,
     BY_ROW: tl.constexpr,
+    SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     blocks = (columns + BLOCK - 1) // BLOCK
@@ -33,20 +36,25 @@ def weighted_sum_kernel(
     in_range = column < columns
     total = tl.full((BLOCK,), 0.0, tl.float32)
     ones = tl.full((BLOCK,), 1.0, tl.float32)
-    for slot in range(0, top_k):
-        pair = token * top_k + slot
-        # A pair without a local expert is not read: its row of y was never written.
-        local = tl.load(local_ids + pair)
-        if local >= 0:
+    for first in range(0, top_k, SLOTS):
+        # Without branches, so that no read of one slot waits for another's.
+        for number in tl.static_range(SLOTS):
+            slot = tl.minimum(first + number, top_k - 1)
+            pair = token * top_k + slot
+            # A pair without a local expert is not read: its row of y was never written.
+            local = tl.where(first + number < top_k, tl.load(local_ids + pair), -1)
+            there = local >= 0
             row = pair
             if BY_ROW:
                 row = local.to(tl.int64)
-            value = to_float32(tl.load(y + row * stride_y_row + column, mask=in_range, other=0.0))
+            mask = column < tl.where(there, columns, 0)
+            value = to_float32(tl.load(y + row * stride_y_row + column, mask=mask, other=0.0))
             if WEIGHTED:
-                weight = tl.load(weights + token * stride_weights_row + slot * stride_weights_slot)
-                total = tl.fma(value, ones * weight, total)
+                at = weights + token * stride_weights_row + slot * stride_weights_slot
+                added = tl.fma(value, ones * tl.load(at), total)
             else:
-                total += value
+                added = total + value
+            total = tl.where(there, added, total)
     rounded = round_float32(total, output.dtype.element_ty)
     column = column.to(tl.int64)
     tl.store(output + token * stride_output_row + column * stride_output_column, rounded, mask=in_range)
@@ -83,6 +91,7 @@ def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor |
         output.stride(1),
         WEIGHTED=weights is not None,
         BY_ROW=by_row,
+        SLOTS=min(triton.next_power_of_2(local_ids.numel() // tokens), SLOTS),
         BLOCK=BLOCK,
         num_warps=4,
         enable_fp_fusion=False,

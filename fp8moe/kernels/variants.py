@@ -26,14 +26,12 @@ class Variant:
             None, as in the launch.
         fp8: whether it needs e4m3 in the compiler or the hardware; kernels that make codes by integer arithmetic
             do not.
-        warps: of a program.
     """
 
     kernel: Any
     constants: dict[str, Any]
     pointers: dict[str, str]
     fp8: bool = False
-    warps: int = 4
 
 
 _FLOOR = {"AMAX_FLOOR": 1e-10}
@@ -66,20 +64,20 @@ def _quantising() -> dict[str, Variant]:
 def _gemms() -> dict[str, Variant]:
     indices = {"pairs": "*i32", "tile_experts": "*i32"}
     variants = {}
-    for tile_rows in (16, 64, 128):
-        warps = grouped_gemm.warps_of_tile(tile_rows)
-        tile = {"HAS_BIAS": True, "TILE_ROWS": tile_rows, "BLOCK": grouped_gemm.BLOCK}
+    heights = {"16": 16, "64": 64, "16_narrow": 16, "64_narrow": 64}
+    for suffix, tile_rows in heights.items():
+        columns = grouped_gemm.NARROW if suffix.endswith("narrow") else grouped_gemm.BLOCK
+        tile = {"HAS_BIAS": True, "TILE_ROWS": tile_rows, "COLUMNS": columns, "BLOCK": grouped_gemm.BLOCK}
         for scales in ("block", "row"):
             pointers = {"a": "*fp8e4nv", "a_scale": "*fp32", "w": "*fp8e4nv", "w_scale": "*fp32", "bias": "*bf16"}
-            variants[f"gemm_{scales}_{tile_rows}"] = Variant(
+            variants[f"gemm_{scales}_{suffix}"] = Variant(
                 grouped_gemm.grouped_gemm_kernel,
                 {**tile, "SCALES": scales, "BLOCK_K": grouped_gemm.BLOCK},
                 {**pointers, "c": "*fp32", **indices},
                 fp8=True,
-                warps=warps,
             )
         for dtype in ("bf16", "fp16"):
-            variants[f"gemm_{dtype}_{tile_rows}"] = Variant(
+            variants[f"gemm_{dtype}_{suffix}"] = Variant(
                 grouped_gemm.grouped_gemm_kernel,
                 {
                     **tile,
@@ -89,7 +87,6 @@ def _gemms() -> dict[str, Variant]:
                     "w_scale": None,
                 },
                 {"a": f"*{dtype}", "w": f"*{dtype}", "bias": f"*{dtype}", "c": "*fp32", **indices},
-                warps=warps,
             )
     return variants
 
@@ -166,7 +163,7 @@ def _reading_bf16(variant: Variant, pointer: str) -> Variant:
 
 _WEIGHTED_SUM = Variant(
     reduce.weighted_sum_kernel,
-    {"WEIGHTED": True, "BY_ROW": False, "BLOCK": reduce.BLOCK},
+    {"WEIGHTED": True, "BY_ROW": False, "SLOTS": reduce.SLOTS, "BLOCK": reduce.BLOCK},
     {"y": "*fp32", "weights": "*fp32", "local_ids": "*i32", "output": "*bf16"},
 )
 
@@ -225,5 +222,5 @@ def compile_variant(name: str, target: GPUTarget) -> Any:
         for position, each in enumerate(arguments)
         if each not in constants and each not in COUNTS
     }
-    options = {"num_warps": variant.warps, "num_stages": 3, "enable_fp_fusion": False}
+    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
     return triton.compile(ASTSource(variant.kernel, signature, constexprs, aligned), target=target, options=options)

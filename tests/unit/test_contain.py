@@ -207,6 +207,40 @@ def test_errors_of_a_device() -> None:
     assert not device.is_device_error(ValueError("CUDA error"))
 
 
+SLOW_AT_FIRST = """
+import time
+from fp8moe.backends.torch_experts import TorchExperts
+class SlowAtFirst(TorchExperts):
+    def combine(self, *arguments):
+        import threading  # a module of this process, for a class that arrives by value has no state of its own
+        if not hasattr(threading, "ready"):
+            time.sleep(2.5)
+        threading.ready = True
+        return super().combine(*arguments)
+"""
+
+
+def test_a_backends_first_job_in_a_process_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For kernels that are compiled or loaded then; a backend that runs out of it has that time once."""
+    module = ModuleType("slow_at_first")
+    monkeypatch.setitem(sys.modules, "slow_at_first", module)
+    exec(SLOW_AT_FIRST, vars(module))
+    slow = SubjectRef.of(Subject("SlowAtFirst", module.SlowAtFirst, "here:SlowAtFirst"))
+    loops = ref_of("Loops")
+    first, again = (f"v1:E=4,H=128,I=128,M={tokens}" for tokens in (3, 5))
+    with Worker("cpu", Limits(seconds=1.5, first_seconds=30.0)) as worker:
+        for case in (first, again):
+            assert worker.run(Job("computes.equivalence", case, slow)).status is Status.PASSED
+        worker.restart()
+        assert worker.run(Job("computes.equivalence", first, slow)).status is Status.PASSED
+    with Worker("cpu", Limits(seconds=1.5)) as worker:
+        assert "within 1.5 s" in worker.run(Job("computes.equivalence", first, slow)).reason
+    with Worker("cpu", Limits(seconds=0.5, first_seconds=3.0)) as worker:
+        told = [worker.run(Job("computes.equivalence", case, loops)).reason for case in (first, again)]
+        assert "within 3 s" in told[0]
+        assert "within 0.5 s" in told[1]
+
+
 SCRIPT = textwrap.dedent("""
     import os
     import signal
