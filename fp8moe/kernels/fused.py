@@ -19,6 +19,18 @@ GROUP = 128
 
 
 @triton.jit
+def group_scale(bits, AMAX_FLOOR: tl.constexpr, POWER_OF_TWO: tl.constexpr):
+    """As `scale_of`; or rounded up to a power of two, which is a normal number. NaN and infinity stay what they are."""
+    scale = scale_of(bits, AMAX_FLOOR)
+    if POWER_OF_TWO:
+        # A mantissa that is not zero carries into the exponent. A scale has no sign, and NaN gets none.
+        given = scale.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        up = tl.maximum(((given + 0x7FFFFF) >> 23) << 23, 0x800000)
+        scale = tl.where(given < 0x7F800000, up, given).to(tl.float32, bitcast=True)
+    return scale
+
+
+@triton.jit
 def scale_at(scales, row, group, rows_of_batch, stride_batch, stride_row, stride_group):
     """Where the scale of a row's group lies; rows are numbered through all batches."""
     batch = row // rows_of_batch
@@ -41,6 +53,7 @@ def quantize_to_places_kernel(
     stride_scale_row,
     stride_scale_group,
     AMAX_FLOOR: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -55,7 +68,7 @@ def quantize_to_places_kernel(
         other=0.0,
     )
     value = to_float32(value)
-    scale = scale_of(amax_bits(value), AMAX_FLOOR)
+    scale = group_scale(amax_bits(value), AMAX_FLOOR, POWER_OF_TWO)
     code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
     for slot in range(0, top_k):
         place = tl.load(places + row * top_k + slot, mask=row < tokens, other=-1).to(tl.int64)
@@ -81,6 +94,7 @@ def activate_quantize_kernel(
     NAME: tl.constexpr,
     IS_GATED: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -97,17 +111,26 @@ def activate_quantize_kernel(
     if IS_GATED:
         up = to_float32(tl.load(gate_at + columns, mask=mask, other=0.0))
     value = tl.where(mask, activated_value(gate, up, NAME), 0.0)
-    scale = scale_of(amax_bits(value), AMAX_FLOOR)
+    scale = group_scale(amax_bits(value), AMAX_FLOOR, POWER_OF_TWO)
     code = float32_to_e4m3(tl.div_rn(value, tl.broadcast_to(scale[:, None], value.shape)))
     tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
     at = scale_at(scales, row, group, rows_of_batch, stride_scale_batch, stride_scale_row, stride_scale_group)
     tl.store(at, scale, mask=local)
 
 
-def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor, *, amax_floor: float = 1e-10) -> None:
+def quantize_to_places(
+    x: Tensor,
+    places: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    *,
+    amax_floor: float = 1e-10,
+    power_of_two: bool = False,
+) -> None:
     """Quantises each token's groups of 128 columns to e4m3fn, once, and writes them to the row of each of its pairs.
 
-    Recipe: as `fp8moe.kernels.quantize.quantize_per_token_group`.
+    Recipe: as `fp8moe.kernels.quantize.quantize_per_token_group`; with `power_of_two` each scale is rounded up to a
+    power of two, a normal number of fp32, before codes are divided by it.
 
     Args:
         x: (M, columns) bf16, fp16 or fp32; any strides.
@@ -133,6 +156,7 @@ def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor,
             *x.stride(),
             *batches.stride(),
             AMAX_FLOOR=amax_floor,
+            POWER_OF_TWO=power_of_two,
             GROUP=GROUP,
             ROWS=rows_each,
             **_OPTIONS,
@@ -140,11 +164,18 @@ def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor,
 
 
 def activate_quantize(
-    gate_up: Tensor, name: str, places: Tensor, codes: Tensor, scales: Tensor, *, amax_floor: float = 1e-10
+    gate_up: Tensor,
+    name: str,
+    places: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    *,
+    amax_floor: float = 1e-10,
+    power_of_two: bool = False,
 ) -> None:
     """The activation in fp32, and its groups of 128 columns quantised to e4m3fn.
 
-    Recipe: as `fp8moe.kernels.activation.activate` to fp32, then `fp8moe.kernels.quantize.quantize_per_token_group`.
+    Recipe: as `fp8moe.kernels.activation.activate` to fp32, then as `quantize_to_places`.
 
     Args:
         gate_up: (rows, 2I) fp32, bf16 or fp16, or (rows, I) without a gate; a row's columns are contiguous.
@@ -172,6 +203,7 @@ def activate_quantize(
             NAME=name,
             IS_GATED=name in GATED,
             AMAX_FLOOR=amax_floor,
+            POWER_OF_TWO=power_of_two,
             GROUP=GROUP,
             ROWS=rows_each,
             **_OPTIONS,
