@@ -118,14 +118,17 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
         """The device; a test without one has another."""
         return detected_platform()
 
-    def converted_weights(self, platform: Platform) -> MoEWeights:
+    def converted_weights(self, platform: Platform, *, e8m0: bool = False) -> MoEWeights:
         """
+        Args:
+            e8m0: as `convert_to_fp8_moe_kernel_format` has it.
+
         Raises:
             LayerNotSupported: sizes or scales that the kernel's layout cannot hold, with the limit.
         """
         given = (self.backend, self.config, self.quant, self.weights)
         try:
-            return convert_to_fp8_moe_kernel_format(*given, platform=platform)
+            return convert_to_fp8_moe_kernel_format(*given, platform=platform, e8m0=e8m0)
         except ValueError as error:
             raise LayerNotSupported(f"{type(self).__name__}: {error}") from error
 
