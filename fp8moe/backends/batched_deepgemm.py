@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -45,6 +46,7 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         activation_format=FusedMoEActivationFormat.BatchedExperts,
     )
     names: ClassVar[tuple[str, ...]] = (GEMM,)
+    variants: ClassVar[Mapping[str, str]] = {"E8M0 scales": f"{__name__}:BatchedDeepGemmE8M0Experts"}
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
@@ -89,8 +91,10 @@ class BatchedDeepGemmExperts(DeepGemmStages):
 class BatchedDeepGemmE8M0Experts(PowersOfTwo, BatchedDeepGemmExperts):
     """BATCHED_DEEPGEMM in its other recipe, E8M0.
 
-    It is no backend of its own: `fp8moe check fp8moe.backends.batched_deepgemm:BatchedDeepGemmE8M0Experts`.
+    It is registered as no backend of its own:
+    `fp8moe check fp8moe.backends.batched_deepgemm:BatchedDeepGemmE8M0Experts`.
     """
 
     contract = by_powers_of_two(BatchedDeepGemmExperts.contract)
+    variants: ClassVar[Mapping[str, str]] = {}
     names = (GEMM, ALIGNMENT, LAYOUT)

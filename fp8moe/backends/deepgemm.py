@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -110,6 +112,7 @@ class DeepGemmExperts(ContiguousDeepGemm):
 
     support = DEEP_GEMM_ALONE.and_fallback(TritonExperts.support)
     names = (GEMM, ALIGNMENT)
+    variants: ClassVar[Mapping[str, str]] = {"E8M0 scales": f"{__name__}:DeepGemmE8M0Experts"}
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
@@ -145,7 +148,7 @@ class DeepGemmExperts(ContiguousDeepGemm):
 class DeepGemmE8M0Experts(PowersOfTwo, ContiguousDeepGemm):
     """DEEPGEMM in its other recipe, E8M0: every call is DeepGEMM's, without Triton (specification section 2.4).
 
-    It is no backend of its own: `fp8moe check fp8moe.backends.deepgemm:DeepGemmE8M0Experts`.
+    It is registered as no backend of its own: `fp8moe check fp8moe.backends.deepgemm:DeepGemmE8M0Experts`.
     """
 
     contract = by_powers_of_two(BY_DEEPGEMM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -113,6 +113,9 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
     """The distribution and the release that it was written from and is tried beside."""
     tried_on: ClassVar[str] = ""
     """The devices where the library's kernels have run under the suite, in words; "" where on none."""
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Classes of the same backend that compute by another recipe, as "module:Class", by what is other. No selection
+    gives them; `fp8moe check` takes them."""
 
     def platform(self) -> Platform:
         """The device; a test without one has another."""
