@@ -11,7 +11,9 @@ MOST_SHIFT = 126
 """Of a weight's exponent: fp32 has no smaller normal numbers."""
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
-WeightForm = Literal["exact", "rounded_scales", "rounded"]
+WeightForm = Literal["exact", "rounded_scales", "rounded", "requantised"]
+REQUANTISED_FLOOR = 1e-4
+"""Smallest amax of a group of weights that are quantised anew."""
 KOrder = Literal["natural", "fours_halved"]
 ORDERED = 32
 """Terms of K within which "fours_halved" changes the order."""
@@ -35,7 +37,8 @@ class Recipe:
     """The roundings of one MoE, in the order in which they happen; everything between them is judged as exact.
 
     Args:
-        scale_rounding: dynamic scales as computed ("continuous"), or rounded up to a power of two.
+        scale_rounding: dynamic scales as computed ("continuous"), or rounded up to a power of two, which is a normal
+            number of fp32.
         scale_division: how a dynamic scale is made of an amax: IEEE division by the format's largest number, or
             multiplication by that number's fp32 reciprocal, such as fp32(1/448).
         scaling: how a value meets its scale before the cast to FP8: IEEE division, or multiplication by the
@@ -46,8 +49,10 @@ class Recipe:
         quantize_input: whether the hidden states are quantised for the first GEMM as the activation key says; False,
             with `requantize`, for a backend whose weights alone are FP8.
         w13, w2: how these FP8 weights meet their scales: "exact", in fp32; with "rounded_scales", which are first
-            rounded to the dtype of the hidden states; or "rounded", where each weight times its rounded scale is
-            rounded to that dtype as well, before the GEMM.
+            rounded to the dtype of the hidden states; "rounded", where each weight times its rounded scale is
+            rounded to that dtype as well, before the GEMM; or "requantised", where a layer's weights were quantised
+            anew before its first call: each times its scale in fp32, divided by max(amax, 1e-4) / 448 of the same block
+            (channel, tensor) rounded up to a power of two, and rounded to FP8. "exact" of these codes and scales.
         w13_shift, w2_shift: their codes enter the GEMM times 2^-n, and their scales the result times 2^n: a sum loses
             what lies below the smallest number of fp32, 2^-149, on that way.
         bias: "input" for GEMMs whose result is rounded before the bias is added.

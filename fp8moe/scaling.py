@@ -112,12 +112,13 @@ def scale_from_amax(
     scale_division: Literal["divide", "reciprocal"] = "divide",
     amax_floor: float = 1e-10,
 ) -> Tensor:
-    """fp32 scale = max(amax, floor) / largest, or times fp32(1 / largest); rounded up to a power of two where asked."""
+    """fp32 scale = max(amax, floor) / largest, or times fp32(1 / largest); rounded up to a power of two where asked, a
+    normal number of fp32."""
     largest = torch.tensor(fp8_format(dtype).largest, dtype=torch.float32, device=amax.device)
     amax = amax.float().clamp(min=amax_floor)
     scale = amax / largest if scale_division == "divide" else amax * (1.0 / largest)
     if scale_rounding == "power_of_two":
-        mantissa, exponent = torch.frexp(scale)
+        mantissa, exponent = torch.frexp(scale.clamp(min=torch.finfo(torch.float32).tiny))
         rounded = power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
         scale = torch.where(scale.isfinite(), rounded, scale)  # NaN and infinity stay what they are
     return scale

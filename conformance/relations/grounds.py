@@ -12,7 +12,9 @@ from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.results import Status
 from conformance.trial import Ended, Trial, arithmetic_of, steps_of
-from fp8moe.recipe import Contract
+from fp8moe.keys import GroupShape
+from fp8moe.recipe import REQUANTISED_FLOOR, Contract
+from fp8moe.scaling import decode, group_amax
 from fp8moe.schemes import SCHEMES, TENSOR_DYNAMIC
 
 WhyNot = Callable[[Case], str]
@@ -97,6 +99,23 @@ def scaling_is_exact(trial: Trial, *stages: str) -> bool:
     It does not where a sum is rounded to fp16 on the way: it may be subnormal there, and the output is not.
     """
     return trial.case.dtype != "fp16" or all(getattr(trial.contract.recipe, stage) == "float32" for stage in stages)
+
+
+def requantised_alike(trial: Trial, name: str, factor: float) -> bool:
+    """Whether w13 or w2 with its scales times a power of two has the same codes, where the recipe quantises them anew:
+    no group's amax is below the floor, before or after, but those of zeros."""
+    if getattr(trial.contract.recipe, name) != "requantised":
+        return True
+    tensors = trial.tensors
+    codes, scale = getattr(tensors.weights, name), getattr(tensors.weights, f"{name}_scale")
+    group = tensors.quant.w1.shape or GroupShape.PER_TENSOR
+    parts = 2 if name == "w13" and tensors.config.is_act_and_mul and group.is_block() else 1
+    for matrix, own in zip(codes, scale, strict=True):
+        largest = torch.cat([group_amax(part, group) for part in decode(matrix).chunk(parts)])
+        amax = largest.view(own.shape) * own.abs()
+        if bool(((amax != 0) & (amax * min(factor, 1.0) < REQUANTISED_FLOOR)).any()):
+            return False
+    return True
 
 
 def scaled_output(base: Tensor, got: Tensor, factor: float) -> Tensor:

@@ -87,7 +87,8 @@ def padding_hidden(trial: Trial) -> None:
     """One group of 128 more hidden channels, in which every token is 0: the first H columns stay.
 
     w13's new columns are not zero, so whatever is read in the place of a hidden state shows. The sum over K has more
-    terms and may go in another order; on a replayed unit, adding zeros changes no bit.
+    terms and may go in another order; on a replayed unit, adding zeros changes no bit, unless a block that was cut off
+    is quantised anew with what is new in it.
     """
     tensors = trial.tensors
     hidden = tensors.config.hidden_dim
@@ -110,7 +111,8 @@ def padding_hidden(trial: Trial) -> None:
     contract = contract_of(backend, len(padded.hidden_states))
     base, got = trial.call(), trial.call(padded, backend=backend)
     expected = torch.cat([base, got[:, hidden:]], dim=1)
-    exact = replayed_alike(trial, padded, contract)
+    cut_off = hidden % BLOCK != 0 and "requantised" in (contract.recipe.w13, contract.recipe.w2)
+    exact = replayed_alike(trial, padded, contract) and not cut_off
     what = f"with {BLOCK} more hidden channels, all zero"
     trial.same(padded, expected, got, what, exact=exact, origin=(tensors, base), contract=contract)
 

@@ -15,7 +15,7 @@ from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import Arithmetic, Recipe
 from fp8moe.reference.units import UNITS, promoted
-from fp8moe.scaling import quantize
+from fp8moe.scaling import dequantize, quantize
 
 BLOCK = 128
 
@@ -44,6 +44,7 @@ class OnUnit(TorchExperts):
             recipe = replace(recipe, activation_output="input")
         arithmetic = Arithmetic.on(self.unit, promote_every=every)
         self.contract = replace(type(self).contract, recipe=recipe, arithmetic=arithmetic)
+        self.operands = {name: self._operand(name) for name in ("w13", "w2")}
 
     def experts(self, tokens: Tensor, source: Tensor, expert: Tensor) -> Tensor:
         codes, scale = self.codes(tokens, self.quant.a1, self.weights.a13_scale)
@@ -69,8 +70,23 @@ class OnUnit(TorchExperts):
         )
         return codes, scale.reshape(-1, scale.shape[-1] if scale.dim() else 1).expand(len(values), -1)
 
+    def _operand(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """w13 or w2 and its scales, as they enter the GEMM."""
+        codes, scale = getattr(self.weights, name), getattr(self.weights, f"{name}_scale")
+        if scale is None or getattr(self.recipe, name) != "requantised":
+            return codes, scale
+        group = self.quant.w1.shape or GroupShape.PER_TENSOR
+        parts = self.halves if name == "w13" and group.is_block() else 1
+        found, scales = torch.empty_like(codes), torch.empty_like(scale)
+        for index, (matrix, own) in enumerate(zip(codes, scale, strict=True)):
+            halves = zip(matrix.chunk(parts), own.chunk(parts) if parts > 1 else [own], strict=True)
+            new = [self.requantised(dequantize(*half, group), group) for half in halves]
+            found[index] = torch.cat([part for part, _ in new])
+            scales[index] = torch.cat([powers for _, powers in new]).view(own.shape)
+        return found, scales
+
     def _gemm(self, name: str, codes: Tensor, scale: Tensor | None, expert: Tensor) -> Tensor:
-        weight: Tensor = getattr(self.weights, name)
+        weight, _ = self.operands[name]
         bias: Tensor | None = getattr(self.weights, f"{name}_bias")
         result = torch.zeros(len(codes), weight.shape[1], device=codes.device)
         for index in torch.unique(expert).tolist():
@@ -83,7 +99,7 @@ class OnUnit(TorchExperts):
         weight_scale = self._weight_scale(name, index)
         arithmetic = self.contract.arithmetic
         assert isinstance(arithmetic, Arithmetic)
-        sums = promoted(codes, getattr(self.weights, name)[index], self.unit, arithmetic.promote_every)
+        sums = promoted(codes, self.operands[name][0][index], self.unit, arithmetic.promote_every)
         total = torch.zeros_like(sums[0])
         for block, part in enumerate(sums):
             total = total + (_scaled(part, scale, weight_scale, block) if self.by_block else part)
@@ -91,14 +107,14 @@ class OnUnit(TorchExperts):
 
     def _weight_scale(self, name: str, index: int) -> Tensor | None:
         """(rows or 1, blocks of K or 1)."""
-        scale: Tensor | None = getattr(self.weights, f"{name}_scale")
+        weight, scale = self.operands[name]
         if scale is None:
             return None
         one, group = scale[index], self.quant.w1.shape or GroupShape.PER_TENSOR
         if not group.is_block():
             return one.reshape(-1, 1)
         halves = self.halves if name == "w13" else 1
-        rows = getattr(self.weights, name).shape[1] // halves
+        rows = weight.shape[1] // halves
         return torch.cat([half.repeat_interleave(group.row, 0)[:rows] for half in one.chunk(halves)])
 
 

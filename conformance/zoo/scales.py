@@ -14,10 +14,11 @@ from conformance.zoo.around import _scales as scales
 from conformance.zoo.around import _weights as weights
 from conformance.zoo.inside import _computes as computes
 from conformance.zoo.plant import Fault
-from conformance.zoo.quantisation import QUANTISATION, exponent_only, quantised_input, quantises
+from conformance.zoo.quantisation import QUANTISATION, declaring, exponent_only, quantised_input, quantises
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantDesc
+from fp8moe.recipe import Recipe
 from fp8moe.scaling import decode, dequantize, encode, quantize
 
 BLOCK = Case(tokens=17)
@@ -44,6 +45,10 @@ def _partial_group(self: Any, scale: Tensor) -> Tensor:
     if scale.shape[1] > 1 and scale.shape[1] in cut:
         scale = torch.cat([scale[:, :-1], scale[:, -2:-1]], 1)
     return scale
+
+
+def _exact_weights(recipe: Recipe) -> Recipe:
+    return replace(recipe, w13="exact", w2="exact")
 
 
 def _unit_second_scale(base: Any) -> dict[str, Any]:
@@ -296,6 +301,13 @@ SCALES = (
         "of arbitrary weight scales only the exponent is used",
         False,
         weights(scales(exponent_only, *BOTH)),
+    ),
+    Fault(
+        "weights_not_requantised",
+        "",
+        "weights quantised anew with powers of two are declared, and the checkpoint's are multiplied",
+        True,
+        declaring(computes(_exact_weights), w13="requantised", w2="requantised"),
     ),
     Fault(
         "weight_scales_in_bf16",

@@ -1,21 +1,30 @@
-"""BATCHED_DEEPGEMM: DeepGEMM's masked grouped GEMM."""
+"""BATCHED_DEEPGEMM: DeepGEMM's masked grouped GEMM, in both scale recipes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fp8moe.backends.common import DEEP_GEMM_NEEDS, deep_gemm_device, one_of
-from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages
+from fp8moe.backends.deepgemm_stages import (
+    ALIGNMENT,
+    BY_DEEPGEMM,
+    LAYOUT,
+    DeepGemmStages,
+    PowersOfTwo,
+    by_powers_of_two,
+)
 from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.layouts.halves import multiple_of
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Steps
-from fp8moe.registry import Fp8MoeBackend, LayerNotSupported
+from fp8moe.registry import Fp8MoeBackend
 from fp8moe.schemes import BLOCK
 from fp8moe.support import Support
 
@@ -36,15 +45,12 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         activations=frozenset({"silu"}),
         activation_format=FusedMoEActivationFormat.BatchedExperts,
     )
-    names = (GEMM,)
+    names: ClassVar[tuple[str, ...]] = (GEMM,)
+    variants: ClassVar[Mapping[str, str]] = {"E8M0 scales": f"{__name__}:BatchedDeepGemmE8M0Experts"}
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
-        inter = config.intermediate_size_per_partition
-        sizes = {"hidden_dim": config.hidden_dim, "intermediate_size_per_partition": inter}
-        wrong = [f"{name}={size}: expected a multiple of {MULTIPLE}" for name, size in sizes.items() if size % MULTIPLE]
-        if wrong:
-            raise LayerNotSupported(f"{type(self).__name__}: {'; '.join(wrong)}")
+        self.check_sizes()
         self.matrices = self.matrices_of_layer()
 
     @staticmethod
@@ -80,3 +86,15 @@ class BatchedDeepGemmExperts(DeepGemmStages):
         with device_guard(out.device):
             getattr(self.deep_gemm, GEMM)(a, self.matrices[name], out, counts, TILE_ROWS)
         return out
+
+
+class BatchedDeepGemmE8M0Experts(PowersOfTwo, BatchedDeepGemmExperts):
+    """BATCHED_DEEPGEMM in its other recipe, E8M0.
+
+    It is registered as no backend of its own:
+    `fp8moe check fp8moe.backends.batched_deepgemm:BatchedDeepGemmE8M0Experts`.
+    """
+
+    contract = by_powers_of_two(BatchedDeepGemmExperts.contract)
+    variants: ClassVar[Mapping[str, str]] = {}
+    names = (GEMM, ALIGNMENT, LAYOUT)

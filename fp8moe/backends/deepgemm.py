@@ -1,8 +1,10 @@
-"""DEEPGEMM: DeepGEMM's contiguous grouped GEMM, with Triton for the shapes it refuses."""
+"""DEEPGEMM: DeepGEMM's contiguous grouped GEMM, with Triton for the shapes it refuses; with E8M0 scales, without."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +15,15 @@ from fp8moe.backends.common import (
     no_flashinfer_all2all,
     one_of,
 )
-from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, MULTIPLE, DeepGemmStages
+from fp8moe.backends.deepgemm_stages import (
+    ALIGNMENT,
+    BY_DEEPGEMM,
+    LAYOUT,
+    MULTIPLE,
+    DeepGemmStages,
+    PowersOfTwo,
+    by_powers_of_two,
+)
 from fp8moe.backends.libraries import LibraryExperts
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.backends.triton_stages import device_guard
@@ -21,7 +31,7 @@ from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.layouts.deepgemm import contiguous_rows
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.registry import Fp8MoeBackend
 from fp8moe.schemes import BLOCK
 from fp8moe.support import Support
 
@@ -34,7 +44,6 @@ DEEP_GEMM_ALONE = Support(
     parallel=no_flashinfer_all2all,
 )
 GEMM = "m_grouped_fp8_gemm_nt_contiguous"
-ALIGNMENT = "get_mk_alignment_for_contiguous_layout"
 NARROW = 512
 """An intermediate size up to this goes to Triton (specification section 2.4)."""
 
@@ -56,52 +65,15 @@ class ContiguousLayout:
         return values[self.places.long().clamp(min=0)]
 
 
-class DeepGemmExperts(DeepGemmStages, LibraryExperts):
-    """DeepGEMM or Triton, by the layer's sizes and each call's number of tokens (specification section 2.4, E8M0 off).
-
-    Hidden states that are not contiguous are copied first, where upstream takes Triton: what is declared of a call
-    depends on its number of tokens alone.
-    """
+class ContiguousDeepGemm(DeepGemmStages, LibraryExperts):
+    """A layer by the contiguous grouped GEMM, in whichever scale recipe."""
 
     backend = Fp8MoeBackend.DEEPGEMM
-    support = DEEP_GEMM_ALONE.and_fallback(TritonExperts.support)
-    names = (GEMM, ALIGNMENT)
-
-    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
-        super().__init__(config, quant, weights)
-        self.few = self.fallback()
-        alignment = self.alignment()
-        if alignment != MULTIPLE:
-            remedy = f"deep_gemm.set_mk_alignment_for_contiguous_layout({MULTIPLE}) before layers are made"
-            raise BackendUnavailable(f"{type(self).__name__}: {ALIGNMENT}() is {alignment}: call {remedy}")
-        inter = config.intermediate_size_per_partition
-        self.takes_layer = (
-            inter > NARROW
-            and inter % MULTIPLE == 0
-            and config.hidden_dim % MULTIPLE == 0
-            and weights.w13.is_contiguous()
-            and weights.w2.is_contiguous()
-        )
-        self.contract = self.few.contract
-        if self.takes_layer:
-            self.matrices = self.matrices_of_layer()
-            self.contract = replace(BY_DEEPGEMM, fewer=(MULTIPLE, self.few.contract))
-
-    def alignment(self) -> int:
-        """Of an expert's first row, as the library has it at present: it is one number for the whole process."""
-        return int(getattr(self.deep_gemm, ALIGNMENT)())
-
-    def fallback(self) -> FusedMoEPermuteExpertsUnpermute:
-        """What computes the calls that DeepGEMM does not."""
-        return TritonExperts(self.config, self.quant, self.weights)
+    matrices: dict[str, tuple[Tensor, Tensor]]
 
     def compute_pairs(
         self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
     ) -> None:
-        if not self.takes_layer or len(hidden_states) < MULTIPLE:
-            self.few.observe = self.observe
-            self.few.apply(hidden_states, weights, ids, expert_map=expert_map, output=output)
-            return
         layout = self.layout_of(ids, expert_map)
         gate_up = self.gemm(self.quantised_to(hidden_states, layout.places, len(layout.expert)), "w13", layout)
         self.show("first_gemm", gate_up, layout.taken)
@@ -129,3 +101,60 @@ class DeepGemmExperts(DeepGemmStages, LibraryExperts):
         with device_guard(out.device):
             getattr(self.deep_gemm, GEMM)(a, self.matrices[name], out, layout.expert)
         return out
+
+
+class DeepGemmExperts(ContiguousDeepGemm):
+    """DeepGEMM or Triton, by the layer's sizes and each call's number of tokens (specification section 2.4, E8M0 off).
+
+    Hidden states that are not contiguous are copied first, where upstream takes Triton: what is declared of a call
+    depends on its number of tokens alone.
+    """
+
+    support = DEEP_GEMM_ALONE.and_fallback(TritonExperts.support)
+    names = (GEMM, ALIGNMENT)
+    variants: ClassVar[Mapping[str, str]] = {"E8M0 scales": f"{__name__}:DeepGemmE8M0Experts"}
+
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        self.few = self.fallback()
+        self.check_alignment()
+        inter = config.intermediate_size_per_partition
+        self.takes_layer = (
+            inter > NARROW
+            and inter % MULTIPLE == 0
+            and config.hidden_dim % MULTIPLE == 0
+            and weights.w13.is_contiguous()
+            and weights.w2.is_contiguous()
+        )
+        self.contract = self.few.contract
+        if self.takes_layer:
+            self.matrices = self.matrices_of_layer()
+            self.contract = replace(BY_DEEPGEMM, fewer=(MULTIPLE, self.few.contract))
+
+    def fallback(self) -> FusedMoEPermuteExpertsUnpermute:
+        """What computes the calls that DeepGEMM does not."""
+        return TritonExperts(self.config, self.quant, self.weights)
+
+    def compute_pairs(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        if self.takes_layer and len(hidden_states) >= MULTIPLE:
+            super().compute_pairs(hidden_states, weights, ids, expert_map, output)
+            return
+        self.few.observe = self.observe
+        self.few.apply(hidden_states, weights, ids, expert_map=expert_map, output=output)
+
+
+class DeepGemmE8M0Experts(PowersOfTwo, ContiguousDeepGemm):
+    """DEEPGEMM in its other recipe, E8M0: every call is DeepGEMM's, without Triton (specification section 2.4).
+
+    It is registered as no backend of its own: `fp8moe check fp8moe.backends.deepgemm:DeepGemmE8M0Experts`.
+    """
+
+    contract = by_powers_of_two(BY_DEEPGEMM)
+    support = DEEP_GEMM_ALONE
+    names = (GEMM, ALIGNMENT, LAYOUT)
+
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        self.matrices = self.matrices_of_layer()

@@ -1,10 +1,12 @@
-"""What DEEPGEMM and BATCHED_DEEPGEMM share: the library, and quantisation and activation around its grouped GEMM."""
+"""What DEEPGEMM and BATCHED_DEEPGEMM share: the library, both of its scale recipes, and quantisation and activation
+around its grouped GEMM."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, bfloat16, float8_e4m3fn, float32
@@ -15,6 +17,7 @@ from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.layouts.deepgemm import empty_rows_fastest
 from fp8moe.libraries import vllms_deep_gemm
+from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.registry import BackendUnavailable, LayerNotSupported
@@ -25,6 +28,8 @@ VLLMS = "vllm.third_party.deep_gemm"
 REMEDY = "install a DeepGEMM of 2.5 or newer, or a vLLM that brings one, and a CUDA toolkit with nvcc, for it compiles"
 MULTIPLE = 128
 """Of both sizes: the side of a block of scales, and of the rows that SM90's kernels take at a time."""
+ALIGNMENT = "get_mk_alignment_for_contiguous_layout"
+LAYOUT = "transform_sf_into_required_layout"
 BY_DEEPGEMM = Contract(
     Recipe(gemm1_output="input", gemm2_output="input"),
     Arithmetic.on("hopper.wgmma", promote_every=MULTIPLE),
@@ -37,9 +42,15 @@ BY_DEEPGEMM = Contract(
 number of rows, so the matrix instruction is always the same."""
 
 
+def by_powers_of_two(contract: Contract) -> Contract:
+    """The same arithmetic with E8M0 scales: activations' rounded up to powers of two, weights quantised anew."""
+    recipe = replace(contract.recipe, scale_rounding="power_of_two", w13="requantised", w2="requantised")
+    return replace(contract, recipe=recipe)
+
+
 class DeepGemmStages(LibraryBackend):
-    """The stages. Scales are fp32 as the checkpoint has them, which SM90's kernels take; on SM10x they would have to be
-    powers of two, and this adapter refuses.
+    """The stages. Scales are fp32 as the checkpoint has them, which SM90's kernels take; on SM10x they have to be
+    powers of two, which are `PowersOfTwo`'s.
 
     Raises:
         BackendUnavailable: another device or no library.
@@ -51,23 +62,58 @@ class DeepGemmStages(LibraryBackend):
     package = MODULE
     names: ClassVar[tuple[str, ...]]
     """Functions of the library."""
+    e8m0: ClassVar[bool] = False
+    """Scales are powers of two."""
+    devices: ClassVar[str] = "this adapter has DeepGEMM's fp32 scales alone, which are for CUDA SM90"
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
         name, platform = type(self).__name__, self.platform()
-        if not (platform.is_cuda and platform.cap == 90):
-            told = "this adapter has DeepGEMM's fp32 scales alone, which are for CUDA SM90"
-            raise BackendUnavailable(f"{name}: {told}, not {platform.architecture}")
+        if not self.takes_device(platform):
+            raise BackendUnavailable(f"{name}: {self.devices}, not {platform.architecture}")
         refusal = _refused(config, quant, weights) or self.refused_activation()
         if refusal:
             raise LayerNotSupported(f"{name}: {refusal}")
         interprets(name)
         self.deep_gemm = self.library()
 
+    def takes_device(self, platform: Platform) -> bool:
+        return _is_hopper(platform)
+
+    def alignment(self) -> int:
+        """Of an expert's first row, as the library has it at present: it is one number for the whole process."""
+        return int(getattr(self.deep_gemm, ALIGNMENT)())
+
+    def check_alignment(self) -> None:
+        """
+        Raises:
+            BackendUnavailable: it is another than the one that is declared.
+        """
+        alignment = self.alignment()
+        if alignment != MULTIPLE:
+            remedy = f"deep_gemm.set_mk_alignment_for_contiguous_layout({MULTIPLE}) before layers are made"
+            raise BackendUnavailable(f"{type(self).__name__}: {ALIGNMENT}() is {alignment}: call {remedy}")
+
+    def check_sizes(self) -> None:
+        """
+        Raises:
+            LayerNotSupported: sizes that are not whole blocks.
+        """
+        inter = self.config.intermediate_size_per_partition
+        sizes = {"hidden_dim": self.config.hidden_dim, "intermediate_size_per_partition": inter}
+        wrong = [f"{name}={size}: expected a multiple of {MULTIPLE}" for name, size in sizes.items() if size % MULTIPLE]
+        if wrong:
+            raise LayerNotSupported(f"{type(self).__name__}: {'; '.join(wrong)}")
+
     def matrices_of_layer(self) -> dict[str, tuple[Tensor, Tensor]]:
         """w13 and w2 with their scales, as the library takes them."""
-        given = self.converted_weights(self.platform())
-        return {"w13": _pair(given.w13, given.w13_scale), "w2": _pair(given.w2, given.w2_scale)}
+        given = self.converted_weights(self.platform(), e8m0=self.e8m0)
+        return {"w13": self.operand(given.w13, given.w13_scale), "w2": self.operand(given.w2, given.w2_scale)}
+
+    def operand(self, matrix: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(E, N, K) codes and (E, N / 128, K / 128) fp32 scales to the pair that the library takes."""
+        assert scale is not None
+        return matrix.contiguous(), scale.contiguous()
 
     def library(self) -> Any:
         """The module with `names`.
@@ -98,7 +144,7 @@ class DeepGemmStages(LibraryBackend):
         codes, scale = self.empty_codes(hidden_states, *shape, hidden_states.shape[1])
         given = (hidden_states, places, codes.flatten(0, -2), scale)
         with device_guard(codes.device):
-            quantize_to_places(*given, amax_floor=BY_DEEPGEMM.recipe.amax_floor)
+            quantize_to_places(*given, amax_floor=BY_DEEPGEMM.recipe.amax_floor, power_of_two=self.e8m0)
         return codes, scale
 
     def requantised(self, gate_up: Tensor, places: Tensor, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -116,14 +162,51 @@ class DeepGemmStages(LibraryBackend):
         codes, scale = self.empty_codes(gate_up, *gate_up.shape[:-1], gate_up.shape[-1] // 2)
         given = (flat, self.config.activation, places, codes.flatten(0, -2), scale)
         with device_guard(gate_up.device):
-            activate_quantize(*given, amax_floor=BY_DEEPGEMM.recipe.amax_floor)
+            activate_quantize(*given, amax_floor=BY_DEEPGEMM.recipe.amax_floor, power_of_two=self.e8m0)
         self.show("requantisation", codes.flatten(0, -2), rows)
         return codes, scale
 
 
-def _pair(matrix: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    assert scale is not None
-    return matrix.contiguous(), scale.contiguous()
+class PowersOfTwo(DeepGemmStages):
+    """The stages with E8M0 scales: the weights quantised anew, once. On SM90 scales are fp32 numbers all the same, and
+    the kernels those of the other recipe. On SM10x the library's own function packs exponents, the weights' once and in
+    each call the activations'; what its matrix units do there is not declared, and it has run on none.
+
+    Layers are of whole blocks; any number of tokens, and any other size, is DeepGEMM's. VLLM_USE_DEEP_GEMM_E8M0 has no
+    part in it: who names the class has chosen.
+
+    Raises:
+        BackendUnavailable: another device or no library, or another alignment of the library's tiles.
+        LayerNotSupported: a layer that the kernels cannot take.
+    """
+
+    tried_on = ""
+    e8m0 = True
+    devices = "DeepGEMM's E8M0 scales are for CUDA SM90 and SM10x"
+
+    def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
+        super().__init__(config, quant, weights)
+        self.check_sizes()
+        self.check_alignment()  # on SM10x it is the height of every tile
+        if not _is_hopper(self.platform()):
+            self.contract = Contract(self.contract.recipe)
+
+    def takes_device(self, platform: Platform) -> bool:
+        return _is_hopper(platform) or platform.is_cuda_family(100)
+
+    def operand(self, matrix: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        codes, powers = super().operand(matrix, scale)
+        if _is_hopper(self.platform()):
+            return codes, powers
+        experts, rows, columns = codes.shape
+        packed = getattr(self.deep_gemm, LAYOUT)(
+            sf=powers, mn=rows, k=columns, recipe=(1, MULTIPLE, MULTIPLE), num_groups=experts, is_sfa=False
+        )
+        return codes, packed
+
+
+def _is_hopper(platform: Platform) -> bool:
+    return platform.is_cuda and platform.cap == 90
 
 
 def _offer_vllms_copy(name: str) -> None:

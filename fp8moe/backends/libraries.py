@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -117,19 +117,25 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
     """The distribution and the release that it was written from and is tried beside."""
     tried_on: ClassVar[str] = ""
     """The devices where the library's kernels have run under the suite, in words; "" where on none."""
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Classes of the same backend that compute by another recipe, as "module:Class", by what is other. No selection
+    gives them; `fp8moe check` takes them."""
 
     def platform(self) -> Platform:
         """The device; a test without one has another."""
         return detected_platform()
 
-    def converted_weights(self, platform: Platform) -> MoEWeights:
+    def converted_weights(self, platform: Platform, *, e8m0: bool = False) -> MoEWeights:
         """
+        Args:
+            e8m0: as `convert_to_fp8_moe_kernel_format` has it.
+
         Raises:
             LayerNotSupported: sizes or scales that the kernel's layout cannot hold, with the limit.
         """
         given = (self.backend, self.config, self.quant, self.weights)
         try:
-            return convert_to_fp8_moe_kernel_format(*given, platform=platform)
+            return convert_to_fp8_moe_kernel_format(*given, platform=platform, e8m0=e8m0)
         except ValueError as error:
             raise LayerNotSupported(f"{type(self).__name__}: {error}") from error
 

@@ -7,6 +7,7 @@ each stage is a method of its own.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fp8moe.dispatch import combine, local_ids, weighted_input
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
-from fp8moe.recipe import FP32, Contract, Recipe
+from fp8moe.recipe import FP32, REQUANTISED_FLOOR, Contract, Recipe
 from fp8moe.registry import LayerNotSupported
 from fp8moe.scaling import FP8_FORMATS, dequantize, group_amax, quantize, scale_from_amax
 
@@ -162,20 +163,23 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         if scale is None:
             return codes.float()
         form = getattr(self.recipe, name)
-        if form != "exact":
+        if form in ("rounded_scales", "rounded"):
             scale = self.rounded(scale, "input")
-        found = self._dequantised(name, codes, scale, index)
-        return self.rounded(found, "input") if form == "rounded" else found
-
-    def _dequantised(self, name: str, codes: Tensor, scale: Tensor, index: int) -> Tensor:
         group = self.quant.w1.shape or GroupShape.PER_TENSOR
-        if not group.is_block():
-            return dequantize(codes, scale[index], group)
-        parts = self.halves if name == "w13" else 1  # w13's halves are blocked apart
-        if parts == 1:
-            return dequantize(codes, scale[index], group)
-        pairs = zip(codes.chunk(parts), scale[index].chunk(parts), strict=True)
-        return torch.cat([dequantize(half, half_scale, group) for half, half_scale in pairs])
+        parts = self.halves if name == "w13" and group.is_block() else 1  # w13's halves are blocked apart
+        pairs = [(codes, scale[index])]
+        if parts > 1:
+            pairs = list(zip(codes.chunk(parts), scale[index].chunk(parts), strict=True))
+        found = [dequantize(*pair, group) for pair in pairs]
+        if form == "requantised":
+            found = [dequantize(*self.requantised(part, group), group) for part in found]
+        whole = found[0] if parts == 1 else torch.cat(found)
+        return self.rounded(whole, "input") if form == "rounded" else whole
+
+    def requantised(self, values: Tensor, group: GroupShape) -> tuple[Tensor, Tensor]:
+        """One expert's weights, or a half of them, in fp32, to codes and scales that are powers of two."""
+        how: dict[str, Any] = {"scale_rounding": "power_of_two", "amax_floor": REQUANTISED_FLOOR}
+        return quantize(values, group, dtype=self.fp8_dtype, **how)
 
     def through_fp8(
         self, values: Tensor, desc: FusedMoEQuantDesc, static: Tensor | None, expert: Tensor | None

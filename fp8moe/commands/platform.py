@@ -42,7 +42,9 @@ def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str,
         adapter = f"there, from {spec.distribution or cls.__module__}"
     if issubclass(cls, LibraryBackend):
         adapter = f"there, by {cls.written_from}, tried on {cls.tried_on or 'no device'}"
-    return {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}
+    state = {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}
+    variants = getattr(cls, "variants", {})
+    return state | {"variants": dict(variants)} if variants else state
 
 
 def detection_json(detection: Detection, backends: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,3 +97,6 @@ def print_detection(detection: Detection, backends: list[dict[str, Any]]) -> Non
         )
         states.add_row(row["backend"], rule, Text(row["lacks"]), row["adapter"])
     out.print(states)
+    for row in backends:
+        for what, place in row.get("variants", {}).items():
+            out.print(f"{row['backend']} with {what}: fp8moe check {place}", soft_wrap=True)

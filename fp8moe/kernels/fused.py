@@ -19,6 +19,18 @@ GROUP = 128
 
 
 @triton.jit
+def group_scale(bits, AMAX_FLOOR: tl.constexpr, POWER_OF_TWO: tl.constexpr):
+    """As `scale_of`; or rounded up to a power of two, which is a normal number. NaN and infinity stay what they are."""
+    scale = scale_of(bits, AMAX_FLOOR)
+    if POWER_OF_TWO:
+        # A mantissa that is not zero carries into the exponent. A scale has no sign, and NaN gets none.
+        given = scale.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        up = tl.maximum(((given + 0x7FFFFF) >> 23) << 23, 0x800000)
+        scale = tl.where(given < 0x7F800000, up, given).to(tl.float32, bitcast=True)
+    return scale
+
+
+@triton.jit
 def scale_at(scales, row, group, rows_of_batch, stride_batch, stride_row, stride_group):
     """Where the scale of a row's group lies; rows are numbered through all batches."""
     batch = row // rows_of_batch
@@ -42,6 +54,7 @@ def quantize_to_places_kernel(
     stride_scale_group,
     HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
     SLOTS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -62,7 +75,7 @@ def quantize_to_places_kernel(
     all_places = tl.load(
         places + row[:, None] * top_k + slots, mask=(row < tokens)[:, None] & (slots < top_k), other=-1
     )
-    scale = scale_of(amax_bits(value), AMAX_FLOOR)
+    scale = group_scale(amax_bits(value), AMAX_FLOOR, POWER_OF_TWO)
     code = scaled_to_e4m3(value, scale, HAS_CAST)
     for slot in range(0, top_k):
         place = tl.sum(tl.where(slots == slot, all_places, 0), axis=1).to(tl.int64)
@@ -89,6 +102,7 @@ def activate_quantize_kernel(
     IS_GATED: tl.constexpr,
     HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -105,17 +119,26 @@ def activate_quantize_kernel(
     if IS_GATED:
         up = to_float32(tl.load(gate_at + columns, mask=mask, other=0.0))
     value = tl.where(mask, activated_value(gate, up, NAME), 0.0)
-    scale = scale_of(amax_bits(value), AMAX_FLOOR)
+    scale = group_scale(amax_bits(value), AMAX_FLOOR, POWER_OF_TWO)
     code = scaled_to_e4m3(value, scale, HAS_CAST)
     tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)
     at = scale_at(scales, row, group, rows_of_batch, stride_scale_batch, stride_scale_row, stride_scale_group)
     tl.store(at, scale, mask=local)
 
 
-def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor, *, amax_floor: float = 1e-10) -> None:
+def quantize_to_places(
+    x: Tensor,
+    places: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    *,
+    amax_floor: float = 1e-10,
+    power_of_two: bool = False,
+) -> None:
     """Quantises each token's groups of 128 columns to e4m3fn, once, and writes them to the row of each of its pairs.
 
-    Recipe: as `fp8moe.kernels.quantize.quantize_per_token_group`.
+    Recipe: as `fp8moe.kernels.quantize.quantize_per_token_group`; with `power_of_two` each scale is rounded up to a
+    power of two, a normal number of fp32, before codes are divided by it.
 
     Args:
         x: (M, columns) bf16, fp16 or fp32; any strides.
@@ -143,6 +166,7 @@ def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor,
             HAS_CAST=has_cast(codes.device),
             AMAX_FLOOR=amax_floor,
             SLOTS=triton.next_power_of_2(places.numel() // tokens),
+            POWER_OF_TWO=power_of_two,
             GROUP=GROUP,
             ROWS=rows_each,
             **_OPTIONS,
@@ -150,11 +174,18 @@ def quantize_to_places(x: Tensor, places: Tensor, codes: Tensor, scales: Tensor,
 
 
 def activate_quantize(
-    gate_up: Tensor, name: str, places: Tensor, codes: Tensor, scales: Tensor, *, amax_floor: float = 1e-10
+    gate_up: Tensor,
+    name: str,
+    places: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    *,
+    amax_floor: float = 1e-10,
+    power_of_two: bool = False,
 ) -> None:
     """The activation in fp32, and its groups of 128 columns quantised to e4m3fn.
 
-    Recipe: as `fp8moe.kernels.activation.activate` to fp32, then `fp8moe.kernels.quantize.quantize_per_token_group`.
+    Recipe: as `fp8moe.kernels.activation.activate` to fp32, then as `quantize_to_places`.
 
     Args:
         gate_up: (rows, 2I) fp32, bf16 or fp16, or (rows, I) without a gate; a row's columns are contiguous.
@@ -183,6 +214,7 @@ def activate_quantize(
             IS_GATED=name in GATED,
             HAS_CAST=has_cast(codes.device),
             AMAX_FLOOR=amax_floor,
+            POWER_OF_TWO=power_of_two,
             GROUP=GROUP,
             ROWS=rows_each,
             **_OPTIONS,

@@ -100,13 +100,15 @@ def _placing() -> dict[str, Variant]:
     by_row = {"ROWS_OF_OWNER": 1, "ALIGNMENT": 128, "HAS_PLACES": True, "HAS_PAIR_OF_ROW": False, "pair_of_row": None}
     wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True, "HAS_OWNERS": True}
     laid = {**numbers, "starts": "*i64"}
-    group = {**_FLOOR, "GROUP": fused.GROUP, "ROWS": quantize.ROWS}
-    slots = {**group, "SLOTS": 8}
+    group = {**_FLOOR, "GROUP": fused.GROUP, "ROWS": quantize.ROWS, "POWER_OF_TWO": False}
     laid_out = {"places": "*i32", "codes": "*u8", "scales": "*fp32"}
     row = {**_FLOOR, "ROWS": 1, "BLOCK": quantize.MOST_COLUMNS, "ONE_STEP": True, "SLOTS": 8}
     tokens = {"NAME": "", "IS_GATED": False, "IS_GIVEN": False, "IN_PLACE": False, "given": None}
     activated = {"NAME": "silu", "IS_GATED": True, "IS_GIVEN": True, "IN_PLACE": True}
     rows = {"x": "*bf16", "given": "*fp32", **laid_out}
+    to_places = Variant(fused.quantize_to_places_kernel, {**group, "SLOTS": 8}, {"x": "*bf16", **laid_out})
+    activating = {**group, "NAME": "silu", "IS_GATED": True}
+    activate_quantize = Variant(fused.activate_quantize_kernel, activating, {"gate_up": "*bf16", **laid_out})
     return {
         "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
         "sum_counts": Variant(places.sum_counts_kernel, {"CHUNKS": places.CHUNKS, "EXPERTS": places.EXPERTS}, numbers),
@@ -128,12 +130,10 @@ def _placing() -> dict[str, Variant]:
         "mark_out_of_range": Variant(
             marks.mark_out_of_range_kernel, {"BLOCK": marks.BLOCK}, {"x": "*i64", "mark": "*u8"}
         ),
-        "quantize_to_places": Variant(fused.quantize_to_places_kernel, slots, {"x": "*bf16", **laid_out}),
-        "activate_quantize": Variant(
-            fused.activate_quantize_kernel,
-            {**group, "NAME": "silu", "IS_GATED": True},
-            {"gate_up": "*bf16", **laid_out},
-        ),
+        "quantize_to_places": to_places,
+        "quantize_to_places_powers": _by_powers_of_two(to_places),
+        "activate_quantize": activate_quantize,
+        "activate_quantize_powers": _by_powers_of_two(activate_quantize),
         "quantize_rows_to_places": Variant(fused_rows.quantize_rows_kernel, {**row, **tokens}, rows),
         "activate_quantize_rows": Variant(fused_rows.quantize_rows_kernel, {**row, **activated}, rows),
     }
@@ -154,6 +154,11 @@ def _activations() -> dict[str, Variant]:
         )
         for name in (*GATED, *NON_GATED)
     }
+
+
+def _by_powers_of_two(variant: Variant) -> Variant:
+    """The same with scales that are powers of two."""
+    return replace(variant, constants=variant.constants | {"POWER_OF_TWO": True})
 
 
 def _reading_bf16(variant: Variant, pointer: str) -> Variant:

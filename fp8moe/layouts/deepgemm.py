@@ -7,27 +7,30 @@ from torch import Tensor
 
 from fp8moe.keys import GroupShape
 from fp8moe.layouts.halves import multiple_of
+from fp8moe.recipe import REQUANTISED_FLOOR
 from fp8moe.scaling import dequantize, quantize
 
 BLOCK = GroupShape(128, 128)
-AMAX_FLOOR = 1e-4
 ALIGNED_BYTES = 16
 """Of a column of scales, for the tensor memory accelerator."""
 
 
 def power_of_two_scales(codes: Tensor, scale: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
-    """Requantises block weights so that scales are powers of two, rounded up: other codes, other values.
+    """Requantises block weights so that scales are powers of two, rounded up: other codes, other values. Expert by
+    expert, so that a whole layer is never held in fp32.
 
     Args:
         codes: (E, rows, columns) e4m3.
         scale: fp32 for blocks of 128 x 128, those of each part of the rows apart.
         parts: 2 for w13 of a gated MLP.
     """
-    experts, rows, columns = codes.shape
-    split = codes.reshape(experts, parts, rows // parts, columns)
-    values = dequantize(split, scale.reshape(experts, parts, -1, scale.shape[-1]), BLOCK)
-    found, scales = quantize(values, BLOCK, scale_rounding="power_of_two", amax_floor=AMAX_FLOOR)
-    return found.flatten(1, 2), scales.flatten(1, 2)
+    found, scales = torch.empty_like(codes), torch.empty_like(scale)
+    for expert, (matrix, own) in enumerate(zip(codes, scale, strict=True)):
+        split = matrix.reshape(parts, -1, codes.shape[-1])
+        values = dequantize(split, own.reshape(parts, -1, scale.shape[-1]), BLOCK)
+        requantised = quantize(values, BLOCK, scale_rounding="power_of_two", amax_floor=REQUANTISED_FLOOR)
+        found[expert], scales[expert] = (part.flatten(0, 1) for part in requantised)
+    return found, scales
 
 
 def rows_fastest(scale: Tensor) -> Tensor:

@@ -14,9 +14,12 @@ from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
-from fp8moe.recipe import Recipe
+from fp8moe.recipe import REQUANTISED_FLOOR, Recipe
+from fp8moe.reference.quantisation import quantised, scale_of
 from fp8moe.reference.rounding import E4M3FN, FloatFormat, code_values, format_of, round_to, to_float32
 
+REQUANTISING = Recipe(scale_rounding="power_of_two", amax_floor=REQUANTISED_FLOOR)
+"""How weights are quantised anew."""
 SMALLEST_EXPONENT = 149
 """2 to the minus this is the smallest number of fp32."""
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -161,14 +164,46 @@ class MoEProblem:
         return self._dequantised(name, expert, raw, rows, columns)
 
     def weight_scale(self, name: str, expert: int, rows: Tensor) -> Tensor | None:
-        """(rows, groups of columns) float64: scales of these rows of w13 or w2, rounded where the recipe says so; None
-        where they are not quantised."""
+        """(rows, groups of columns) float64: scales of these rows of w13 or w2, rounded or made anew where the recipe
+        says so; None where they are not quantised."""
         scale: Tensor | None = getattr(self.weights, f"{name}_scale")
         if scale is None:
             return None
-        if getattr(self.recipe, name) != "exact":
+        form = getattr(self.recipe, name)
+        if form == "requantised":
+            scale = self._requantised_scales[name]
+        elif form != "exact":
             scale = round_to(scale.double(), self.carrier)
         return self._spread(name, scale, expert, rows)
+
+    @cached_property
+    def _requantised_scales(self) -> dict[str, Tensor]:
+        """By w13 and w2, in the shape of the given ones, float64. A group's amax is its largest code's times its scale,
+        rounded: products with the same factor are rounded in the order of their size."""
+        found = {}
+        for name in ("w13", "w2"):
+            scale: Tensor | None = getattr(self.weights, f"{name}_scale")
+            if scale is not None and getattr(self.recipe, name) == "requantised":
+                amax = to_float32(self._largest_codes(name).view(scale.shape) * scale.double().abs())
+                found[name] = scale_of(amax, self.fp8, REQUANTISING)
+        return found
+
+    def _largest_codes(self, name: str) -> Tensor:
+        """(E, parts, row groups, column groups) float64: the largest magnitude in each group of w13 or w2."""
+        matrix, group = getattr(self.weights, name), self.quant.w1.shape or GroupShape.PER_TENSOR
+        parts = self.halves if name == "w13" and group.is_block() else 1
+        rows, columns = matrix.shape[1] // parts, matrix.shape[2]
+        high, wide = (group.row, group.col) if group.is_block() else (1 if group.is_per_channel() else rows, columns)
+        largest = []
+        for expert in matrix.view(torch.uint8).view(-1, parts, rows, columns):
+            magnitude = expert & 0x7F  # codes without their sign are in the order of magnitudes
+            for nan in self.fp8.nan_codes:
+                magnitude.masked_fill_(expert == nan, 0x80)  # above them all
+            padded = torch.nn.functional.pad(magnitude, (0, -columns % wide, 0, -rows % high))
+            tiles = padded.view(parts, padded.shape[1] // high, high, padded.shape[2] // wide, wide)
+            largest.append(tiles.amax((2, 4)))
+        codes = torch.stack(largest)
+        return torch.where(codes == 0x80, torch.nan, self._looked_up(codes & 0x7F))
 
     def _spread(self, name: str, scale: Tensor, expert: int, rows: Tensor) -> Tensor:
         """The scales of an expert's rows, (rows, groups of columns) float64."""
@@ -199,8 +234,13 @@ class MoEProblem:
         scale = self.weight_scale(name, expert, rows)
         if scale is None:
             return raw.double()
+        form = getattr(self.recipe, name)
+        if form == "requantised":
+            given = self._spread(name, getattr(self.weights, f"{name}_scale"), expert, rows)
+            values = to_float32(self._scaled(raw, given, columns))
+            return quantised(values, self._across(scale, raw.shape[1], columns), self.fp8, REQUANTISING)
         values = self._scaled(raw, scale, columns)
-        return round_to(values, self.carrier) if getattr(self.recipe, name) == "rounded" else values
+        return round_to(values, self.carrier) if form == "rounded" else values
 
     def weight_deviation(self, name: str, expert: int, rows: slice) -> Tensor | None:
         """(rows, K) float64: what the recipe's roundings add to these rows of w13 or w2; None where none is made."""
@@ -217,13 +257,20 @@ class MoEProblem:
         if scale.shape[1] == 1:
             return values.mul_(scale)
         width = (self.quant.w1.shape or GroupShape.PER_TENSOR).col
-        if columns is not None:
-            return values.mul_(scale[:, columns // width])
         # One operation for the whole chunk; one for each block would spend its time in waking threads up.
-        if raw.shape[1] % width == 0:
+        if columns is None and raw.shape[1] % width == 0:
             values.view(len(scale), -1, width).mul_(scale[:, :, None])
             return values
-        return values.mul_(scale.repeat_interleave(width, dim=1)[:, : raw.shape[1]])
+        return values.mul_(self._across(scale, raw.shape[1], columns))
+
+    def _across(self, scale: Tensor, count: int, columns: Tensor | None) -> Tensor:
+        """(rows, groups of columns) to what broadcasts over `count` of the columns, the first ones or these."""
+        if scale.shape[1] == 1:
+            return scale
+        width = (self.quant.w1.shape or GroupShape.PER_TENSOR).col
+        if columns is not None:
+            return scale[:, columns // width]
+        return scale.repeat_interleave(width, dim=1)[:, :count]
 
     def _looked_up(self, codes: Tensor) -> Tensor:
         device_table, host_table = self._tables

@@ -17,12 +17,13 @@ from torch import Tensor
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
-from fp8moe.recipe import Arithmetic, Contract, Recipe, Rounding, Steps
+from fp8moe.recipe import Arithmetic, Contract, Rounding, Steps
 from fp8moe.reference.closed import must_be_open
 from fp8moe.reference.portable import PORTABLE
 from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
 from fp8moe.reference.recipe import RecipeTrace
-from fp8moe.reference.rounding import FloatFormat, fma32
+from fp8moe.reference.replayed_codes import BLOCK, amaxes, codes_of, requantised, scale_from
+from fp8moe.reference.rounding import fma32
 from fp8moe.reference.units import UNITS, promoted, promoted_each
 from fp8moe.schemes import BLOCK as BLOCK_SCALES
 from fp8moe.schemes import CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC, TENSOR_TOKEN, UNQUANTISED, scheme_name
@@ -31,7 +32,6 @@ STAGES = ("first_gemm", "activation", "requantisation", "second_gemm", "combine"
 """In the order of the computation; `requantisation` only where activations are quantised."""
 REPLAYED = frozenset({UNQUANTISED, BLOCK_SCALES, CHANNEL_TOKEN, TENSOR_TOKEN, TENSOR_STATIC, TENSOR_DYNAMIC})
 """The schemes that `Steps` says everything about: the activations quantised as the weights are, or neither."""
-BLOCK = 128
 WITNESSED_BITS = 20
 """Units of fewer bits, not promoted every block, err by more than the margin within which pairs are replayed that may
 set a shared scale (measured: 24% of an element after 7,168 terms of one sign in 14 bits)."""
@@ -76,7 +76,7 @@ def why_not_replayed(
     recipe = contract.recipe
     if scheme != UNQUANTISED and not (recipe.requantize and recipe.quantize_input):
         return "no steps are known for FP8 weights and inputs that are not quantised"
-    if scheme != UNQUANTISED and (recipe.w13, recipe.w2) != ("exact", "exact"):
+    if scheme != UNQUANTISED and {recipe.w13, recipe.w2} & {"rounded_scales", "rounded"}:
         return "no steps are known for weights that are rounded with their scales"
     if "input" in (recipe.bias, recipe.routing_weights):
         return "no steps are known for roundings before a bias, or of routing weights"
@@ -125,48 +125,6 @@ def replay_moe(trace: RecipeTrace, arithmetic: Arithmetic, steps: Steps) -> Repl
     return Replay(stages["combine"], problem.tokens, pairs, stages)
 
 
-def rounded_to_fp8(values: Tensor, fmt: FloatFormat) -> Tensor:
-    """fp32 to the nearest number of an FP8 format, ties to even, saturating; NaN stays NaN. By the bits of fp32."""
-    exponent = (values.view(torch.int32) >> 23 & 0xFF) - 127
-    step = _power_of_two(exponent.clamp(min=fmt.min_exponent, max=100) - (fmt.precision - 1))
-    return (torch.round(values / step) * step).clamp(-fmt.largest, fmt.largest)
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    return ((exponent + 127) << 23).view(torch.float32)
-
-
-def _scale_from(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
-    """fp32 scales: max(amax, floor) / largest, one IEEE division, or times the reciprocal of largest; rounded up to a
-    power of two where declared."""
-    amax, largest = amax.clamp(min=recipe.amax_floor), torch.full_like(amax, fmt.largest)
-    scale = amax / largest if recipe.scale_division == "divide" else amax * (torch.ones_like(largest) / largest)
-    if recipe.scale_rounding == "continuous":
-        return scale
-    bits = scale.view(torch.int32)
-    up = ((bits + 0x7FFFFF) >> 23 << 23).view(torch.float32)
-    return torch.where(torch.isfinite(scale), up, scale)
-
-
-def _codes(values: Tensor, scale: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
-    """(rows, K) fp32, its scales (rows, groups) or (rows, 1): the values of the FP8 codes, in fp32."""
-    wide = _spread(scale, values.shape[1])
-    scaled = values / wide if recipe.scaling == "divide" else values * (torch.ones_like(wide) / wide)
-    return rounded_to_fp8(scaled, fmt)
-
-
-def _spread(scale: Tensor, columns: int) -> Tensor:
-    return scale if scale.shape[1] == 1 else scale.repeat_interleave(BLOCK, dim=1)[:, :columns]
-
-
-def _amaxes(values: Tensor, group: GroupShape) -> Tensor:
-    """(rows, groups): of each group of columns, or of the whole row. NaN in a group makes its amax NaN."""
-    if not group.is_per_group():
-        return values.abs().amax(-1, keepdim=True)
-    padded = torch.nn.functional.pad(values.abs(), (0, -values.shape[1] % BLOCK))
-    return padded.view(len(values), padded.shape[1] // BLOCK, BLOCK).amax(-1)
-
-
 def _group_of(desc: FusedMoEQuantDesc) -> GroupShape:
     return desc.shape or GroupShape.PER_TENSOR
 
@@ -186,19 +144,19 @@ def _first_input(problem: MoEProblem, pairs: Pairs) -> tuple[Tensor, Tensor | No
     elif group.is_per_tensor():
         everything = problem.inputs.float().abs()
         amax = everything.amax().reshape(1, 1) if everything.numel() else values.new_zeros(1, 1)
-        scale = _scale_from(amax, problem.fp8, recipe).expand(len(rows), 1)
+        scale = scale_from(amax, problem.fp8, recipe).expand(len(rows), 1)
     else:
-        scale = _scale_from(_amaxes(values, group), problem.fp8, recipe)
-    return _codes(values, scale, problem.fp8, recipe)[place], scale[place]
+        scale = scale_from(amaxes(values, group), problem.fp8, recipe)
+    return codes_of(values, scale, problem.fp8, recipe)[place], scale[place]
 
 
 def _by_expert(problem: MoEProblem, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """As `_first_input`, where an expert's tokens share a scale: all of them, the ones that are not judged too."""
     everyone = problem.all_pairs
     amax = problem.inputs.float().abs().amax(-1) if problem.inputs.numel() else problem.inputs.float().sum(-1)
-    scale = _scale_from(_largest_by_expert(problem, everyone, amax[everyone.row]), problem.fp8, problem.recipe)
+    scale = scale_from(_largest_by_expert(problem, everyone, amax[everyone.row]), problem.fp8, problem.recipe)
     mine = scale[pairs.expert, None]
-    return _codes(problem.inputs[pairs.row].float(), mine, problem.fp8, problem.recipe), mine
+    return codes_of(problem.inputs[pairs.row].float(), mine, problem.fp8, problem.recipe), mine
 
 
 def _largest_by_expert(problem: MoEProblem, pairs: Pairs, values: Tensor) -> Tensor:
@@ -219,10 +177,10 @@ def _second_input(problem: MoEProblem, pairs: Pairs, values: Tensor) -> tuple[Te
             shared = _largest_by_expert(problem, pairs, amax)[pairs.expert, None]
         else:
             shared = (amax.amax() if len(amax) else amax.new_zeros(())).expand(len(values), 1)
-        scale = _scale_from(shared, problem.fp8, recipe)
+        scale = scale_from(shared, problem.fp8, recipe)
     else:
-        scale = _scale_from(_amaxes(values, group), problem.fp8, recipe)
-    return _codes(values, scale, problem.fp8, recipe), scale
+        scale = scale_from(amaxes(values, group), problem.fp8, recipe)
+    return codes_of(values, scale, problem.fp8, recipe), scale
 
 
 def _rounded(values: Tensor, where: Rounding, problem: MoEProblem) -> Tensor:
@@ -240,7 +198,7 @@ class _Gemm:
 
     def __call__(self, name: str, pairs: Pairs, a: Tensor, a_scale: Tensor | None) -> Tensor:
         """`a` (P, K), its scales (P, groups) or None; to (P, N) fp32."""
-        weight: Tensor = getattr(self.problem.weights, name)
+        weight, scales = self._operand(name)
         bias: Tensor | None = getattr(self.problem.weights, f"{name}_bias")
         result = torch.empty(len(pairs), weight.shape[1], dtype=torch.float32, device=a.device)
         if not len(pairs):
@@ -248,9 +206,19 @@ class _Gemm:
         x = a if weight.itemsize > 1 else a.to(weight.dtype)
         for columns in self._columns(weight, len(pairs)):
             chains = self._chains(x, weight[:, columns], pairs)
-            total = self._scaled(chains, a_scale, None if a_scale is None else self._scales(name, pairs, columns))
+            w_scale = None if a_scale is None else self._scales(name, scales, pairs, columns)
+            total = self._scaled(chains, a_scale, w_scale)
             result[:, columns] = total if bias is None else total + bias[pairs.expert, columns].float()
         return result
+
+    def _operand(self, name: str) -> tuple[Tensor, Tensor]:
+        """w13 or w2 and its scales, as they enter the GEMM; without scales where they have none."""
+        codes, scale = (getattr(self.problem.weights, key) for key in (name, f"{name}_scale"))
+        if scale is None or getattr(self.problem.recipe, name) != "requantised":
+            return codes, scale
+        parts = self.problem.halves if name == "w13" else 1
+        group = self.problem.quant.w1.shape or GroupShape.PER_TENSOR
+        return requantised(codes, scale, group, parts, self.problem.fp8)
 
     def _columns(self, weight: Tensor, pairs: int) -> Iterator[slice]:
         """Parts of N whose chains fit a temporary."""
@@ -278,9 +246,9 @@ class _Gemm:
             found.append(promoted_each(x[at], ordered(mine, order), unit, every))
         return torch.cat(found, dim=1)
 
-    def _scales(self, name: str, pairs: Pairs, columns: slice) -> Tensor:
+    def _scales(self, name: str, scales: Tensor, pairs: Pairs, columns: slice) -> Tensor:
         """(P, n, groups) or (P, 1, 1): each pair's expert's scales, one for each row of its weight."""
-        scale: Tensor = getattr(self.problem.weights, f"{name}_scale")[pairs.expert]
+        scale = scales[pairs.expert]
         if scale.dim() == 1:
             return scale[:, None, None]
         if not self._blocked:

@@ -103,8 +103,8 @@ def to_float32(values: Tensor) -> Tensor:
 
 
 def up_to_power_of_two(values: Tensor) -> Tensor:
-    """The smallest power of two that is not below a positive float64 value."""
-    mantissa, exponent = torch.frexp(values)
+    """The smallest power of two among fp32's normal numbers that is not below a float64 value, 0 or more."""
+    mantissa, exponent = torch.frexp(values.clamp(min=2.0**FLOAT32.min_exponent))
     rounded = power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
     return torch.where(torch.isfinite(values), rounded, values)
 

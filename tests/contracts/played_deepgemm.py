@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fp8moe import PLATFORMS, GroupShape, Platform
 from fp8moe.backends import batched_deepgemm, deepgemm
-from fp8moe.backends.deepgemm_stages import DeepGemmStages
+from fp8moe.backends.deepgemm_stages import ALIGNMENT, LAYOUT, DeepGemmStages
+from fp8moe.layouts.deepgemm import packed_exponents, rows_fastest
 from fp8moe.reference.rounding import fma32
 from fp8moe.reference.units import promoted
 from fp8moe.scaling import dequantize
@@ -91,16 +92,39 @@ def masked(
         tiles[:count] = here.to(out.dtype)
 
 
+def transformed(*, sf: Tensor, mn: int, k: int, recipe: tuple[int, int, int], num_groups: int, is_sfa: bool) -> Tensor:
+    """The weights' scales on SM10x: those of a block for each of its rows, four exponents to a word."""
+    assert (recipe, is_sfa) == ((1, 128, 128), False)
+    assert sf.shape == (num_groups, -(-mn // 128), -(-k // 128))
+    return packed_exponents(sf.repeat_interleave(128, dim=1)[:, :mn])
+
+
+def by_exponents(
+    gemm: Callable[..., None], a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], *rest: Tensor | int
+) -> None:
+    """On SM10x, where the library packs the activations' scales itself: of a scale there is an exponent and no more."""
+    bits = a[1].contiguous().view(torch.int32) >> 23
+    words, groups = b[1], b[0].shape[2] // 128
+    assert words.dtype == torch.int32
+    assert words.shape == (*b[0].shape[:2], -(-groups // 4))
+    assert words.stride()[-2:] == (1, b[0].shape[1])
+    each = (words[..., None] >> 8 * torch.arange(4, device=words.device) & 0xFF).flatten(-2)[..., :groups]
+    exponents = each.view(len(each), -1, 128, groups)
+    assert torch.equal(exponents, exponents[:, :, :1].expand_as(exponents))
+    powers = (exponents[:, :, 0].contiguous().int() << 23).view(torch.float32)
+    gemm((a[0], rows_fastest((bits << 23).view(torch.float32))), (b[0], powers), *rest)
+
+
 class PlayedLibrary(DeepGemmStages):
     product: ClassVar[Product] = staticmethod(in_fp32)
+    device: ClassVar[str] = "h200"
 
     def platform(self) -> Platform:
-        return PLATFORMS["h200"]
+        return PLATFORMS[self.device]
 
     def library(self) -> Any:
-        played: dict[str, Any] = {
-            deepgemm.GEMM: partial(contiguous, self.product),
-            batched_deepgemm.GEMM: partial(masked, self.product),
-            deepgemm.ALIGNMENT: lambda: 128,
-        }
+        gemms = {deepgemm.GEMM: partial(contiguous, self.product), batched_deepgemm.GEMM: partial(masked, self.product)}
+        played: dict[str, Any] = {**gemms, ALIGNMENT: lambda: 128, LAYOUT: None}  # SM90 has no use for a layout
+        if self.device == "b200":
+            played |= {name: partial(by_exponents, gemm) for name, gemm in gemms.items()} | {LAYOUT: transformed}
         return SimpleNamespace(**{name: played[name] for name in self.names})

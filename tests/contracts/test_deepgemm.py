@@ -16,21 +16,28 @@ import torch
 from torch import Tensor
 
 from conformance.build import build
-from fp8moe import PLATFORMS, BackendUnavailable, Platform
+from conformance.plan import load_subject, probe_config
+from fp8moe import PLATFORMS, BackendUnavailable, FusedMoEActivationFormat, LayerNotSupported
 from fp8moe.backends import batched_deepgemm, deepgemm
-from fp8moe.backends.deepgemm_stages import BY_DEEPGEMM, DeepGemmStages
+from fp8moe.backends.deepgemm_stages import ALIGNMENT, BY_DEEPGEMM, LAYOUT, DeepGemmStages, by_powers_of_two
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.dispatch import combine, local_ids
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
+from fp8moe.kernel_format import convert_to_fp8_moe_kernel_format
 from fp8moe.recipe import Contract
+from fp8moe.registry import seed_backends
 from fp8moe.scaling import quantize
-from tests.contracts.layers import ByTorch, case, same, with_holes
+from fp8moe.schemes import BLOCK
+from tests.contracts.layers import ByTorch, bits, case, same, with_holes
 from tests.contracts.played_deepgemm import GROUP, WIDE, PlayedLibrary
 from tests.contracts.released import VLLM
 
 EXTENSION = "vllm/third_party/deep_gemm/_C.cpython-312-x86_64-linux-gnu.so"
 AsDeclared = TorchExperts.with_recipe(BY_DEEPGEMM.recipe)
 BatchedAsDeclared = BatchedTorchExperts.with_recipe(BY_DEEPGEMM.recipe)
+BY_E8M0 = by_powers_of_two(BY_DEEPGEMM)
+AsE8M0 = TorchExperts.with_recipe(BY_E8M0.recipe)
+BatchedAsE8M0 = BatchedTorchExperts.with_recipe(BY_E8M0.recipe)
 FULL_PRECISION = TorchExperts.contract.recipe
 
 
@@ -44,27 +51,24 @@ class Played(ByTorch, PlayedLibrary):
     def quantised_to(self, hidden_states: Tensor, places: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
         found = self.empty_codes(hidden_states, *shape, hidden_states.shape[1])
         pairs = hidden_states.repeat_interleave(len(places) // len(hidden_states), dim=0)
-        return placed(pairs[places >= 0], places[places >= 0], found)
+        return placed(pairs[places >= 0], places[places >= 0], found, self.e8m0)
 
     def requantised(self, gate_up: Tensor, places: Tensor, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         there, flat = places[places >= 0], gate_up.flatten(0, -2)
         found = self.empty_codes(gate_up, *gate_up.shape[:-1], gate_up.shape[-1] // 2)
-        return placed(self.activated_by_triton(flat[there]), there, found)
+        return placed(self.activated_by_triton(flat[there]), there, found, self.e8m0)
 
 
-def placed(values: Tensor, rows: Tensor, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def placed(values: Tensor, rows: Tensor, found: tuple[Tensor, Tensor], e8m0: bool) -> tuple[Tensor, Tensor]:
     """Quantised, in these rows, counted through all batches."""
-    codes, scale = quantize(values, GROUP)
+    codes, scale = quantize(values, GROUP, scale_rounding="power_of_two" if e8m0 else "continuous")
     found[0].view(torch.uint8).flatten(0, -2)[rows] = codes.view(torch.uint8)
     batch = found[0].shape[-2]
     (found[1] if found[1].dim() == 3 else found[1][None])[rows // batch, rows % batch] = scale
     return found
 
 
-class PlayedDeepGemm(Played, deepgemm.DeepGemmExperts):
-    def fallback(self) -> FusedMoEPermuteExpertsUnpermute:
-        return TorchExperts(self.config, self.quant, self.weights)
-
+class PlayedContiguous(Played, deepgemm.ContiguousDeepGemm):
     def layout_of(self, ids: Tensor, expert_map: Tensor | None) -> deepgemm.ContiguousLayout:
         local, alignment = local_ids(ids, expert_map, self.config.num_local_experts).flatten(), self.alignment()
         rows = deepgemm.contiguous_rows(len(local), self.config.num_local_experts, alignment)
@@ -82,8 +86,29 @@ class PlayedDeepGemm(Played, deepgemm.DeepGemmExperts):
         output.copy_(combine(slots, weights, places.view(weights.shape) >= 0, output.dtype, round_sum=False))
 
 
+class PlayedDeepGemm(PlayedContiguous, deepgemm.DeepGemmExperts):
+    def fallback(self) -> FusedMoEPermuteExpertsUnpermute:
+        return TorchExperts(self.config, self.quant, self.weights)
+
+
+class PlayedDeepGemmE8M0(PlayedContiguous, deepgemm.DeepGemmE8M0Experts):
+    pass
+
+
 class PlayedBatchedDeepGemm(Played, batched_deepgemm.BatchedDeepGemmExperts):
     pass
+
+
+class PlayedBatchedDeepGemmE8M0(Played, batched_deepgemm.BatchedDeepGemmE8M0Experts):
+    pass
+
+
+class DeepGemmOnBlackwell(PlayedDeepGemmE8M0):
+    device = "b200"
+
+
+class BatchedDeepGemmOnBlackwell(PlayedBatchedDeepGemmE8M0):
+    device = "b200"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +117,8 @@ class PlayedBatchedDeepGemm(Played, batched_deepgemm.BatchedDeepGemmExperts):
         # (A, scale), (B, scale), D, and the rows' experts; or the counts and the number of rows that is expected.
         ("m_grouped_fp8_fp4_gemm_nt_contiguous", "ERKSt4pairIN2at6TensorES3_ES6_RKS3_S8_St8optional"),
         ("m_grouped_fp8_fp4_gemm_nt_masked", "ERKSt4pairIN2at6TensorES3_ES6_RKS3_S8_RKiSt8optional"),
+        # The scales, both sizes, three numbers (or two) of a recipe, the number of experts, whose scales they are.
+        (LAYOUT, "ERKN2at6TensorERKiS6_RKSt7variantIJSt5tupleIJiiiEES8_IJiiEEEERKSt8optionalIiERKSE_IbERKb"),
     ],
 )
 def test_released_functions_take_what_the_adapters_pass(name: str, parameters: str) -> None:
@@ -100,10 +127,11 @@ def test_released_functions_take_what_the_adapters_pass(name: str, parameters: s
 
 def test_released_module_has_the_functions() -> None:
     module = VLLM.source("vllm/third_party/deep_gemm/__init__.py")
-    imported = set(re.findall(r"\w+", " ".join(re.findall(r"from \._C import \(([^)]*)\)", module))))
-    assert {deepgemm.GEMM, batched_deepgemm.GEMM} <= imported
+    nodes = [node for node in ast.walk(ast.parse(module)) if isinstance(node, ast.ImportFrom) and node.module == "_C"]
+    imported = {alias.name for node in nodes for alias in node.names}
+    assert {deepgemm.GEMM, batched_deepgemm.GEMM, LAYOUT} <= imported
     layout = VLLM.source("vllm/third_party/deep_gemm/utils/layout.py")
-    assert deepgemm.ALIGNMENT in {
+    assert ALIGNMENT in {
         alias.name for node in ast.parse(layout).body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
 
@@ -197,7 +225,128 @@ def test_batched_deepgemm(fields: dict[str, Any]) -> None:
         assert same(tensors.call(adapter), expected)
 
 
-@pytest.mark.parametrize("cls", [PlayedDeepGemm, PlayedBatchedDeepGemm])
+# -- E8M0 --
+
+
+@pytest.mark.parametrize("cls", [PlayedDeepGemmE8M0, DeepGemmOnBlackwell])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tokens": 1, "inter": 128},
+        {"tokens": 127, "inter": 512},
+        {"activation": "swiglustep"},
+        {"ep": "2:1"},
+        {"top_k": 1, "weight_on_input": True},
+        {"law": "skewed", "seed": 3},
+        {"hidden": 640, "values": "block_scales", "tokens": 9},
+    ],
+    ids=["plain", "one token", "narrow", "swiglustep", "a rank of two", "weights on the input", "few experts", "words"],
+)
+def test_every_call_is_deepgemms_with_powers_of_two(cls: type[Played], fields: dict[str, Any]) -> None:
+    for tensors in (build(case("block", **(WIDE | fields)), "cpu"), with_holes(case("block", **(WIDE | fields)))):
+        adapter = cls(tensors.config, tensors.quant, tensors.weights)
+        assert adapter.contract.fewer is None
+        found = tensors.call(adapter)
+        assert same(found, tensors.call(AsE8M0(tensors.config, tensors.quant, tensors.weights)))
+        other = tensors.call(AsDeclared(tensors.config, tensors.quant, tensors.weights))
+        assert not same(found, other) or not found.any()
+
+
+@pytest.mark.parametrize("cls", [PlayedBatchedDeepGemmE8M0, BatchedDeepGemmOnBlackwell])
+@pytest.mark.parametrize("fields", [{}, {"tokens": 1}, {"law": "skewed"}, {"ep": "2:1"}, {"hidden": 640}])
+def test_batches_with_powers_of_two(cls: type[Played], fields: dict[str, Any]) -> None:
+    for tensors in (build(case("block", **fields), "cpu"), with_holes(case("block", **fields))):
+        adapter = cls(tensors.config, tensors.quant, tensors.weights)
+        expected = tensors.call(BatchedAsE8M0(tensors.config, tensors.quant, tensors.weights))
+        assert same(tensors.call(adapter), expected)
+
+
+@pytest.mark.parametrize("cls", [PlayedDeepGemmE8M0, PlayedBatchedDeepGemmE8M0])
+def test_the_matrices_are_the_converters(cls: type[Any]) -> None:
+    tensors = build(case("block"), "cpu")
+    adapter = cls(tensors.config, tensors.quant, tensors.weights)
+    given = (cls.backend, tensors.config, tensors.quant, tensors.weights)
+    converted = convert_to_fp8_moe_kernel_format(*given, e8m0=True)
+    for name, (codes, scale) in adapter.matrices.items():
+        assert torch.equal(bits(codes), bits(getattr(converted, name)))
+        assert torch.equal(scale, getattr(converted, f"{name}_scale"))
+
+
+@pytest.mark.parametrize(
+    ("cls", "unit"),
+    [
+        (PlayedDeepGemmE8M0, "hopper.wgmma"),
+        (PlayedBatchedDeepGemmE8M0, "hopper.wgmma"),
+        (DeepGemmOnBlackwell, None),
+        (BatchedDeepGemmOnBlackwell, None),
+    ],
+)
+def test_what_is_declared_is_hoppers_alone(cls: type[Played], unit: str | None) -> None:
+    tensors = build(case("block"), "cpu")
+    contract = cls(tensors.config, tensors.quant, tensors.weights).contract
+    assert (contract.recipe.scale_rounding, contract.recipe.w13, contract.recipe.w2) == (
+        "power_of_two",
+        "requantised",
+        "requantised",
+    )
+    arithmetic = contract.arithmetic_for(1)
+    assert (arithmetic.unit if arithmetic else None) == unit
+    assert contract.deterministic is (True if unit else None)
+
+
+def test_no_variable_has_a_part_in_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = build(case("block", **WIDE), "cpu")
+    outputs = []
+    for value in ("0", "1"):
+        monkeypatch.setenv("VLLM_USE_DEEP_GEMM_E8M0", value)
+        classes = (PlayedDeepGemm, PlayedDeepGemmE8M0)
+        outputs.append([tensors.call(cls(tensors.config, tensors.quant, tensors.weights)) for cls in classes])
+    assert same(outputs[0][0], outputs[1][0])
+    assert same(outputs[0][1], outputs[1][1])
+    assert not same(*outputs[0])
+
+
+@pytest.mark.parametrize("cls", [PlayedDeepGemmE8M0, PlayedBatchedDeepGemmE8M0])
+def test_another_height_of_tiles_is_refused_with_powers_of_two(cls: type[Played]) -> None:
+    tensors = build(case("block"), "cpu")
+    other = type("Other", (cls,), {"alignment": lambda self: 224})
+    with pytest.raises(BackendUnavailable, match="is 224: call deep_gemm"):
+        other(tensors.config, tensors.quant, tensors.weights)
+
+
+@pytest.mark.parametrize("cls", [PlayedDeepGemmE8M0, PlayedBatchedDeepGemmE8M0])
+@pytest.mark.parametrize("fields", [{"inter": 192}, {"hidden": 192}])
+def test_layers_of_parts_of_blocks_have_no_powers_of_two(cls: type[Played], fields: dict[str, Any]) -> None:
+    tensors = build(case("block", **fields), "cpu")
+    with pytest.raises(LayerNotSupported, match="=192: expected a multiple of 128"):
+        cls(tensors.config, tensors.quant, tensors.weights)
+
+
+@pytest.mark.parametrize("device", ["a100", "l40s", "mi300x", "thor"])
+def test_powers_of_two_on_other_devices_are_refused(device: str) -> None:
+    tensors = build(case("block"), "cpu")
+    other = type("Elsewhere", (PlayedDeepGemmE8M0,), {"device": device})
+    with pytest.raises(BackendUnavailable, match="E8M0 scales are for CUDA SM90 and SM10x, not"):
+        other(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_neither_class_is_a_backend_of_its_own() -> None:
+    registered = {spec.experts_cls for spec in seed_backends()}
+    assert deepgemm.DeepGemmExperts in registered
+    for name in ("deepgemm:DeepGemmE8M0Experts", "batched_deepgemm:BatchedDeepGemmE8M0Experts"):
+        subject = load_subject(f"fp8moe.backends.{name}")
+        assert subject.experts_cls not in registered
+        batched = subject.experts_cls.activation_format() is FusedMoEActivationFormat.BatchedExperts
+        given = (probe_config("silu", batched=batched), *BLOCK, subject.experts_cls.activation_format())
+        for device, takes in (("h200", True), ("b200", True), ("l40s", False)):
+            supported, _ = subject.experts_cls.is_supported_config(
+                subject.experts_cls, *given, platform=PLATFORMS[device], env={}
+            )
+            assert supported is takes
+
+
+@pytest.mark.parametrize("cls", [PlayedDeepGemm, PlayedBatchedDeepGemm, PlayedDeepGemmE8M0, PlayedBatchedDeepGemmE8M0])
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
@@ -222,8 +371,7 @@ def test_batches_of_other_widths_are_refused() -> None:
 
 def test_other_devices_are_refused() -> None:
     class OnBlackwell(PlayedDeepGemm):
-        def platform(self) -> Platform:
-            return PLATFORMS["b200"]
+        device = "b200"
 
     tensors = build(case("block"), "cpu")
     with pytest.raises(BackendUnavailable, match="fp32 scales alone, which are for CUDA SM90, not"):

@@ -1,6 +1,9 @@
-"""Kernels of two steps: the bits of the kernels of one, in the right rows, and no other row touched."""
+"""Kernels of two steps: the bits of the kernels of one (with powers of two, of torch), in the right rows, and no other
+row touched."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ from torch import Tensor
 from fp8moe.kernels.activation import activate
 from fp8moe.kernels.fused import activate_quantize, quantize_to_places
 from fp8moe.kernels.quantize import quantize_per_token_group
+from fp8moe.keys import GroupShape
 from fp8moe.layouts.deepgemm import empty_rows_fastest
+from fp8moe.scaling import quantize
 
 UNTOUCHED = 7.0
 
@@ -75,6 +80,75 @@ def test_activated_and_quantized(
     found = codes_and_scales(rows, columns, batches, device)
     activate_quantize(gate_up, name, places, *found)
     check(found, quantize_per_token_group(activate(gate_up[places[places >= 0].long()], name)), places)
+
+
+# -- scales that are powers of two --
+
+
+def by_torch(values: Tensor, amax_floor: float) -> tuple[Tensor, Tensor]:
+    """The same by `fp8moe.scaling`, with one NaN for all, since a NaN's bits are nobody's business."""
+    how: dict[str, Any] = {"scale_rounding": "power_of_two", "amax_floor": amax_floor}
+    codes, scale = quantize(values, GroupShape(1, 128), **how)
+    return codes, torch.where(scale.isnan(), torch.nan, scale)
+
+
+def with_one_nan(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return found[0], torch.where(found[1].isnan(), torch.nan, found[1])
+
+
+def around_powers(device: torch.device) -> Tensor:
+    """(rows, 256) fp32: amaxes of 448 times every power of two, and one step to both sides of it, down to subnormal
+    ones and quotients; zeros; values of every size beside them."""
+    powers = 448 * torch.exp2(torch.arange(-140, 119).double())
+    here = powers.float()
+    amax = torch.cat([torch.nextafter(here, torch.zeros(())), here, torch.nextafter(here, torch.full((), torch.inf))])
+    amax = torch.cat([amax, torch.tensor([0.0, 2.0**-149, 2.0**-126])])
+    generator = torch.Generator().manual_seed(5)
+    below = torch.exp2(-20 * torch.rand(len(amax), 256, generator=generator))
+    values = torch.where(torch.rand(below.shape, generator=generator) < 0.5, -below, below) * amax[:, None]
+    values[:, 3] = -amax
+    values[:, 200] = amax
+    return values.to(device)
+
+
+@pytest.mark.parametrize("amax_floor", [1e-10, 1e-4, 0.0])
+def test_powers_of_two_are_those_of_torch(amax_floor: float, device: torch.device) -> None:
+    x = around_powers(device)
+    found = codes_and_scales(len(x), 256, 1, device)
+    places = torch.arange(len(x), dtype=torch.int32, device=device)
+    quantize_to_places(x, places, *found, amax_floor=amax_floor, power_of_two=True)
+    check(found, by_torch(x, amax_floor), places)
+    assert bool((torch.frexp(found[1])[0] == 0.5).all())
+    assert bool((found[1] >= torch.finfo(torch.float32).tiny).all())
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize(("tokens", "top_k", "columns"), [(5, 3, 256), (37, 4, 200)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_quantized_to_places_by_powers_of_two(
+    tokens: int, top_k: int, columns: int, batches: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    x = wide(tokens, columns, dtype, device)
+    rows = 3 * (tokens * top_k + 2)
+    places = some_places(tokens * top_k, rows, device)
+    found = codes_and_scales(rows, columns, batches, device)
+    quantize_to_places(x, places, *found, power_of_two=True)
+    pairs = x.repeat_interleave(top_k, dim=0)[places >= 0]
+    check(with_one_nan(found), by_torch(pairs, 1e-10), places)
+
+
+@pytest.mark.parametrize("name", ["silu", "swiglustep", "relu2_no_mul"])
+@pytest.mark.parametrize(("rows", "columns", "batches"), [(3, 128, 1), (60, 200, 3)])
+@pytest.mark.parametrize("amax_floor", [1e-10, 1e-4])
+def test_activated_and_quantized_by_powers_of_two(
+    rows: int, columns: int, batches: int, name: str, amax_floor: float, device: torch.device
+) -> None:
+    gate_up = wide(rows, columns * (1 if name.endswith("_no_mul") else 2), torch.bfloat16, device)
+    places = some_places(rows - 1, rows, device)
+    found = codes_and_scales(rows, columns, batches, device)
+    activate_quantize(gate_up, name, places, *found, amax_floor=amax_floor, power_of_two=True)
+    activated = activate(gate_up[places[places >= 0].long()], name)
+    check(with_one_nan(found), by_torch(activated, amax_floor), places)
 
 
 def test_no_rows(device: torch.device) -> None:

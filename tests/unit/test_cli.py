@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 import fp8moe
 from conformance.models import MODELS
+from conformance.plan import load_subject
 from fp8moe import cli
+from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.commands.platform import backend_states
 from fp8moe.config import ALL2ALL_BACKENDS
 from fp8moe.platforms import LIBRARIES, PLATFORMS, Platform
@@ -89,6 +91,18 @@ def test_what_backends_lack() -> None:
     whole = states(PLATFORMS["h100"])
     assert whole["DEEPGEMM"]["takes_device"]
     assert not states(PLATFORMS["h100"], VLLM_USE_DEEP_GEMM="0")["DEEPGEMM"]["takes_device"]
+
+
+def test_the_other_recipe_of_a_backend_is_told_as_check_takes_it() -> None:
+    text = run("platform").stdout
+    rows = states(PLATFORMS["h100"])
+    told = {(name, what, place) for name, row in rows.items() for what, place in row.get("variants", {}).items()}
+    assert {name for name, _, _ in told} == {"DEEPGEMM", "BATCHED_DEEPGEMM"}
+    for name, what, place in told:
+        assert f"{name} with {what}: fp8moe check {place}\n" in text
+        cls = load_subject(place).experts_cls
+        assert issubclass(cls, LibraryBackend)
+        assert (cls.backend.name, cls.variants) == (name, {})
 
 
 def test_trtllm_without_flashinfer_is_said_to_lack_it() -> None:

@@ -14,7 +14,8 @@ from conformance.cases import Case
 from conformance.oracles import trace_of
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import FP32, Arithmetic, Contract, Recipe, Steps
-from fp8moe.reference.replay import Replay, k_order, replay_moe, rounded_to_fp8, why_not_replayed
+from fp8moe.reference.replay import Replay, k_order, replay_moe, why_not_replayed
+from fp8moe.reference.replayed_codes import rounded_to_fp8
 from fp8moe.reference.rounding import E4M3FN, E4M3FNUZ, FloatFormat, round_to
 from fp8moe.schemes import SCHEMES, UNQUANTISED
 from tests.unit.slow_replay import SlowReplay
