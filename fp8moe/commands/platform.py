@@ -42,9 +42,10 @@ def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str,
         adapter = f"there, from {spec.distribution or cls.__module__}"
     if issubclass(cls, LibraryBackend):
         adapter = f"there, by {cls.written_from}, tried on {cls.tried_on or 'no device'}"
-    state = {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}
-    variants = getattr(cls, "variants", {})
-    return state | {"variants": dict(variants)} if variants else state
+    state: dict[str, Any] = {"backend": spec.name, "takes_device": takes, "lacks": lacks, "adapter": adapter}
+    if issubclass(cls, LibraryBackend) and cls.variants:
+        state["variants"] = dict(cls.variants)
+    return state
 
 
 def detection_json(detection: Detection, backends: list[dict[str, Any]]) -> dict[str, Any]:

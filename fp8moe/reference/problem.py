@@ -15,7 +15,7 @@ from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.recipe import REQUANTISED_FLOOR, Recipe
-from fp8moe.reference.quantisation import quantised, scale_of
+from fp8moe.reference.quantisation import scale_of, scaled
 from fp8moe.reference.rounding import E4M3FN, FloatFormat, code_values, format_of, round_to, to_float32
 
 REQUANTISING = Recipe(scale_rounding="power_of_two", amax_floor=REQUANTISED_FLOOR)
@@ -154,11 +154,11 @@ class MoEProblem:
     def weight_rows(self, name: str, expert: int, start: int, stop: int) -> Tensor:
         """Rows of expert `expert` of w13 or w2, dequantised: float64 (stop - start, K)."""
         rows = torch.arange(start, stop, device=self.device)
-        return self._dequantised(name, expert, getattr(self.weights, name)[expert, start:stop], rows, None)
+        return self._dequantised(name, expert, self._codes(name)[expert, start:stop], rows, None)
 
     def weight_columns(self, name: str, expert: int, columns: Tensor) -> Tensor:
         """Columns of expert `expert` of w13 or w2, dequantised: float64 (rows, columns)."""
-        matrix = getattr(self.weights, name)[expert]
+        matrix = self._codes(name)[expert]
         rows = torch.arange(matrix.shape[0], device=self.device)
         raw = matrix.view(torch.uint8)[:, columns].view(matrix.dtype) if matrix.itemsize == 1 else matrix[:, columns]
         return self._dequantised(name, expert, raw, rows, columns)
@@ -169,41 +169,40 @@ class MoEProblem:
         scale: Tensor | None = getattr(self.weights, f"{name}_scale")
         if scale is None:
             return None
-        form = getattr(self.recipe, name)
-        if form == "requantised":
-            scale = self._requantised_scales[name]
-        elif form != "exact":
+        if name in self._requantised:
+            scale = self._requantised[name][1]
+        elif getattr(self.recipe, name) != "exact":
             scale = round_to(scale.double(), self.carrier)
         return self._spread(name, scale, expert, rows)
 
-    @cached_property
-    def _requantised_scales(self) -> dict[str, Tensor]:
-        """By w13 and w2, in the shape of the given ones, float64. A group's amax is its largest code's times its scale,
-        rounded: products with the same factor are rounded in the order of their size."""
-        found = {}
-        for name in ("w13", "w2"):
-            scale: Tensor | None = getattr(self.weights, f"{name}_scale")
-            if scale is not None and getattr(self.recipe, name) == "requantised":
-                amax = to_float32(self._largest_codes(name).view(scale.shape) * scale.double().abs())
-                found[name] = scale_of(amax, self.fp8, REQUANTISING)
-        return found
+    def _codes(self, name: str) -> Tensor:
+        """w13 or w2 as it enters the GEMM."""
+        codes: Tensor = self._requantised[name][0] if name in self._requantised else getattr(self.weights, name)
+        return codes
 
-    def _largest_codes(self, name: str) -> Tensor:
-        """(E, parts, row groups, column groups) float64: the largest magnitude in each group of w13 or w2."""
-        matrix, group = getattr(self.weights, name), self.quant.w1.shape or GroupShape.PER_TENSOR
+    @cached_property
+    def _requantised(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By w13 and w2, where they are quantised anew: codes and scales as given, but for scales in float64."""
+        names = [name for name in ("w13", "w2") if getattr(self.weights, f"{name}_scale") is not None]
+        return {name: self._requantise(name) for name in names if getattr(self.recipe, name) == "requantised"}
+
+    def _requantise(self, name: str) -> tuple[Tensor, Tensor]:
+        matrix, given = getattr(self.weights, name), getattr(self.weights, f"{name}_scale")
+        group, columns = self.quant.w1.shape or GroupShape.PER_TENSOR, matrix.shape[2]
         parts = self.halves if name == "w13" and group.is_block() else 1
-        rows, columns = matrix.shape[1] // parts, matrix.shape[2]
+        rows = matrix.shape[1] // parts
         high, wide = (group.row, group.col) if group.is_block() else (1 if group.is_per_channel() else rows, columns)
-        largest = []
-        for expert in matrix.view(torch.uint8).view(-1, parts, rows, columns):
-            magnitude = expert & 0x7F  # codes without their sign are in the order of magnitudes
-            for nan in self.fp8.nan_codes:
-                magnitude.masked_fill_(expert == nan, 0x80)  # above them all
+        every = torch.arange(matrix.shape[1], device=self.device)
+        codes, scale = torch.empty_like(matrix), torch.empty_like(given, dtype=torch.float64)
+        for expert, found in enumerate(scale):
+            values = to_float32(self._scaled(matrix[expert], self._spread(name, given, expert, every), None))
+            magnitude = values.abs().view(parts, rows, columns)
             padded = torch.nn.functional.pad(magnitude, (0, -columns % wide, 0, -rows % high))
             tiles = padded.view(parts, padded.shape[1] // high, high, padded.shape[2] // wide, wide)
-            largest.append(tiles.amax((2, 4)))
-        codes = torch.stack(largest)
-        return torch.where(codes == 0x80, torch.nan, self._looked_up(codes & 0x7F))
+            found.copy_(scale_of(tiles.amax((2, 4)), self.fp8, REQUANTISING).view(found.shape))
+            new = scaled(values, self._across(self._spread(name, scale, expert, every), columns, None), REQUANTISING)
+            codes[expert] = round_to(new, self.fp8).to(codes.dtype)  # which has these numbers
+        return codes, scale
 
     def _spread(self, name: str, scale: Tensor, expert: int, rows: Tensor) -> Tensor:
         """The scales of an expert's rows, (rows, groups of columns) float64."""
@@ -234,13 +233,8 @@ class MoEProblem:
         scale = self.weight_scale(name, expert, rows)
         if scale is None:
             return raw.double()
-        form = getattr(self.recipe, name)
-        if form == "requantised":
-            given = self._spread(name, getattr(self.weights, f"{name}_scale"), expert, rows)
-            values = to_float32(self._scaled(raw, given, columns))
-            return quantised(values, self._across(scale, raw.shape[1], columns), self.fp8, REQUANTISING)
         values = self._scaled(raw, scale, columns)
-        return round_to(values, self.carrier) if form == "rounded" else values
+        return round_to(values, self.carrier) if getattr(self.recipe, name) == "rounded" else values
 
     def weight_deviation(self, name: str, expert: int, rows: slice) -> Tensor | None:
         """(rows, K) float64: what the recipe's roundings add to these rows of w13 or w2; None where none is made."""
@@ -248,9 +242,9 @@ class MoEProblem:
         if scale is None or getattr(self.recipe, name) == "exact":
             return None
         index = torch.arange(rows.start, rows.stop, device=self.device)
-        raw = getattr(self.weights, name)[expert, rows]
-        exact = self._scaled(raw, self._spread(name, scale, expert, index), None)
-        return self._dequantised(name, expert, raw, index, None) - exact
+        spread = self._spread(name, scale, expert, index)
+        exact = self._scaled(getattr(self.weights, name)[expert, rows], spread, None)
+        return self.weight_rows(name, expert, rows.start, rows.stop) - exact
 
     def _scaled(self, raw: Tensor, scale: Tensor, columns: Tensor | None) -> Tensor:
         values = self._looked_up(raw.view(torch.uint8))
