@@ -43,7 +43,8 @@ def malformed_choice(variable: str, text: str) -> str:
 
 def kind(answer: str) -> str:
     """The answer without the text that a variable held."""
-    return re.sub(r"^ValueError: .* is no integer$", "ValueError: no integer", answer, flags=re.DOTALL)
+    answer = re.sub(r"^ValueError: .* is no integer$", "ValueError: no integer", answer, flags=re.DOTALL)
+    return re.sub(r"^ValueError: (VLLM_\w+) is not .*$", r"ValueError: \1 is no choice", answer, flags=re.DOTALL)
 
 
 def other(error: Exception) -> str:

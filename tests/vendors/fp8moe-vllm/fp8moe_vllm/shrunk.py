@@ -9,6 +9,8 @@ from conformance.selection.axes import SCHEMES
 from conformance.selection.draw import READ_AS
 from fp8moe_vllm.question import KEYS, PARALLEL, PLATFORM, USUAL, Parts, key_text, platform_parts, told
 
+PLAIN_TEXTS = ("1", "0")
+
 
 def shrink(parts: Parts, fails: Callable[[Parts], bool]) -> Parts:
     """The smallest found that still fails; `fails` is false of parts that are no call."""
@@ -22,10 +24,12 @@ def shrink(parts: Parts, fails: Callable[[Parts], bool]) -> Parts:
     return parts
 
 
-def size(parts: Parts) -> tuple[int, int]:
-    """How many parts are unusual, each library and variable counted; and how long the line is."""
+def size(parts: Parts) -> tuple[int, int, int]:
+    """How many parts are unusual, each library and variable counted; how many texts are odd; how long the line is."""
     unusual = sum(value != USUAL[name] for name, value in parts.items() if name not in ("env", "libraries"))
-    return unusual + len(parts["env"]) + len(parts["libraries"]), len(told(parts))
+    env = parts["env"]
+    odd = sum(text not in PLAIN_TEXTS for text in env.values())
+    return unusual + len(env) + len(parts["libraries"]), odd, len(told(parts))
 
 
 def simpler(parts: Parts) -> Iterator[Parts]:
@@ -38,12 +42,12 @@ def simpler(parts: Parts) -> Iterator[Parts]:
         yield parts | {"env": {one: text for one, text in parts["env"].items() if one != name}}
     for name in parts["libraries"]:
         yield parts | {"libraries": [one for one in parts["libraries"] if one != name]}
-    for group, plain in PLAIN.items():
-        if any(parts[name] != USUAL[name] for name in group):
+    for together, plain in PLAIN.items():
+        if any(parts[name] != USUAL[name] for name in together):
             for values in plain:
                 yield from _changed(parts, values)
     for name, text in parts["env"].items():
-        plainer = ("1", "0", *READ_AS.get(name, ())) if name in READ_AS else ()
+        plainer = (*PLAIN_TEXTS, *READ_AS[name]) if name in READ_AS else ()
         for candidate in plainer[: plainer.index(text) if text in plainer else None]:
             yield parts | {"env": parts["env"] | {name: candidate}}
 

@@ -76,13 +76,14 @@ def _loaded_anywhere(module: str) -> Any:
     if module in sys.modules:
         return load(module)
     empty = [name for name in COMPILED if not _loads(name)]
-    properties = torch.cuda.get_device_properties
+    cuda: Any = torch.cuda
+    properties = cuda.get_device_properties
     sys.modules.update({name: ModuleType(name) for name in empty})
-    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(gcnArchName="")
+    cuda.get_device_properties = lambda *_: SimpleNamespace(gcnArchName="")
     try:
         return load(module)
     finally:
-        torch.cuda.get_device_properties = properties
+        cuda.get_device_properties = properties
         for name in empty:
             del sys.modules[name]
 

@@ -86,7 +86,7 @@ class Tally:
             return
         (self.apart if found.apart else self.agreed)[found.rule] += 1
         self.shortened.update(found.shortened_by)
-        self.answers[found.theirs] += 1
+        self.answers[kind(found.theirs)] += 1
         if found.apart:
             same = self.kinds.setdefault(found.kind, Kind(*found.kind, parts))
             same.count += 1
