@@ -133,7 +133,7 @@ def schemes() -> SearchStrategy[tuple[QuantKey | None, QuantKey | None]]:
     return st.sampled_from(sorted(SCHEMES)).map(SCHEMES.__getitem__) | rebuilt | st.tuples(keys | fresh, keys | fresh)
 
 
-def calls() -> SearchStrategy[Call]:
+def calls(own_candidates: bool = True) -> SearchStrategy[Call]:
     """Any call, now and then with candidates of its own."""
     orders = st.permutations(EVERY).flatmap(lambda order: st.integers(0, len(order)).map(lambda n: order[:n]))
     in_order = st.frozensets(st.sampled_from(EVERY)).map(sorted)
@@ -144,7 +144,7 @@ def calls() -> SearchStrategy[Call]:
         st.booleans(),
         platforms(),
         environments(),
-        st.none() | st.none() | in_order | orders,
+        st.none() | st.none() | in_order | orders if own_candidates else st.none(),
     )
 
 
