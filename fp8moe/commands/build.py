@@ -10,7 +10,8 @@ from rich.text import Text
 from fp8moe.backends.flashinfer_cutlass import REMEDY
 from fp8moe.backends.flashinfer_modules import AHEAD, CHANGED, FlashInferModule, has_cutlass, steps_to_build
 from fp8moe.backends.libraries import loaded
-from fp8moe.commands.flashinfer_build import CannotBuild, Estimate, Machine, clock, missing_tools, run_builder
+from fp8moe.commands.flashinfer_build import CannotBuild, Estimate, Machine, clock, run_builder
+from fp8moe.commands.flashinfer_needs import missing_tools
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.tables import console
 from fp8moe.libraries import DISTRIBUTIONS, Surroundings, one_line
@@ -98,7 +99,7 @@ def _steps(module: FlashInferModule, machine: Machine) -> int:
         BackendUnavailable: FlashInfer does not load.
     """
     _imported("flashinfer.jit.fused_moe", module.generator)
-    lacking = missing_tools(machine, _imported("flashinfer.jit.cpp_ext", "get_cuda_path").get_cuda_path)  # type: ignore[attr-defined]
+    lacking = missing_tools(machine.env, _imported("flashinfer.jit.cpp_ext", "get_cuda_path").get_cuda_path)  # type: ignore[attr-defined]
     if lacking:
         raise CannotBuild("\n".join(lacking))
     try:

@@ -1,11 +1,9 @@
-"""Building FlashInfer's CUTLASS module: what that needs, how long it takes, and the build, by FlashInfer itself."""
+"""Building FlashInfer's CUTLASS module: how much memory and time that takes, and the build, by FlashInfer itself."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,18 +12,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fp8moe.backends.flashinfer_modules import NO_JIT, FlashInferModule
+from fp8moe.backends.flashinfer_modules import FlashInferModule
 
 UNIT_SECONDS = 110
 UNIT_BYTES = 7 * 10**9
 """Of one compilation, nvcc 13.0 for SM90: about how long on one core, and the most memory; most take 5 GB or less."""
-EXTRA_CUDA, EXTRA_CXX = "FLASHINFER_EXTRA_CUDAFLAGS", "FLASHINFER_EXTRA_CFLAGS"
-HEADERS = ("cublasLt.h", "curand_kernel.h", "nvrtc.h")
-"""Of CUDA's libraries, which a bare compiler comes without."""
 MOST_LINES = 15
 
 
@@ -89,56 +84,6 @@ def clock(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def missing_tools(machine: Machine, cuda_home: Callable[[], str]) -> list[str]:
-    """What a build lacks of programs and headers, one line each, with its remedy.
-
-    Args:
-        cuda_home: FlashInfer's own way to find CUDA; may raise where there is none.
-    """
-    env, lacking = machine.env, []
-    if env.get(NO_JIT):
-        lacking.append(f"{NO_JIT}={env[NO_JIT]} forbids FlashInfer to build: unset it")
-    try:
-        home = cuda_home()
-    except Exception as error:  # as it comes: a RuntimeError, or a program that is not there
-        home = ""
-        lacking.append(f"CUDA: FlashInfer finds none ({error}); install the CUDA toolkit, and set CUDA_HOME to it")
-    compilers = {"nvcc": env.get("FLASHINFER_NVCC") or f"{home}/bin/nvcc", "a C++ compiler": env.get("CXX") or "c++"}
-    for what, program in compilers.items():
-        if (home or what != "nvcc") and not shutil.which(program, path=env["PATH"]):
-            names = "FLASHINFER_NVCC, or CUDA_HOME" if what == "nvcc" else "CXX"
-            lacking.append(f"{what}: no {program}; install it, or set {names}")
-    if not shutil.which("ninja", path=env["PATH"]):
-        lacking.append("ninja: not on PATH; pip install ninja")
-    if home:
-        lacking += _missing_headers(env, Path(home))
-    return lacking
-
-
-def _missing_headers(env: Mapping[str, str], home: Path) -> list[str]:
-    flags = shlex.split(env.get(EXTRA_CUDA, ""))
-    folders = [Path(after) for flag, after in pairwise(flags) if flag in ("-I", "-isystem")]
-    folders += [Path(flag[2:]) for flag in flags if flag.startswith("-I")]
-    folders += [Path(name) for name in env.get("CPATH", "").split(os.pathsep) if name]
-    folders += [home / "include", Path("/usr/include"), Path("/usr/local/include")]
-    names = [name for name in HEADERS if not any((folder / name).is_file() for folder in folders)]
-    if not names:
-        return []
-    beside = [_beside_torch(name) for name in names]
-    if None in beside:
-        remedy = "install the development packages of cuBLAS, cuRAND and NVRTC"
-    else:
-        found = " ".join(f"-isystem {folder}" for folder in dict.fromkeys(beside))
-        remedy = f"torch has them: set {EXTRA_CUDA}='{found}' and {EXTRA_CXX} as well, now and wherever it is used"
-    return [f"headers: no {', '.join(names)} in {home / 'include'}; {remedy}"]
-
-
-def _beside_torch(header: str) -> Path | None:
-    """The folder that has it among the wheels of CUDA's libraries."""
-    found = (path for entry in sys.path if entry for path in Path(entry).glob(f"nvidia/*/include/{header}"))
-    return next((path.parent for path in found), None)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, P
 from fp8moe.backends import flashinfer_cutlass
 from fp8moe.backends.flashinfer_modules import AHEAD, CACHED, NO_JIT, FlashInferModule, Located
 from fp8moe.backends.torch_experts import TorchExperts
-from fp8moe.commands import flashinfer_build
+from fp8moe.commands import flashinfer_needs
 from fp8moe.commands.build import ARCHITECTURES
 from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
 from tests.contracts.released import FLASHINFER, played
@@ -152,8 +152,11 @@ def test_what_the_build_relies_on_is_in_the_release() -> None:
     assert not FLASHINFER.signature("flashinfer/jit/cpp_ext.py", "get_cuda_path").parameters
     for name in ("MAX_JOBS", "FLASHINFER_NVCC", "CXX"):
         assert f'os.environ.get("{name}"' in extension
-    for name in (flashinfer_build.EXTRA_CUDA, flashinfer_build.EXTRA_CXX):
+    for name in (flashinfer_needs.EXTRA_CUDA, flashinfer_needs.EXTRA_CXX, flashinfer_needs.EXTRA_LINK):
         assert f'parse_env_flags("{name}")' in extension
+    for name in ("cudart", "cuda"):
+        assert f'"-l{name}",' in extension
+    assert 'extra_ldflags=["-lnvrtc"]' in FLASHINFER.source("flashinfer/jit/fused_moe.py")
     assert '"ninja",\n        "-v",\n        "-C",' in extension
     assert f'"{ARCHITECTURES}" in os.environ' in FLASHINFER.source("flashinfer/compilation_context.py")
 

@@ -82,6 +82,11 @@ for number, step in enumerate(todo, 1):
     status = os.environ["NINJA_STATUS"].replace("%f", str(number)).replace("%t", str(len(todo)))
     print(f"{status}nvcc {step}", flush=True)
 """
+CXX = """
+import os, sys
+lost = os.environ.get("PLAYED_LOST_LIBRARY")
+sys.exit(lost is not None and lost in sys.argv)
+"""
 GIGABYTES = 64
 
 
@@ -135,7 +140,7 @@ def played_flashinfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         path = package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    for path, text in {programs / "ninja": NINJA, programs / "c++": "", cuda / "bin" / "nvcc": ""}.items():
+    for path, text in {programs / "ninja": NINJA, programs / "c++": CXX, cuda / "bin" / "nvcc": ""}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!{sys.executable}\n{textwrap.dedent(text)}")
         path.chmod(0o755)

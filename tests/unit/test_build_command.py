@@ -13,7 +13,7 @@ from fp8moe import PLATFORMS
 from fp8moe.backends import flashinfer_cutlass
 from fp8moe.backends.flashinfer_modules import FlashInferModule, steps_to_build
 from fp8moe.cli import EXIT_BAD_INPUT
-from fp8moe.commands import flashinfer_build
+from fp8moe.commands import flashinfer_build, flashinfer_needs
 from fp8moe.commands.flashinfer_build import CannotBuild, Estimate, Machine, clock, free_memory, run_builder
 from fp8moe.registry import BackendUnavailable
 from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
@@ -207,10 +207,19 @@ def test_all_that_is_missing_is_told_at_once(played: Played, monkeypatch: pytest
     assert "ninja: not on PATH" in told
 
 
+def test_a_library_that_the_last_step_would_lack_is_told_before_the_first(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAYED_LOST_LIBRARY", "-lnvrtc")
+    told = run(*BUILD, status=CANNOT).stderr
+    assert f"libraries: the linker finds no libnvrtc.so with {played.cuda / 'lib64'}; install" in told
+    assert "FLASHINFER_EXTRA_LDFLAGS=-L" in told
+
+
 def test_headers_beside_torch_are_named(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = played.package.parent / "nvidia" / "cu13" / "include"
     beside.mkdir(parents=True)
-    for header in flashinfer_build.HEADERS:
+    for header in flashinfer_needs.HEADERS:
         (played.cuda / "include" / header).rename(beside / header)
     flags = f"-isystem {beside}"
     assert f"set FLASHINFER_EXTRA_CUDAFLAGS='{flags}' and FLASHINFER_EXTRA_CFLAGS" in run(*BUILD, status=CANNOT).stderr
