@@ -108,7 +108,6 @@ class Estimate:
 class Progress:
     """What ninja's output comes to: steps done of all, the lines about a failure, and the last ones."""
 
-    estimate: Estimate
     start: float
     done: int = 0
     total: int = 0
@@ -146,7 +145,7 @@ def run_builder(module: FlashInferModule, estimate: Estimate, machine: Machine, 
     path = os.pathsep.join(entry for entry in sys.path if entry)
     own = {"MAX_JOBS": str(estimate.jobs), "NINJA_STATUS": "[%f/%t] ", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     env = {**machine.env, **own}
-    progress = Progress(estimate, time.monotonic())
+    progress = Progress(time.monotonic())
     with _child([sys.executable, "-c", code], env) as child:
         for text in child.stdout:
             told = progress.line(text, time.monotonic())
@@ -177,7 +176,13 @@ def _child(command: list[str], env: Mapping[str, str]) -> Iterator[Any]:
 
     before = signal.signal(signal.SIGTERM, stopped)
     child = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     try:
         yield child
