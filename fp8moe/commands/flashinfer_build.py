@@ -108,6 +108,7 @@ class Estimate:
 class Progress:
     """What ninja's output comes to: steps done of all, the lines about a failure, and the last ones."""
 
+    estimate: Estimate
     start: float
     done: int = 0
     total: int = 0
@@ -126,8 +127,13 @@ class Progress:
         source = re.search(r" -c (\S+)", step[3])
         name = Path(source[1]).name if source else "linking"
         taken = now - self.start
-        left = taken / self.done * (self.total - self.done)
+        left = (self.total - self.done) * self.step_seconds(taken)
         return f"{self.done}/{self.total} {name}: {clock(taken)} so far, about {clock(left)} left"
+
+    def step_seconds(self, taken: float) -> float:
+        """As measured so far; at first, while most of what runs has not ended, as estimated."""
+        assumed = 2 * self.estimate.jobs
+        return (taken + assumed * UNIT_SECONDS / self.estimate.jobs) / (self.done + assumed)
 
 
 def run_builder(module: FlashInferModule, estimate: Estimate, machine: Machine, tell: Callable[[str], None]) -> float:
@@ -145,7 +151,7 @@ def run_builder(module: FlashInferModule, estimate: Estimate, machine: Machine, 
     path = os.pathsep.join(entry for entry in sys.path if entry)
     own = {"MAX_JOBS": str(estimate.jobs), "NINJA_STATUS": "[%f/%t] ", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     env = {**machine.env, **own}
-    progress = Progress(time.monotonic())
+    progress = Progress(estimate, time.monotonic())
     with _child([sys.executable, "-c", code], env) as child:
         for text in child.stdout:
             told = progress.line(text, time.monotonic())

@@ -14,7 +14,7 @@ from fp8moe.backends import flashinfer_cutlass
 from fp8moe.backends.flashinfer_modules import FlashInferModule, steps_to_build
 from fp8moe.cli import EXIT_BAD_INPUT
 from fp8moe.commands import flashinfer_build, flashinfer_needs
-from fp8moe.commands.flashinfer_build import CannotBuild, Estimate, Machine, clock, free_memory, run_builder
+from fp8moe.commands.flashinfer_build import CannotBuild, Estimate, Machine, Progress, clock, free_memory, run_builder
 from fp8moe.registry import BackendUnavailable
 from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
 from tests.unit.played_flashinfer import Played, forget, played_flashinfer  # noqa: F401 (a fixture)
@@ -270,6 +270,16 @@ def test_an_estimate_in_words() -> None:
     told = str(Estimate(183, 14))
     assert "183 steps" in told
     assert told.endswith(f"with 14 at a time about {clock(Estimate(183, 14).seconds)} and up to 98 GB of memory")
+
+
+def test_time_left_is_as_estimated_at_first_and_as_measured_later() -> None:
+    progress = Progress(Estimate(183, 2), start=100.0)
+    assert progress.line("some warning\n", 105.0) == ""
+    assert progress.line("[1/183] nvcc -O3 -c /src/a/one.cu -o one.o\n", 140.0) == (
+        "1/183 one.cu: 40 s so far, about 2.6 h left"
+    )
+    last = progress.line("[171/183] c++ -c two.cpp -o two.o\n", 100.0 + 171 * 10)
+    assert last == "171/183 two.cpp: 28 min so far, about 2 min left"
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.2, "0 s"), (119, "119 s"), (150, "2 min"), (9000, "2.5 h")])
