@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import shutil
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fp8moe.backends.flashinfer_modules import (
+    AHEAD,
+    CHANGED,
+    COMMAND,
+    FlashInferModule,
+    has_cutlass,
+    steps_to_build,
+)
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8StaticTensorSym
+from fp8moe.libraries import one_line
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
@@ -25,18 +37,12 @@ REMEDY = "install flashinfer-python 0.6.13 or newer"
 NAMES = ("cutlass_fused_moe", "ActivationType")
 ACTIVATION_TYPES = {"silu": "Swiglu", "relu2_no_mul": "Relu2"}
 """Members of `flashinfer.fused_moe.ActivationType`."""
-FAMILIES = (100, 110, 120)
-MODULES = {90: "90", 103: "103", 100: "100", 110: "100", 120: "120"}
-"""By a device's own capability, or else its family's: which of FlashInfer's modules `fused_moe_*` is its."""
+BLOCK_NVCC = "TRTLLM_DG_NVCC_COMPILER"
 BLOCK_MULTIPLE, TENSOR_MULTIPLE = 128, 16
 
 
 def _device(platform: Platform, _env: Env) -> bool:
-    return _takes(platform) and platform.has("flashinfer")
-
-
-def _takes(platform: Platform) -> bool:
-    return platform.is_cuda and (platform.cap == 90 or any(platform.in_family(family) for family in FAMILIES))
+    return has_cutlass(platform) and platform.has("flashinfer")
 
 
 def _scheme(platform: Platform, weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
@@ -54,8 +60,9 @@ class FlashInferCutlassExperts(LibraryExperts):
     """FlashInfer's CUTLASS fused MoE: with block scales it quantises activations by itself, with static ones per tensor
     it takes them in FP8.
 
-    Its kernels take about twenty minutes to build on 16 cores, which nothing here does unasked: until they are there,
-    "not built" is the reason. What arithmetic it has is not declared.
+    Its kernels take about twenty minutes to build on 16 cores, which `fp8moe build` does and nothing here does unasked:
+    until they are there, "not built" is the reason. Those for block scales are compiled by nvcc, besides, for each new
+    shape. What arithmetic it has is not declared.
 
     Raises:
         BackendUnavailable: another device, no library, or kernels that are not built.
@@ -78,7 +85,7 @@ class FlashInferCutlassExperts(LibraryExperts):
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
         name, platform = type(self).__name__, self.platform()
-        if not _takes(platform):
+        if not has_cutlass(platform):
             raise BackendUnavailable(
                 f"{name}: FlashInfer's CUTLASS kernels are for CUDA SM90, SM10x, SM11x and SM12x, not "
                 f"{platform.architecture}"
@@ -95,14 +102,20 @@ class FlashInferCutlassExperts(LibraryExperts):
         """What has the function and the enumeration of `NAMES`.
 
         Raises:
-            BackendUnavailable: it does not load, lacks one of them, or its kernels are not built.
+            BackendUnavailable: it does not load, lacks one of them, its kernels are not built, or it would build them
+                anew.
         """
         name = type(self).__name__
         library = loaded("flashinfer.fused_moe", NAMES, name, REMEDY)
         places = loaded("flashinfer.jit.env", ("FLASHINFER_AOT_DIR", "FLASHINFER_JIT_DIR"), name, REMEDY)
-        missing = not_built(self.platform(), (places.FLASHINFER_AOT_DIR, places.FLASHINFER_JIT_DIR))
+        module = FlashInferModule.of(self.platform(), places)
+        missing = module.not_built(os.environ) or (block_compiler(os.environ) if self.block else "")
         if missing:
             raise BackendUnavailable(f"{name}: {missing}")
+        try:
+            check_loads_as_it_is(module)
+        except RuntimeError as error:
+            raise BackendUnavailable(f"{name}: {error}") from error
         return library
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
@@ -135,24 +148,36 @@ class FlashInferCutlassExperts(LibraryExperts):
         )
 
 
-def module_of(platform: Platform) -> str:
-    """The name of FlashInfer's module for a device that `_takes`."""
-    assert platform.cap is not None
-    known = MODULES.get(platform.cap)
-    return f"fused_moe_{known or MODULES[next(family for family in FAMILIES if platform.in_family(family))]}"
+@cache
+def check_loads_as_it_is(module: FlashInferModule) -> None:
+    """FlashInfer asks ninja before it loads a module of its cache, and builds what has changed: not unasked, here.
+
+    Raises:
+        RuntimeError: it would build, or it cannot be told.
+    """
+    found = module.located(os.environ)
+    if found is None or found.kind == AHEAD:
+        return
+    try:
+        steps = steps_to_build(module.spec(), os.environ)
+    except Exception as error:  # whatever FlashInfer's set-up raises, it would raise at the first call
+        raise RuntimeError(f"FlashInfer cannot load {found.path} ({one_line(error)})") from error
+    if steps:
+        raise RuntimeError(
+            f"FlashInfer would run {steps} steps of a build before it loads {found.path}: {CHANGED}; set them as they "
+            f"were, or run `{COMMAND}`"
+        )
 
 
-def not_built(platform: Platform, places: tuple[Path, Path]) -> str:
-    """What to do where neither folder has the device's module, the one for those built ahead of time or the cache; ""
-    where one has."""
-    module = module_of(platform)
-    if any((place / module / f"{module}.so").is_file() for place in places):
+def block_compiler(env: Mapping[str, str]) -> str:
+    """Why the nvcc that it calls for each new shape with block scales is not there; "" where it is."""
+    home = env.get("CUDA_HOME")
+    compiler = env.get(BLOCK_NVCC) or (f"{home}/bin/nvcc" if home else "nvcc")
+    if shutil.which(compiler, path=env.get("PATH")):
         return ""
-    builder = f"gen_cutlass_fused_moe_sm{module.rpartition('_')[2]}_module"
     return (
-        f"not built: no {module}.so in {places[0]} or {places[1]}; build it, in about 20 minutes on 16 cores with 100 "
-        f"GB of memory (MAX_JOBS takes fewer; stopped, it goes on where it was): "
-        f'python -c "from flashinfer.jit.fused_moe import {builder} as module; module().build(verbose=True)"'
+        f"block: its kernels are compiled at the first call by {compiler}, which is not there; put nvcc on PATH, or "
+        f"set CUDA_HOME or {BLOCK_NVCC}"
     )
 
 

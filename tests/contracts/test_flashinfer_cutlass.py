@@ -16,7 +16,10 @@ from torch import Tensor
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import flashinfer_cutlass
+from fp8moe.backends.flashinfer_modules import AHEAD, CACHED, NO_JIT, FlashInferModule, Located
 from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.commands import flashinfer_needs
+from fp8moe.commands.build import ARCHITECTURES
 from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
 from tests.contracts.released import FLASHINFER, played
 
@@ -117,23 +120,56 @@ def test_ranks_of_flashinfer_have_one_size() -> None:
 def test_kernels_that_are_not_built_are_told_with_the_command(device: str, module: str, tmp_path: Path) -> None:
     if device not in PLATFORMS:
         pytest.fail(f"the catalogue has no {device}: {', '.join(PLATFORMS)}")
-    platform = PLATFORMS[device]
     ahead, cache = tmp_path / "aot", tmp_path / "cached_ops"
-    told = flashinfer_cutlass.not_built(platform, (ahead, cache))
-    builder = re.search(r"import (\w+) as module", told)
-    assert builder
-    assert f"not built: no fused_moe_{module}.so in {ahead} or {cache}" in told
+    places = SimpleNamespace(FLASHINFER_AOT_DIR=ahead, FLASHINFER_JIT_DIR=cache)
+    wanted = FlashInferModule.of(PLATFORMS[device], places)
+    assert f"not built: no fused_moe_{module}.so in {ahead} or {cache}" in wanted.not_built({})
     source = FLASHINFER.source("flashinfer/jit/fused_moe.py")
-    assert f"def {builder[1]}(" in source
+    assert f"def {wanted.generator}(" in source
     assert 'f"fused_moe_{device_arch}"' in source
     for name in ("FLASHINFER_AOT_DIR", "FLASHINFER_JIT_DIR"):
         assert f"\n{name}" in FLASHINFER.source("flashinfer/jit/env.py")
-    for place in (ahead, cache):
+    for place, kind in ((ahead, AHEAD), (cache, CACHED)):
         there = place / f"fused_moe_{module}" / f"fused_moe_{module}.so"
         there.parent.mkdir(parents=True)
         there.touch()
-        assert flashinfer_cutlass.not_built(platform, (ahead, cache)) == ""
+        assert wanted.located({}) == Located(there, kind)
+        assert wanted.not_built({}) == ""
         there.unlink()
+
+
+def test_what_the_build_relies_on_is_in_the_release() -> None:
+    core, extension = (FLASHINFER.source(f"flashinfer/jit/{name}.py") for name in ("core", "cpp_ext"))
+    spec = "JitSpec"
+    for method in ("write_ninja", "build"):
+        assert FLASHINFER.signature("flashinfer/jit/core.py", f"{spec}.{method}")
+    assert "verbose" in FLASHINFER.signature("flashinfer/jit/core.py", f"{spec}.build").parameters
+    for name in ("ninja_path", "build_dir"):
+        assert FLASHINFER.signature("flashinfer/jit/core.py", f"{spec}.{name}")
+    assert f'os.environ.get("{NO_JIT}")' in core
+    assert 'FLASHINFER_JIT_DIR / self.name / f"{self.name}.so"' in core
+    assert 'FLASHINFER_AOT_DIR / self.name / f"{self.name}.so"' in core
+    assert not FLASHINFER.signature("flashinfer/jit/cpp_ext.py", "get_cuda_path").parameters
+    for name in ("MAX_JOBS", "FLASHINFER_NVCC", "CXX"):
+        assert f'os.environ.get("{name}"' in extension
+    for name in (flashinfer_needs.EXTRA_CUDA, flashinfer_needs.EXTRA_CXX, flashinfer_needs.EXTRA_LINK):
+        assert f'parse_env_flags("{name}")' in extension
+    for name in ("cudart", "cuda"):
+        assert f'"-l{name}",' in extension
+    assert 'extra_ldflags=["-lnvrtc"]' in FLASHINFER.source("flashinfer/jit/fused_moe.py")
+    assert '"ninja",\n        "-v",\n        "-C",' in extension
+    assert f'"{ARCHITECTURES}" in os.environ' in FLASHINFER.source("flashinfer/compilation_context.py")
+
+
+def test_kernels_of_block_scales_are_compiled_by_nvcc_at_the_first_call() -> None:
+    folder = "flashinfer/data/csrc/nv_internal/tensorrt_llm/deep_gemm"
+    compiler = FLASHINFER.source(f"{folder}/compiler.cuh")
+    for name in (flashinfer_cutlass.BLOCK_NVCC, "CUDA_HOME"):
+        assert f'getenv("{name}")' in compiler
+    always = FLASHINFER.source(f"{folder}/runtime.cuh").partition("kJitUseNvcc = []() {")[2].partition("}")[0]
+    assert [line for line in map(str.strip, always.splitlines()) if line and not line.startswith("//")] == [
+        "return true;"
+    ]
 
 
 @pytest.mark.parametrize(
