@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformance.kept_text import read_text
 from conformance.results import Evidence, Status
 from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.registry import seed_backends
@@ -61,11 +62,12 @@ class Run:
 
 
 def runs_in(reports: Path) -> list[Run]:
-    """Of every report of `fp8moe check --report` or `pytest conformance --fp8moe-report` below a folder."""
+    """Of every report of `fp8moe check --report` or `pytest conformance --fp8moe-report` below a folder, gzipped or
+    not."""
     found: list[Run] = []
-    for path in sorted(reports.rglob("*.json")):
+    for path in sorted([*reports.rglob("*.json"), *reports.rglob("*.json.gz")]):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
         except ValueError:
             continue
         if isinstance(content, dict) and "checks" in content and "backend" in content:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from conformance import kept_text
 from conformance.axes import AXES
 from conformance.certification import check_backend
 from conformance.checks import CHECKS
@@ -48,7 +49,7 @@ def checked(
     if report is not None and not report.absolute().parent.is_dir():
         raise BadInput(f"--report {report}: the folder does not exist; make it first")
     try:
-        before = None if resume is None else Report.from_json(resume.read_text(encoding="utf-8"))
+        before = None if resume is None else Report.from_json(kept_text.read_text(resume))
     except (OSError, ValueError) as error:
         raise BadInput(f"--resume {resume}: {error}") from None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -72,7 +73,7 @@ def checked(
         except BadRequest as error:
             raise BadInput(str(error)) from None
     if report is not None:
-        report.write_text(found.to_json(), encoding="utf-8")
+        kept_text.write_text(report, found.to_json())
     return found
 
 

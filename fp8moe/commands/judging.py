@@ -21,7 +21,9 @@ def check_command(
     budget: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every result as JSON; FILE.gz: packed.")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Go on with the report of a run that its budget ended.")
     ] = None,

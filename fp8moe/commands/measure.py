@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.text import Text
 
+from conformance import kept_text
 from conformance.build import config_of
 from conformance.cases import Case
 from conformance.models import model_and_split
@@ -22,7 +23,7 @@ from conformance.timing.measured_rates import measured_rates
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
-from fp8moe.measured import InvalidMeasuredTable, MeasuredTable, policy_regret
+from fp8moe.measured import MeasuredTable, policy_regret
 from fp8moe.measured.here import installed_versions
 from fp8moe.measured.rows import Certificate, LayerShape, MeasuredDevice, MeasuredRow
 
@@ -209,8 +210,10 @@ def certificates_of(reports: Sequence[Path]) -> dict[str, Certificate]:
     found = {}
     for path in reports:
         try:
-            name, certificate = Certificate.of_report(path.read_bytes(), _device(), installed_versions(*VERSIONS))
-        except (OSError, InvalidMeasuredTable) as error:
+            name, certificate = Certificate.of_report(
+                kept_text.read_bytes(path), _device(), installed_versions(*VERSIONS)
+            )
+        except (OSError, ValueError) as error:
             raise BadInput(f"--certificate {path}: {error}") from None
         found[name] = certificate
     return found
