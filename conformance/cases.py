@@ -42,6 +42,7 @@ __all__ = [
     "Case",
     "InvalidCase",
     "given_by",
+    "value_of",
 ]
 
 VERSION = "v1"
@@ -234,6 +235,21 @@ def _parse_ep(text: object) -> tuple[int, int]:
 
 def _print_value(value: object) -> str:
     return "on" if value is True else str(value)
+
+
+def value_of(name: str, text: str) -> object:
+    """The value that a field has in a case whose id says `text` for it.
+
+    Raises:
+        InvalidCase: a value that no case has.
+    """
+    value = _parse_value(name, text)
+    if value not in CHOICES.get(name, (value,)):
+        raise InvalidCase(name, value, f"one of {one_of(value, CHOICES[name])}")
+    if name == "ep":
+        size, rank = _parse_ep(text)
+        return None if size == 1 else f"{size}:{rank}"
+    return value
 
 
 def _parse_value(name: str, text: str) -> object:

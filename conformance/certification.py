@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
 from queue import SimpleQueue
 
 from conformance.axes import Space
@@ -32,6 +34,8 @@ from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from conformance.versions import versions
+from conformance.waivers import WaiverError, Waivers, read_waivers
+from conformance.waivers.in_force import InForce
 from fp8moe.platforms import Platform
 
 POOLED = "computes.pooled"
@@ -54,6 +58,7 @@ def check_backend(
     workers: int | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    waivers: Waivers | str | Path | None = None,
 ) -> Report:
     """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result.
 
@@ -70,17 +75,25 @@ def check_backend(
         workers: processes that run cases at the same time; None: two on a CPU that has two cores, four on a GPU.
         limits: of one case; None: the plain ones.
         progress: called after each check.
+        waivers: known failures, or the file that holds them; `conformance.waivers` says what it may say. One that is
+            rotten fails the run.
 
     Raises:
-        BadRequest: (a ValueError) an unknown level, device or backend, or a report to resume of another run.
+        BadRequest: (a ValueError) an unknown level, device or backend, a report to resume of another run, or a file of
+            waivers that cannot be read or breaks the rules.
         conformance.contain.SuiteError: an exception of the suite's own, which is no verdict on the backend.
     """
     if level not in LEVELS:
         raise BadRequest(f"level={level!r}: expected one of {', '.join(LEVELS)}")
     if budget_s is not None and not budget_s >= 0:
         raise BadRequest(f"budget_s={budget_s}: expected seconds, 0 or more")
+    if not isinstance(waivers, Waivers):
+        try:
+            waivers = Waivers() if waivers is None else read_waivers(waivers)
+        except (OSError, WaiverError) as error:
+            raise BadRequest(f"waivers: {error}") from None
     return _Run(
-        backend, level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress
+        backend, level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress, waivers
     ).run()
 
 
@@ -98,11 +111,12 @@ class _Run:
         workers: int | None,
         limits: Limits | None,
         progress: Progress | None,
+        waivers: Waivers,
     ) -> None:
         self.ref = reference_to(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
         self.budget, self.resume, self.stop_at_first = budget_s, resume, stop_at_first
-        self.workers, self.progress = workers, progress
+        self.workers, self.progress, self.waivers = workers, progress, waivers
         self.limits = limits or Limits(first_seconds=FIRST_SECONDS)
         self.started = time.monotonic()
         self.results: dict[tuple[str, str], CheckResult] = {}
@@ -120,13 +134,14 @@ class _Run:
                 plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
             except WorkerEnded as ended:
                 plan = no_plan(self.ref, str(ended))
+            self.in_force = InForce.of(self.waivers, first, self.ref, plan, self.device)
             self._take_over(plan)
             count = self.workers or default_workers(self.device)
             every = [first, *(opened.enter_context(Worker(self.device, self.limits)) for _ in range(count - 1))]
             settled = list(plan.settled)
             try:
                 self._go_through(plan, every)
-                settled += [*self._fingerprint(plan, first), *self._pooled(plan)]
+                settled += [*self._fingerprint(plan, first), *self._pooled(plan), *self._waived(first)]
                 self._shrink(first)
             except KeyboardInterrupt:
                 self.stopped = "it was interrupted"
@@ -163,8 +178,18 @@ class _Run:
         scope = f"{len(sums)} cases together"
         return [CheckResult("computes", POOLED, status, plan.name, reason=reason, statistics=ratios, scope=scope)]
 
+    def _waived(self, worker: Worker) -> list[CheckResult]:
+        """Whether each waiver in force is one that there should be."""
+
+        @cache
+        def everything() -> Sequence[Item]:
+            return Plan.of(worker, self.ref, self.platform, LEVELS[-1], self.seed, selects=False).items
+
+        return self.in_force.result(self.results, self.stopped, everything)
+
     def _take_over(self, plan: Plan) -> None:
-        """The results of the report to resume, all but those that were not run; every failure stays one."""
+        """The results of the report to resume, all but those that were not run, and what waivers make of them now:
+        every failure stays one, or is covered and run again."""
         before = self.resume
         if before is None:
             return
@@ -175,10 +200,15 @@ class _Run:
                 raise BadRequest(f"resume: a report with {name}={getattr(before, name)!r}: expected {value!r}")
         if before.versions != versions():
             raise BadRequest(f"resume: a report of {before.versions}: here are {versions()}; run it from the start")
-        planned = {item.key for item in plan.items}
+        planned = {item.key: item for item in plan.items}
         for check in before.checks:
             key = (check.check, before.unshrunk.get(f"{check.check} {check.case}", check.case))
-            if check.status is Status.FAILED and check.case:
+            if check.status is Status.WAIVED and key in planned:
+                if self.in_force.keeps(planned[key], check, before.waivers):
+                    self.results[key] = check
+            elif check.status is Status.FAILED and check.case:
+                if key in planned and self.in_force.covering(planned[key].check, planned[key].case):
+                    continue
                 self.results[key] = self.shrunk[key] = check
                 self.failed.add((check.check, check.scheme))
             elif check.status in (Status.PASSED, Status.NOT_APPLICABLE, Status.NOT_SUPPORTED) and key in planned:
@@ -230,6 +260,7 @@ class _Run:
         return bool(self.stopped)
 
     def _take(self, item: Item, result: CheckResult, planned: int) -> None:
+        result = self.in_force.applied(item, result)
         self.results[item.key] = result
         if result.status is Status.FAILED:
             self.failed.add((item.check, item.case.scheme))
@@ -248,7 +279,7 @@ class _Run:
             if self.stop_at_first or key in self.shrunk or not failure.case:
                 continue
             left = max(until - time.monotonic(), 0.0)
-            self.results[key] = self.shrunk[key] = smallest(worker, self.ref, failure, left)
+            self.results[key] = self.shrunk[key] = smallest(worker, self.ref, failure, left, self.in_force.covering)
 
     def _report(self, plan: Plan, settled: Sequence[CheckResult]) -> Report:
         before = self.resume
@@ -274,6 +305,7 @@ class _Run:
             planned=len(plan.items),
             unshrunk={f"{r.check} {r.case}": key[1] for key, r in self.shrunk.items() if r.case != key[1]},
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            waivers=tuple(waiver.told() for waiver in self.in_force.waivers),
         )
 
     def _not_run(self, plan: Plan) -> Iterator[CheckResult]:

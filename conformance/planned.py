@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,12 +128,21 @@ def told_fingerprint(ref: SubjectRef, device: str) -> str:
     return probe_backend(ref.load(), resolve_target(device)).to_json()
 
 
-def smallest(worker: Worker, ref: SubjectRef, failure: CheckResult, seconds: float) -> CheckResult:
-    """A failure's result on the smallest case on which the check still fails, as far as that is found in time."""
+def smallest(
+    worker: Worker,
+    ref: SubjectRef,
+    failure: CheckResult,
+    seconds: float,
+    is_waived: Callable[[str, Case], object] = lambda check, case: False,
+) -> CheckResult:
+    """A failure's result on the smallest case on which the check still fails, as far as that is found in time; cases
+    that are waived fail for a reason of their own, and are passed over."""
     last = failure
 
     def fails(case: Case) -> bool:
         nonlocal last
+        if is_waived(failure.check, case):
+            return False
         result = worker.run(Job(failure.check, str(case), ref))
         if result.status is Status.FAILED:
             last = result

@@ -53,11 +53,13 @@ class Report:
     unshrunk: Mapping[str, str] = field(default_factory=dict)
     """The case that a failure was found as, by "check case" of what it shrank to."""
     date: str = ""
+    waivers: Sequence[Mapping[str, str]] = ()
+    """Those that were in force, each with the fields of its file."""
 
     @property
     def verdict(self) -> str:
         """ "failed" where any check failed; "incomplete" where what the level asks of the selection or of the numbers
-        was not all run; else "passed"."""
+        was not all run; else "passed", cases that are waived notwithstanding: `waived` has them."""
         if FAILED in self.verdicts.values():
             return FAILED
         return PASSED if self.verdicts["selects"] == self.verdicts["computes"] == PASSED else INCOMPLETE
@@ -94,6 +96,11 @@ class Report:
     def failures(self) -> list[CheckResult]:
         """The checks that failed; `reproduce` of each is one command."""
         return [check for check in self.checks if check.status is Status.FAILED]
+
+    @property
+    def waived(self) -> list[CheckResult]:
+        """The checks that failed and are covered by a waiver, which `reason` names beside what failed."""
+        return [check for check in self.checks if check.status is Status.WAIVED]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -142,9 +149,10 @@ class Report:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
         try:
-            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name != "date"}
-            known["date"] = data.get("date", "")  # older reports have none
-            known |= {name: tuple(data[name]) for name in ("coverage", "excluded")}
+            newer = {"date": "", "waivers": ()}  # older reports have none
+            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name not in newer}
+            known |= {name: data.get(name, default) for name, default in newer.items()}
+            known |= {name: tuple(known[name]) for name in ("coverage", "excluded", "waivers")}
             return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"a report of check_backend that lacks {error}: run again without resuming") from None

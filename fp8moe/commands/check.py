@@ -22,8 +22,10 @@ from conformance.planned import BadRequest
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.results import CheckResult, Status
 from conformance.vocabulary import SCHEME_NAMES
+from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
+from fp8moe.commands.waivers import read
 
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
@@ -40,11 +42,13 @@ def checked(
     report: Path | None,
     resume: Path | None,
     seconds: float | None = None,
+    waivers: Path | None = None,
 ) -> Report:
     """Runs the checks, with a bar on standard error where it is a terminal, and writes the report where asked for.
 
     Raises:
-        BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed.
+        BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed, a file of
+            waivers that breaks the rules.
     """
     if report is not None and not report.absolute().parent.is_dir():
         raise BadInput(f"--report {report}: the folder does not exist; make it first")
@@ -52,6 +56,7 @@ def checked(
         before = None if resume is None else Report.from_json(kept_text.read_text(resume))
     except (OSError, ValueError) as error:
         raise BadInput(f"--resume {resume}: {error}") from None
+    known = None if waivers is None else read("--waivers", waivers)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=tables.console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(f"{backend}, {level}", total=None)
@@ -69,6 +74,7 @@ def checked(
                 resume=before,
                 limits=None if seconds is None else Limits(seconds=seconds),
                 progress=on_result,
+                waivers=known,
             )
         except BadRequest as error:
             raise BadInput(str(error)) from None
@@ -119,8 +125,18 @@ def print_report(report: Report) -> None:
             out.print(Text(f"  reproduce: {failure.reproduce}"), soft_wrap=True)
     if len(report.failures) > FAILURES_SHOWN:
         out.print(f"and {len(report.failures) - FAILURES_SHOWN} more failures, in the report")
+    for waived in report.waived[:FAILURES_SHOWN]:
+        out.print(Text(f"WAIVED {waived.check} {waived.case}", style="bold yellow"), soft_wrap=True)
+        out.print(Text(f"  {waived.reason}"), soft_wrap=True)
+    if len(report.waived) > FAILURES_SHOWN:
+        out.print(f"and {len(report.waived) - FAILURES_SHOWN} more waived, in the report")
+    for check in report.checks:
+        if check.check == WAIVERS:
+            out.print(Text(f"waivers: {check.scope}"), soft_wrap=True)
+    with_waived = f" with {len(report.waived)} waived" if report.waived else ""
     verdicts = ", ".join(f"{name} {verdict}" for name, verdict in report.verdicts.items())
-    out.print(Text(f"{report.verdict}: {verdicts}", style=STYLES[report.verdict]))
+    style = STYLES[INCOMPLETE if report.waived and report.verdict == PASSED else report.verdict]
+    out.print(Text(f"{report.verdict}{with_waived}: {verdicts}", style=style))
 
 
 def _print_left(out: Console, report: Report) -> None:
@@ -155,9 +171,11 @@ def _cell(results: Sequence[CheckResult]) -> Text:
     if failed:
         return Text(f"FAIL {failed}", style="bold red")
     equal = sum(result.judged_by == BY_BITS for result in passed)
+    waived = sum(result.status is Status.WAIVED for result in results)
     parts = [f"={equal}"] * bool(equal) + [f"ok {len(passed) - equal}"] * (len(passed) > equal)
+    parts += [f"waived {waived}"] * bool(waived)
     if parts:
-        return Text(" ".join(parts), style="green")
+        return Text(" ".join(parts), style="yellow" if waived else "green")
     return Text(
         "n/r" if any(result.status is Status.NOT_RUN for result in results) else "n/a" if results else "-", "dim"
     )

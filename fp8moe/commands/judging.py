@@ -1,4 +1,4 @@
-"""Commands that judge: check, repro, emulate, probe, sanitize, zoo, gate."""
+"""Commands that judge: check, waivers, repro, emulate, probe, sanitize, zoo, gate."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ def check_command(
             help="Of one case, before it counts as hanging; default: 60. More where a kernel library compiles first.",
         ),
     ] = None,
+    waivers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Known failures, in TOML; a waiver that is rotten fails the run."),
+    ] = None,
 ) -> None:
     """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
 
@@ -45,11 +49,34 @@ def check_command(
         from fp8moe.commands.check import checked, print_report, status_of, told_error
 
         try:
-            found = checked(backend, level, device, seed, budget, report, resume, seconds)
+            found = checked(backend, level, device, seed, budget, report, resume, seconds, waivers)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
         print_report(found)
         raise typer.Exit(status_of(found))
+
+
+@app.command("waivers")
+def waivers_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of waivers, in TOML.")],
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAME|MODULE:CLASS", help="Only those for this backend.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Known failures that a vendor answers for, and how many days each has left. Runs nothing.
+
+    Exit status 0: all are in force; 1: one has expired. What they cover, `fp8moe check --waivers FILE` says.
+    """
+    with told():
+        from fp8moe.commands.waivers import listed, print_waivers, waivers_json
+
+        found = listed(file, backend)
+        if as_json:
+            print_json(waivers_json(found))
+        else:
+            print_waivers(found)
+        raise typer.Exit(1 if found.expired else 0)
 
 
 @app.command("repro")

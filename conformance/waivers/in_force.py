@@ -1,0 +1,173 @@
+"""The waivers of a file in one run: which hold for this backend here and today, what they cover, and what is rotten."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import entry_points
+
+from conformance.cases import Case
+from conformance.contain import DeviceLost, SubjectRef, Worker, WorkerEnded
+from conformance.levels import Item
+from conformance.plan import reference_subjects
+from conformance.planned import Plan
+from conformance.results import CheckResult, Status
+from conformance.waivers.patterns import matches
+from conformance.waivers.release import Release, release_of
+from conformance.waivers.waiver import Waiver, Waivers, utc_today
+from fp8moe.registry import ENTRY_POINT_GROUP, Fp8MoeBackend
+
+CHECK = "computes.waivers"
+ONE_IN = 20
+"""A waiver, and all of them together, may cover one in so many of the cases that must pass."""
+NEAR = 0.8
+"""How alike a backend's name is to one that was probably meant."""
+NOT_JUDGED = (Status.NOT_SUPPORTED, Status.NOT_APPLICABLE)
+Key = tuple[str, str]
+
+
+class InForce:
+    """What the waivers of a file come to in one run.
+
+    Args:
+        origin: as `Plan.name`, what a waiver may name the backend by.
+        target: the device as `--device` names it; `Plan.device` is it in the driver's words.
+        release: which version of the backend is here.
+    """
+
+    def __init__(self, file: Waivers, plan: Plan, origin: str, target: str, release: Release, today: date) -> None:
+        self.file, self.plan, self.release = file, plan, release
+        self.names, self.devices = (plan.name, origin), (plan.device, target)
+        self.rotten: list[str] = []
+        self.waivers = [waiver for waiver in file.waivers if self._holds(waiver, today)]
+        self.covered = {
+            waiver.number: [item for item in plan.items if waiver.covers(item.check, item.case)]
+            for waiver in self.waivers
+        }
+
+    @classmethod
+    def of(cls, file: Waivers, worker: Worker, ref: SubjectRef, plan: Plan, target: str) -> InForce:
+        """Asks a worker for the backend's version, where there are waivers."""
+        release = release_of(worker, ref) if file.waivers else Release(plan.name)
+        return cls(file, plan, ref.origin, target, release, utc_today())
+
+    def _holds(self, waiver: Waiver, today: date) -> bool:
+        """Whether a waiver is about this backend, in this version, on this device, and today."""
+        if waiver.backend not in self.names:
+            near = difflib.get_close_matches(waiver.backend, self.names, 1, NEAR)
+            if near and waiver.backend not in _known_names():
+                self.rotten.append(f"{waiver} is for backend {waiver.backend!r}, which is not known here: {near[0]}?")
+            return False
+        if waiver.days_left(today) < 0:
+            self.rotten.append(
+                f"{waiver} has expired: remove it, or renew expires with a reason why the case still fails"
+            )
+            return False
+        if not any(matches(waiver.device, name) for name in self.devices):
+            return False
+        if not self.release.version:
+            self.rotten.append(f"{waiver} is for versions {waiver.backend_version}, and here is {self.release}")
+            return False
+        return waiver.versions.contains(self.release.version, prereleases=True)
+
+    def covering(self, check: str, case: Case) -> Waiver | None:
+        """The first that covers a case. A failure counts as the case that it was found as, not as what it shrinks to."""
+        return next((waiver for waiver in self.waivers if waiver.covers(check, case)), None)
+
+    def applied(self, item: Item, result: CheckResult) -> CheckResult:
+        """The result of an item: waived where it failed and is covered, else as it is."""
+        waiver = self.covering(item.check, item.case) if result.status is Status.FAILED else None
+        if waiver is None:
+            return result
+        return replace(result, status=Status.WAIVED, reason=f"{_excuse(waiver)}; what failed: {result.reason}")
+
+    def keeps(self, item: Item, result: CheckResult, before: Sequence[Mapping[str, str]]) -> bool:
+        """Whether a waived result of a run to go on with is one still: by the same waiver, in force then and now."""
+        waiver = self.covering(item.check, item.case)
+        return waiver is not None and waiver.told() in before and result.reason.startswith(f"{_excuse(waiver)}; ")
+
+    def result(
+        self, results: Mapping[Key, CheckResult], stopped: str, everything: Callable[[], Sequence[Item]]
+    ) -> list[CheckResult]:
+        """Whether the waivers are what they should be: one result; none without waivers, or where nothing was run.
+
+        Args:
+            results: so far, by the items' keys.
+            stopped: why not every case was run; "" where each was.
+            everything: what the fullest level goes through.
+        """
+        rotten = [*self.rotten, *self._found(results, everything)]
+        if not rotten and not (self.file.waivers and self.plan.items):
+            return []
+        waived = sum(result.status is Status.WAIVED for result in results.values())
+        scope = (
+            f"{len(self.waivers)} of {len(self.file.waivers)} waivers are for {self.names[0]} on {self.plan.device}, "
+            f"{self.release}; they cover {len(self._together())} cases of {len(self.plan.items)}, {waived} were waived"
+        )
+        status, reason = Status.PASSED, ""
+        if rotten:
+            status, reason = Status.FAILED, f"{self.file.source}: {'; '.join(rotten)}"
+        elif stopped:
+            status, reason = Status.NOT_RUN, f"{stopped}: not every case that they cover was run"
+        return [CheckResult("computes", CHECK, status, self.plan.name, reason=reason, scope=scope)]
+
+    def _together(self) -> set[Key]:
+        return {item.key for items in self.covered.values() for item in items}
+
+    def _found(self, results: Mapping[Key, CheckResult], everything: Callable[[], Sequence[Item]]) -> Iterator[str]:
+        """What is rotten by what was planned and run."""
+        must_pass = {
+            item.key
+            for item in self.plan.items
+            if item.key not in results or results[item.key].status not in NOT_JUDGED
+        }
+        broad = False
+        for waiver in self.waivers:
+            items = self.covered[waiver.number]
+            mine = [item for item in items if item.key in must_pass]
+            if not items:
+                if self.plan.items and not self._is_for_another_level(waiver, everything):
+                    yield (
+                        f"{waiver} covers none of the cases for this backend on this device: correct its check or case "
+                        "(a failure counts as the case that it was found as, not the smaller one), or remove it"
+                    )
+            elif not mine:
+                yield f"{waiver} covers only cases that the backend does not take: remove it"
+            elif len(mine) * ONE_IN > len(must_pass):
+                broad = True
+                yield f"{waiver} covers {_share(mine, must_pass)}: narrow its check and case, or repair the backend"
+            passed = [key for item in mine if (key := item.key) in results and _passes(results[key])]
+            if passed:
+                told = f"{passed[0][0]} on {passed[0][1]}"
+                which = "all of them" if len(passed) == len(mine) else f"{len(passed)} of {len(mine)}"
+                yield f"{waiver} covers cases that pass ({which}, such as {told}): remove it, or narrow it"
+        together = self._together() & must_pass
+        if not broad and len(together) * ONE_IN > len(must_pass):
+            yield f"the waivers together cover {_share(together, must_pass)}: repair the backend, and remove some"
+
+    def _is_for_another_level(self, waiver: Waiver, everything: Callable[[], Sequence[Item]]) -> bool:
+        try:
+            return any(waiver.covers(item.check, item.case) for item in everything())
+        except (WorkerEnded, DeviceLost):  # then nothing can be said of it
+            return True
+
+
+def _excuse(waiver: Waiver) -> str:
+    return f"waived ({waiver.answered_for}): {waiver.reason}"
+
+
+def _passes(result: CheckResult) -> bool:
+    return result.status is Status.PASSED
+
+
+def _share(some: Sequence[object] | set[Key], of: set[Key]) -> str:
+    share = 100 * len(some) / len(of)
+    return f"{len(some)} of the {len(of)} cases that must pass ({share:.1f}%), at most {100 / ONE_IN:.0f}%"
+
+
+def _known_names() -> set[str]:
+    """Backends that a waiver may be for, though another one is judged; nothing of theirs is loaded."""
+    registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return {*Fp8MoeBackend.__members__, *(subject.name for subject in reference_subjects()), *registered}

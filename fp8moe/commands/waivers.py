@@ -1,0 +1,81 @@
+"""`fp8moe waivers FILE`: the waivers of a file, with the days that each has left; nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from conformance.waivers import Waiver, WaiverError, Waivers, read_waivers
+from conformance.waivers.waiver import utc_today
+from fp8moe.commands import tables
+from fp8moe.commands.question import BadInput, pick
+
+SOON = 30
+"""Days left that are few."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The waivers that were asked for, on one day."""
+
+    waivers: Sequence[Waiver]
+    today: date
+
+    @property
+    def expired(self) -> list[Waiver]:
+        return [waiver for waiver in self.waivers if waiver.days_left(self.today) < 0]
+
+
+def read(option: str, path: Path) -> Waivers:
+    """
+    Raises:
+        BadInput: the file cannot be read, or breaks the rules.
+    """
+    try:
+        return read_waivers(path)
+    except (OSError, WaiverError) as error:
+        raise BadInput(f"{option} {path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def listed(path: Path, backend: str | None) -> Listed:
+    """Those of a file, or of one backend in it.
+
+    Raises:
+        BadInput: the file cannot be read or breaks the rules, or none is for that backend.
+    """
+    waivers = read("waivers", path).waivers
+    if backend is not None:
+        name = pick("--backend", backend, dict.fromkeys(waiver.backend for waiver in waivers))
+        waivers = [waiver for waiver in waivers if waiver.backend == name]
+    return Listed(waivers, utc_today())
+
+
+def print_waivers(found: Listed) -> None:
+    columns = ("#", "backend", "version", "device", "check", "case", "owner", "tracker", "expires", "days left", "why")
+    table = tables.table("waivers", *columns)
+    for waiver in found.waivers:
+        left = waiver.days_left(found.today)
+        style = "bold red" if left < 0 else "yellow" if left < SOON else "green"
+        days = Text(str(left) if left >= 0 else f"expired {-left} days ago", style)
+        texts = (waiver.backend, waiver.backend_version, waiver.device, waiver.check, waiver.case, waiver.owner)
+        row = (str(waiver.number), *texts, waiver.tracker, str(waiver.expires))
+        table.add_row(*map(Text, row), days, Text(waiver.reason))
+    out = tables.console()
+    out.print(table)
+    expired = f", {len(found.expired)} expired: remove them, or renew them with a reason" if found.expired else ""
+    out.print(f"{len(found.waivers)} waivers{expired}", markup=False)
+
+
+def waivers_json(found: Listed) -> dict[str, Any]:
+    return {
+        "format": tables.FORMAT,
+        "waivers": [
+            {"number": waiver.number, **waiver.told(), "days_left": waiver.days_left(found.today)}
+            for waiver in found.waivers
+        ],
+    }
