@@ -73,7 +73,7 @@ class InForce:
         return waiver.versions.contains(self.release.version, prereleases=True)
 
     def covering(self, check: str, case: Case) -> Waiver | None:
-        """The first that covers a case. A failure counts as the case that it was found as, not as what it shrinks to."""
+        """The first that covers a case: of a failure, the case that it was found as, not the one that it shrinks to."""
         return next((waiver for waiver in self.waivers if waiver.covers(check, case)), None)
 
     def applied(self, item: Item, result: CheckResult) -> CheckResult:

@@ -82,8 +82,9 @@ def _has(own: Any, value: object, name: str) -> bool:
 
 def _model(text: str) -> str:
     """A model's name as an id has it, with the split where there is one."""
+    name, colon, _ = text.partition(":")
     try:
-        spec, split = model_and_split(text)
+        spec, split = model_and_split(text if colon else f"{name}:tp1")
     except SplitError as error:
         raise InvalidCase("model", text, str(error)) from None
-    return f"{spec.name}:{split}" if ":" in text else spec.name
+    return f"{spec.name}:{split}" if colon else spec.name

@@ -9,10 +9,14 @@ any other class                     the distribution that brings its module; fp8
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions, packages_distributions
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from packaging.version import InvalidVersion, Version
 
@@ -83,13 +87,31 @@ def release(subject: Subject, registered: Mapping[str, str | None], env: Mapping
     package = cls.__module__.partition(".")[0]
     if package in OURS:
         return _of_library(LIBRARIES[cls.backend], env) if issubclass(cls, LibraryBackend) else _own()
-    names = sorted(set(packages_distributions().get(package, ())))
-    if len(names) > 1:
-        files = {f"{cls.__module__.replace('.', '/')}{end}" for end in (".py", "/__init__.py")}
-        names = [name for name in names if files & {str(file) for file in distribution(name).files or ()}] or names
-    if len(names) > 1:
-        return Release(package, why=f"{', '.join(names)} bring it: name the backend by an entry point of one of them")
-    return _of(names[0]) if names else _own()
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return next(map(_of, _bringing(package, Path(file).resolve())), _own()) if file else _own()
+
+
+def _bringing(package: str, file: Path) -> Iterator[str]:
+    """Distributions that have a file of a package, and those installed as editable from a folder that has it."""
+    for name in sorted(set(packages_distributions().get(package, ()))):
+        found = distribution(name)
+        own = (entry for entry in found.files or () if entry.name == file.name)
+        if any(Path(str(found.locate_file(entry))).resolve() == file for entry in own):
+            yield name
+    for found in distributions():
+        folder = _editable_from(found)
+        if folder is not None and file.is_relative_to(folder):
+            yield found.name
+
+
+def _editable_from(found: Distribution) -> Path | None:
+    """The folder that a distribution is installed from, by PEP 610; None where its files were copied."""
+    try:
+        told = json.loads(found.read_text("direct_url.json") or "null")
+        url = urlsplit(told["url"]) if told["dir_info"]["editable"] else None
+    except (ValueError, TypeError, KeyError):  # from elsewhere than a folder
+        return None
+    return Path(unquote(url.path)).resolve() if url is not None and url.scheme == "file" else None
 
 
 def _own() -> Release:

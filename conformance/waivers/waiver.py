@@ -18,7 +18,7 @@ FIELDS = ("check", "case", "backend", "backend_version", "device", "reason", "tr
 
 
 class WaiverError(ValueError):
-    """A file of waivers that breaks the rules: the text names the file, the waiver, the field, the value and the remedy."""
+    """A file of waivers that breaks the rules; the text names the file, the waiver, the field, the value, a remedy."""
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,14 @@ def listed(path: Path, backend: str | None) -> Listed:
 
 
 def print_waivers(found: Listed) -> None:
-    columns = ("#", "backend", "version", "device", "check", "case", "owner", "tracker", "expires", "days left", "why")
+    columns = ("#", "backend", "device", "check", "case", "owner, tracker", "expires", "days left", "why")
     table = tables.table("waivers", *columns)
     for waiver in found.waivers:
         left = waiver.days_left(found.today)
         style = "bold red" if left < 0 else "yellow" if left < SOON else "green"
         days = Text(str(left) if left >= 0 else f"expired {-left} days ago", style)
-        texts = (waiver.backend, waiver.backend_version, waiver.device, waiver.check, waiver.case, waiver.owner)
-        row = (str(waiver.number), *texts, waiver.tracker, str(waiver.expires))
+        backend, owner = f"{waiver.backend}\n{waiver.backend_version}", f"{waiver.owner}\n{waiver.tracker}"
+        row = (str(waiver.number), backend, waiver.device, waiver.check, waiver.case, owner, str(waiver.expires))
         table.add_row(*map(Text, row), days, Text(waiver.reason))
     out = tables.console()
     out.print(table)
