@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -22,8 +21,6 @@ from fp8moe.registry import ENTRY_POINT_GROUP, Fp8MoeBackend
 CHECK = "computes.waivers"
 ONE_IN = 20
 """A waiver, and all of them together, may cover one in so many of the cases that must pass."""
-NEAR = 0.8
-"""How alike a backend's name is to one that was probably meant."""
 NOT_JUDGED = (Status.NOT_SUPPORTED, Status.NOT_APPLICABLE)
 Key = tuple[str, str]
 
@@ -56,9 +53,6 @@ class InForce:
     def _holds(self, waiver: Waiver, today: date) -> bool:
         """Whether a waiver is about this backend, in this version, on this device, and today."""
         if waiver.backend not in self.names:
-            near = difflib.get_close_matches(waiver.backend, self.names, 1, NEAR)
-            if near and waiver.backend not in _known_names():
-                self.rotten.append(f"{waiver} is for backend {waiver.backend!r}, which is not known here: {near[0]}?")
             return False
         if waiver.days_left(today) < 0:
             self.rotten.append(
@@ -68,7 +62,9 @@ class InForce:
         if not any(matches(waiver.device, name) for name in self.devices):
             return False
         if not self.release.version:
-            self.rotten.append(f"{waiver} is for versions {waiver.backend_version}, and here is {self.release}")
+            self.rotten.append(
+                f"{waiver} is for versions {waiver.backend_version}, and here is {self.release}: no range can be held against it"
+            )
             return False
         return waiver.versions.contains(self.release.version, prereleases=True)
 
@@ -106,6 +102,8 @@ class InForce:
             f"{len(self.waivers)} of {len(self.file.waivers)} waivers are for {self.names[0]} on {self.plan.device}, "
             f"{self.release}; they cover {len(self._together())} cases of {len(self.plan.items)}, {waived} were waived"
         )
+        unknown = {waiver.backend for waiver in self.file.waivers} - {*self.names, *_known_names()}
+        scope += f"; backends that are not known here: {', '.join(sorted(unknown))}" if unknown else ""
         status, reason = Status.PASSED, ""
         if rotten:
             status, reason = Status.FAILED, f"{self.file.source}: {'; '.join(rotten)}"

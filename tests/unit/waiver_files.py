@@ -29,7 +29,7 @@ def written(*waivers: dict[str, object]) -> str:
         lines.append("[[waiver]]")
         for name, value in (FIELDS | waiver).items():
             if value is not None:
-                lines.append(f"{name} = {value if isinstance(value, Raw) else json.dumps(value)}")
+                lines.append(f"{name} = {value if isinstance(value, Raw) else json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
 
 
