@@ -35,6 +35,7 @@ class Run:
     Args:
         schemes: that passed on a device, or in the interpreter.
         left: checks of cases that were not run.
+        waived: checks of cases that failed, as the vendor knew.
         refused: checks of cases whose layer the backend does not take.
         level: of `fp8moe check`; "" for a run of the suite.
     """
@@ -47,6 +48,7 @@ class Run:
     cases: int
     left: int
     refused: int
+    waived: int
     device: str
     date: str
     versions: str
@@ -56,7 +58,8 @@ class Run:
     def what(self) -> str:
         schemes = f"{len(self.schemes)} scheme{'' if len(self.schemes) == 1 else 's'}"
         passed = f"{self.level or 'suite'}: {schemes}, {self.cases:,} checks passed"
-        left = f", {self.left:,} not run" if self.left else ""
+        left = f", {self.waived:,} WAIVED" if self.waived else ""
+        left += f", {self.left:,} not run" if self.left else ""
         left += f", {self.refused:,} of layers that it does not take" if self.refused else ""
         return f"{passed}{left}; FAILED: {', '.join(self.failed)}" if self.failed else passed + left
 
@@ -97,14 +100,15 @@ def _runs(
     backend: str, checks: Sequence[Mapping[str, Any]], level: str, device: str, date: str, versions: str, folder: str
 ) -> Iterator[Run]:
     of_cases = [one["status"] for one in checks if one.get("case")]
-    left, refused = (of_cases.count(status.value) for status in (Status.NOT_RUN, Status.NOT_SUPPORTED))
+    counted = (Status.NOT_RUN, Status.NOT_SUPPORTED, Status.WAIVED)
+    left, refused, waived = (of_cases.count(status.value) for status in counted)
     for evidence in Evidence:
         of = [one for one in checks if one.get("evidence") == evidence.value]
         passed = [one for one in of if one["status"] == Status.PASSED.value]
         failed = dict.fromkeys(one["scheme"] for one in of if one["status"] == Status.FAILED.value)
         schemes = tuple(name for name in dict.fromkeys(one["scheme"] for one in passed) if name not in failed)
         if of:
-            found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused)
+            found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused, waived)
             yield Run(*found, device, date, versions, folder)
 
 

@@ -63,7 +63,7 @@ class InForce:
             return False
         if not self.release.version:
             self.rotten.append(
-                f"{waiver} is for versions {waiver.backend_version}, and here is {self.release}: no range can be held against it"
+                f"{waiver} is for versions {waiver.backend_version}, and it cannot be told which is here: {self.release}"
             )
             return False
         return waiver.versions.contains(self.release.version, prereleases=True)
