@@ -62,9 +62,8 @@ class InForce:
         if not any(matches(waiver.device, name) for name in self.devices):
             return False
         if not self.release.version:
-            self.rotten.append(
-                f"{waiver} is for versions {waiver.backend_version}, and it cannot be told which is here: {self.release}"
-            )
+            here = f"which is here cannot be told: {self.release}"
+            self.rotten.append(f"{waiver} is for versions {waiver.backend_version}, and {here}")
             return False
         return waiver.versions.contains(self.release.version, prereleases=True)
 

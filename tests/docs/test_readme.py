@@ -4,9 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
+
+from conformance.waivers import parse_waivers
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -23,6 +26,11 @@ BLOCKS = python_blocks(README.read_text(encoding="utf-8"))
 def test_readme_has_examples() -> None:
     """An empty list would make the test below pass without running anything."""
     assert BLOCKS
+
+
+def test_the_waiver_is_one() -> None:
+    (block,) = re.findall(r"^```toml\n(\[\[waiver\]\].*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(parse_waivers(block, today=date(2026, 11, 29)).waivers) == 1
 
 
 @pytest.mark.parametrize(("line", "code"), BLOCKS, ids=[f"line{line}" for line, _ in BLOCKS])

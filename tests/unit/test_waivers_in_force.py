@@ -145,9 +145,7 @@ def test_one_in_twenty_and_all_together() -> None:
 def test_without_a_version_no_range_holds() -> None:
     found = in_force({}, release=Release("vllm", why="its operators come from a folder"))
     assert found.waivers == []
-    assert (
-        "is for versions >=1.2,<1.4, and which one is here cannot be told: vllm (its operators" in judged(found).reason
-    )
+    assert "is for versions >=1.2,<1.4, and which is here cannot be told: vllm (its operators" in judged(found).reason
 
 
 def test_a_case_that_was_not_run_is_not_missing() -> None:
