@@ -96,6 +96,13 @@ def test_known_failures_pass_while_they_are_waived(tmp_path: Path, capsys: pytes
     expired = checked(planted(), both[0], waiver(300, expires=in_days(-1)), folder=tmp_path, resume=report)
     assert expired.waived == report.waived[:1]
     assert {failure.check for failure in expired.failures} == {"computes.equivalence", "computes.waivers"}
+    # And a failure that is covered now is run again, also when it was made smaller before.
+    assert expired.unshrunk
+    renewed = checked(planted(), *both, folder=tmp_path, resume=Report.from_json(expired.to_json()))
+    assert (renewed.verdict, [check.case for check in renewed.waived]) == (
+        "passed",
+        [check.case for check in report.waived],
+    )
 
 
 def test_an_expired_waiver_waives_nothing_and_fails_the_run(tmp_path: Path) -> None:

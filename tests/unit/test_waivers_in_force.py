@@ -167,6 +167,7 @@ def test_a_case_of_another_level_is_not_missing() -> None:
 def test_nothing_is_told_where_nothing_was_planned() -> None:
     nothing = replace(PLAN, items=[])
     assert in_force({}, plan=nothing).result({}, "", list) == []
+    assert in_force({}, plan=nothing, release=Release("vllm", why="it is not installed")).result({}, "", list) == []
     assert in_force({"expires": "2026-02-28"}, plan=nothing).result({}, "", list)[0].status is Status.FAILED
 
 
