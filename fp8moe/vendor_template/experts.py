@@ -47,7 +47,7 @@ class AcmeMoeExperts(TorchExperts):
         # end
 
     def experts(self, tokens: Tensor, source: Tensor, expert: Tensor) -> Tensor:
-        """Both GEMMs for P token-expert pairs sorted by expert: pair p is token `source[p]` on local expert `expert[p]`.
+        """Both GEMMs for P token-expert pairs, sorted by expert: pair p is token `source[p]` on expert `expert[p]`.
 
         Args:
             tokens: (M, H), the dtype of the layer; source, expert: (P,) int64.
