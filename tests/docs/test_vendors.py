@@ -18,17 +18,22 @@ pytest.importorskip("pip", reason="wheels are built and installed by pip")
 TUTORIAL = CHECKOUT / "docs/vendors.md"
 KERNELS = CHECKOUT / "tests/vendors/toy-vendor/toy_vendor/kernels.py"
 SLOW = "FP8MOE_SLOW"
-BLOCK = re.compile(r"^(?:<!-- (?P<note>.+) -->\n)?```(?P<kind>sh|python)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<note>[^\n]+) -->\n)?```(?P<kind>sh|python)\n(?P<text>.*?)^```\n(?:\n```\n(?P<shown>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+"""A block, the note above it, and the output below it."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A block of the tutorial: of shell, or of Python with a note that says where it goes."""
+    """A block of the tutorial: of shell, with the output shown for it, or of Python with a note where it goes."""
 
     line: int
     kind: str
     note: str
     text: str
+    shown: str
 
     @property
     def status(self) -> int:
@@ -40,7 +45,13 @@ class Step:
 def steps() -> list[Step]:
     text = TUTORIAL.read_text(encoding="utf-8")
     return [
-        Step(text.count("\n", 0, found.start("text")) + 1, found["kind"], found["note"] or "", found["text"])
+        Step(
+            text.count("\n", 0, found.start("text")) + 1,
+            found["kind"],
+            found["note"] or "",
+            found["text"],
+            found["shown"] or "",
+        )
         for found in BLOCK.finditer(text)
     ]
 
@@ -63,7 +74,9 @@ class Reader:
             script = f"trap 'pwd > {note}' EXIT\n{step.text}"
             ended = self.environment.run(script, self.folder, status=step.status)
             self.folder = Path(note.read_text().strip())
-            print(ended.stdout)
+            for line in step.shown.splitlines():
+                words = ".*".join(map(re.escape, re.split(r" *… *", line.strip())))
+                assert re.search(words, ended.stdout), f"{TUTORIAL.name}:{step.line}: no {line!r} in\n{ended.stdout}"
             return
         what, name = step.note.split(": ")
         if what == "file":
@@ -85,6 +98,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 def test_every_block_is_known() -> None:
     notes = re.compile(r"|slow|exit status: \d|file: [\w./]+|fill in: \w+")
     assert len([step for step in STEPS if step.kind == "sh"]) > 8
+    assert len([step for step in STEPS if step.shown]) > 3
     for step in STEPS:
         assert notes.fullmatch(step.note), f"{TUTORIAL.name}:{step.line}: {step.note!r}"
         assert (step.kind == "python") == step.note.startswith(("file", "fill in")), f"{TUTORIAL.name}:{step.line}"
@@ -96,19 +110,15 @@ def test_it_has_the_toys_kernels() -> None:
     assert text == KERNELS.read_text(encoding="utf-8")
 
 
-def test_every_command_runs(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_runs(reader: Reader) -> None:
     for step in STEPS[:-1]:
         reader.follow(step)
-    told = capsys.readouterr().out
-    assert "there, from acme-moe" in told
-    assert "reproduce: python -m fp8moe repro v1:M=16 --backend ACME_MOE --device cpu\n" in told
-    assert (reader.folder / "dist").is_dir()
+    assert list((reader.folder / "dist").glob("acme_moe-*.whl"))
 
 
 @pytest.mark.skipif(SLOW not in os.environ, reason=f"minutes; run where {SLOW} is set, as in CI")
-def test_it_ends_with_a_certificate(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_ends_with_a_certificate(reader: Reader) -> None:
     if reader.folder.name == "empty":
         for step in STEPS[:-1]:
             reader.follow(step)
     reader.follow(STEPS[-1])
-    assert "passed: selects passed, computes passed" in capsys.readouterr().out

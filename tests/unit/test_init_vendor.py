@@ -22,7 +22,7 @@ else:
     import tomli as tomllib
 
 MOST_LINES_TO_FILL = 40
-"""Issue 9."""
+"""Issue "Vendors certify"."""
 
 
 @pytest.fixture(autouse=True)

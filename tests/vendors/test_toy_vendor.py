@@ -15,7 +15,7 @@ pytest.importorskip("pip", reason="wheels are built and installed by pip")
 
 TOY = Path(__file__).parent / "toy-vendor"
 FIRST_VERDICT_S = 120
-"""Issue 9, "Must reach": from the installed package to the first verdict."""
+"""Issue "Vendors certify", "Must reach": from the installed package to the first verdict."""
 ADDED = {"pyproject.toml": ['TOY_BROKEN = "toy_vendor.broken:ToyBrokenExperts"']}
 """What the toy has beside its filled-in places, in files that `fp8moe init-vendor` wrote."""
 
