@@ -32,11 +32,12 @@ def grouped_gemm(
 ) -> Tensor:
     """(P, K) rows with their scales, each times the (E, N, K) weights of its expert: (P, N) fp32."""
     result = scale.new_zeros(codes.shape[0], weights.shape[1])
-    for index in expert.unique().tolist():
+    for index in torch.unique(expert).tolist():
         rows = expert == index
         a, b = codes.float()[rows], weights[index].float()
-        for block, (a_k, b_k) in enumerate(zip(a.split(BLOCK, dim=1), b.split(BLOCK, dim=1), strict=True)):
-            result[rows] += a_k @ b_k.t() * (scale[rows, block, None] * weight_scale[index, :, block])
+        for block, start in enumerate(range(0, a.shape[1], BLOCK)):
+            k = slice(start, start + BLOCK)
+            result[rows] += a[:, k] @ b[:, k].t() * (scale[rows, block, None] * weight_scale[index, :, block])
         if bias is not None:
             result[rows] += bias[index].float()
     return result
