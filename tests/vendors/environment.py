@@ -36,8 +36,8 @@ class Environment:
 
     def variables(self) -> dict[str, str]:
         """Of its processes: its own programs first, and nothing of the checkout on the import path."""
-        ours = ("PYTHONPATH", "PYTEST_ADDOPTS", "TRITON_INTERPRET")
-        kept = {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("VLLM_")}
+        ours = ("PYTHONPATH", "PYTEST_", "TRITON_INTERPRET", "VLLM_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return kept | {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
 
     def run(self, command: str, folder: Path, *, status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -50,7 +50,7 @@ def test_the_broken_one_fails_and_its_reproduction_too(environment: Environment,
     lines = re.findall(r"^ *reproduce: (.+)$", found.stdout, re.MULTILINE)
     assert lines, found.stdout
     again = environment.run(lines[0], tmp_path, status=1)
-    assert "> 1" in again.stdout
+    assert "\nstatus: failed: " in again.stdout
     environment.run(lines[0].replace("TOY_BROKEN", "TOY"), tmp_path)
 
 
