@@ -22,6 +22,11 @@ from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.report import Report
 from conformance.results import CheckResult, Evidence, Status
 from fp8moe import __version__
+from fp8moe.backends.common import one_of
+from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.config import FusedMoEActivationFormat
+from fp8moe.schemes import BLOCK
+from fp8moe.support import Support
 
 SMALL = Edition("test.1", "smoke", 7, 1.0, sorted(CHECKS), {})
 TAKES = {"block": ("silu", "gelu")}
@@ -94,6 +99,10 @@ def evidence_in(folder: Path) -> dict[str, Any]:
     return found
 
 
+def cases_of(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    return [check for check in evidence["report"]["checks"] if check.get("case")]
+
+
 def forged(folder: Path, change: Change, *, restated: bool = True) -> None:
     """Changes the evidence; `restated`: by somebody who makes a new statement about it, as the suite would."""
     evidence = evidence_in(folder)
@@ -107,3 +116,15 @@ def forged(folder: Path, change: Change, *, restated: bool = True) -> None:
         (folder / EVIDENCE).write_bytes(packed)
         given = (report, evidence["edition"], evidence["suite"], hashlib.sha256(packed).hexdigest())
         (folder / STATEMENT_FILE).write_text(json.dumps(enveloped(statement_of(*given))))
+
+
+class BlockAlone(TorchExperts):
+    """The reference with one scheme and one activation, whose level smoke takes seconds."""
+
+    support = Support(
+        device=lambda _platform, _env: True,
+        needs="anything",
+        scheme=one_of(BLOCK),
+        activations=frozenset({"silu"}),
+        activation_format=FusedMoEActivationFormat.Standard,
+    )

@@ -20,7 +20,7 @@ from conformance.certificate.verifying import Verified, verify, zeros
 from conformance.certificate.writing import STATEMENT_FILE, NoCertificate, write_certificate
 from conformance.checks import EQUIVALENCE
 from conformance.results import CheckResult, Status
-from tests.unit.certificates import SMALL, Change, evidence_in, forged, invented, surroundings, written
+from tests.unit.certificates import SMALL, Change, cases_of, evidence_in, forged, invented, surroundings, written
 
 
 def verdict_on(folder: Path, key: Path | None = None) -> Verified:
@@ -43,10 +43,6 @@ def test_a_certificate_holds(folder: Path) -> None:
 def test_one_of_a_failed_run_holds_and_says_so(tmp_path: Path) -> None:
     found = verdict_on(written(tmp_path / "certificate", invented(failing=2)))
     assert (found.findings, found.verdict) == ([], "failed")
-
-
-def cases_of(evidence: dict[str, Any]) -> list[dict[str, Any]]:
-    return [check for check in evidence["report"]["checks"] if check.get("case")]
 
 
 def by_bound(evidence: dict[str, Any]) -> dict[str, Any]:
