@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.text import Text
 
+from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign
 from conformance.certificate.surroundings import surroundings
 from conformance.certificate.verifying import Verified, verify
@@ -69,15 +70,27 @@ def partial(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial.json.gz")
 
 
-def verified(folder: Path, key: Path | None) -> Verified:
+def verified(folder: Path, key: Path | None, sample: int) -> Verified:
     """
+    Args:
+        sample: how many cases to run again, where the certificate holds so far.
+
     Raises:
-        BadInput: a key that is none.
+        BadInput: a key that is none; a sample, where the backend or such a device is not here.
     """
     try:
-        return verify(folder, key)
+        found = verify(folder, key)
     except CannotSign as error:
         raise BadInput(str(error)) from None
+    if sample and found.certificate is not None and found.holds:
+        try:
+            sampled = spot_check(found.certificate, sample)
+        except ValueError as error:
+            raise BadInput(f"--spot-check: {error}") from None
+        found.findings += sampled.findings
+        told = f"{sampled.cases} cases run again on this device: {sampled.equal} with the same bits"
+        found.notes.append(f"{told}, {len(sampled.findings)} otherwise than told")
+    return found
 
 
 def print_verified(found: Verified) -> None:

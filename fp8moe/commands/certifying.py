@@ -47,14 +47,18 @@ def verify_command(
     key: Annotated[
         Path | None, typer.Option(metavar="KEY", help="The OpenSSH ed25519 public key that it must be signed with.")
     ] = None,
+    sample: Annotated[
+        int,
+        typer.Option("--spot-check", metavar="N", min=0, help="Run so many of its cases again on such a device, too."),
+    ] = 0,
 ) -> None:
-    """Derive a certificate's verdict again from its evidence; no device is needed.
+    """Derive a certificate's verdict again from its evidence; no device is needed but for a sample.
 
     Exit status 0: it holds, whether the backend passed or failed; 1: it does not.
     """
     with told():
         from fp8moe.commands.certify import print_verified, verified
 
-        found = verified(folder, key)
+        found = verified(folder, key, sample)
         print_verified(found)
         raise typer.Exit(0 if found.holds else 1)

@@ -46,6 +46,9 @@ def test_from_a_run_to_a_certificate_that_holds(tmp_path: Path) -> None:
     status, told = run("verify", out)
     assert (status, "holds: the backend passed" in told, "Not proven" in told) == (0, True, True), told
 
+    status, told = run("verify", out, "--spot-check", 3)
+    assert (status, "3 cases run again on this device: 3 with the same bits" in told) == (0, True), told
+
     evidence = json.loads(gzip.decompress((out / EVIDENCE).read_bytes()))
     cases_of(evidence)[0]["digest"] = "0" * 16
     (out / EVIDENCE).write_bytes(gzip.compress(json.dumps(evidence).encode()))

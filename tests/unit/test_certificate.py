@@ -14,11 +14,13 @@ import pytest
 
 from conformance.cases import Case
 from conformance.certificate.reading import Malformed, read_certificate
+from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign
 from conformance.certificate.statement import EVIDENCE
 from conformance.certificate.verifying import Verified, verify, zeros
 from conformance.certificate.writing import STATEMENT_FILE, NoCertificate, write_certificate
 from conformance.checks import EQUIVALENCE
+from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.results import CheckResult, Status
 from tests.unit.certificates import SMALL, Change, cases_of, evidence_in, forged, invented, surroundings, written
 
@@ -305,3 +307,18 @@ def test_a_field_of_another_type(change: Change, told: str, folder: Path) -> Non
     packed(folder, json.dumps(evidence).encode())
     with pytest.raises(Malformed, match=told):
         read_certificate(folder)
+
+
+def test_a_sample_convicts_an_invention(folder: Path) -> None:
+    """Digests that nobody computed; where the bound judges, other bits are no finding."""
+    certificate = read_certificate(folder)
+    report = replace(certificate.report, target="cpu", origin="TorchExperts")
+    bits = [replace(check, judged_by=BY_BITS) for check in report.checks if check.check == EQUIVALENCE][:6]
+    sampled = spot_check(replace(certificate, report=replace(report, checks=bits)), 2, seed=1)
+    assert (sampled.cases, sampled.equal, len(sampled.findings)) == (2, 0, 2)
+    assert "other bits" in sampled.findings[0]
+    bound = [replace(check, judged_by=f"{BY_BOUND}nothing declared") for check in bits]
+    sampled = spot_check(replace(certificate, report=replace(report, checks=bound)), 2, seed=1)
+    assert (sampled.cases, sampled.findings) == (2, [])
+    with pytest.raises(ValueError, match="sees a cpu device here"):
+        spot_check(certificate, 1)
