@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -219,19 +220,21 @@ def map_out_of_range(config: FusedMoEConfig, expert_map: Tensor) -> Tensor:
 
 
 def mark_late(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None, late: Tensor) -> None:
-    """Sets `late`, () bool, where an id or the map is out of range; waits for nothing. By one kernel for each, where
-    Triton is there; by several of torch's elsewhere."""
-    try:
-        from fp8moe.kernels.marks import mark_out_of_range
-    except ImportError:
+    """Sets `late`, () bool, where an id or the map is out of range; waits for nothing. On a CUDA or ROCm device by one
+    kernel for each, where Triton is there; elsewhere by several of torch's."""
+    mark = None
+    if late.device.type == "cuda":
+        with suppress(ImportError):
+            from fp8moe.kernels.marks import mark_out_of_range as mark
+    if mark is None:
         late.logical_or_(ids_out_of_range(config, topk_ids, expert_map).any())
         if expert_map is not None:
             late.logical_or_(map_out_of_range(config, expert_map).any())
         return
     with torch.cuda.device(late.device):
-        mark_out_of_range(topk_ids, id_limit(config, expert_map), late)
+        mark(topk_ids, id_limit(config, expert_map), late)
         if expert_map is not None:
-            mark_out_of_range(expert_map, config.num_local_experts, late)
+            mark(expert_map, config.num_local_experts, late)
 
 
 def check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None) -> None:
