@@ -24,7 +24,6 @@ from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
 from tests.contracts.released import FLASHINFER, played
 
-
 HONEST = TorchExperts.with_recipe(Recipe(scaling="reciprocal"))
 """The played library; the adapter quantises the first input for it, per tensor, and by the contract's rule."""
 FUSED_MOE = "flashinfer/data/csrc/fused_moe/cutlass_backend"
