@@ -45,7 +45,9 @@ ROUNDED = Recipe(gemm1_output="input", gemm2_output="input")
 """Of every scheme: both GEMMs store 16 bits. The activation, biases and the sum over slots are fp32."""
 RECIPES = {
     TENSOR_STATIC: replace(ROUNDED, scaling="reciprocal"),  # the library is given 1 / a2_scale
-    BLOCK: replace(ROUNDED, activation_output="input", scaling="reciprocal", amax_floor=2.0**-119),
+    BLOCK: replace(
+        ROUNDED, activation_output="input", scale_division="inverse", scaling="reciprocal", amax_floor=2.0**-119
+    ),
     UNQUANTISED: replace(ROUNDED, activation_output="input"),
 }
 """The floor of blocks is no floor of the library's: of a smaller amax, 448 / amax is infinite there."""
@@ -174,8 +176,8 @@ def contract_for(
     """Of a layer that the kernels take.
 
     They are compiled with nvcc's fast math: silu is an approximate exponential and reciprocal, and no bits are known
-    after it, but relu2 is two products. With block scales the factor 448 / amax is approximate as well: a code that
-    lies half-way between two may be either.
+    after it, but relu2 is two products. With block scales the reciprocal of an amax is approximate as well, and may be
+    off by a unit in the last place: a code that the declared rule puts half-way between two may be the other one.
     """
     scheme = (quant.weight_key, quant.activation_key)
     if platform.cap is None or (scheme == UNQUANTISED and platform.cap >= 120):  # older kernels, fused with silu

@@ -194,7 +194,12 @@ def contract_of(scheme: str, device: str = "h200", **fields: Any) -> Contract:
         (
             "block",
             Arithmetic.on("hopper.wgmma", promote_every=128),
-            {"scaling": "reciprocal", "activation_output": "input", "amax_floor": 2.0**-119},
+            {
+                "scale_division": "inverse",
+                "scaling": "reciprocal",
+                "activation_output": "input",
+                "amax_floor": 2.0**-119,
+            },
         ),
         ("none", Arithmetic.on("hopper.wgmma_f16"), {"activation_output": "input"}),
     ],
