@@ -53,6 +53,10 @@ class Report:
     unshrunk: Mapping[str, str] = field(default_factory=dict)
     """The case that a failure was found as, by "check case" of what it shrank to."""
     date: str = ""
+    takes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Activations by scheme, of those that were run; empty in older reports."""
+    fnuz: bool = False
+    """Whether cases may have weights of e4m3fnuz."""
 
     @property
     def verdict(self) -> str:
@@ -142,8 +146,9 @@ class Report:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
         try:
-            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name != "date"}
-            known["date"] = data.get("date", "")  # older reports have none
+            later = {"date": "", "takes": {}, "fnuz": False}  # older reports have none
+            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name not in later}
+            known |= {name: data.get(name, none) for name, none in later.items()}
             known |= {name: tuple(data[name]) for name in ("coverage", "excluded")}
             return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
         except (KeyError, TypeError) as error:
