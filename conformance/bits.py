@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,3 +170,10 @@ def _places(pairs: Pairs, top_k: int) -> Tensor:
 def parting_stage(results: Iterable[StageResult]) -> StageResult | None:
     """The first stage that differs; None where none does, or none is shown."""
     return next((r for r in results if r.difference is not None and r.difference.differing), None)
+
+
+def digest(values: Tensor) -> str:
+    """Sixteen hexadecimal digits that stand for a tensor's dtype, shape and bits, the same on every machine."""
+    here = values.detach().cpu().contiguous()
+    form = f"{str(here.dtype).removeprefix('torch.')} {'x'.join(map(str, here.shape))} ".encode()
+    return hashlib.sha256(form + here.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]

@@ -300,10 +300,12 @@ class _Run:
             versions=versions(),
             checks=(*settled, *self.results.values(), *self._not_run(plan), NOT_TIMED),
             coverage=tuple(str(coverage) for coverage in coverage_of(self.level, space, judged)) if plan.takes else (),
-            excluded=_excluded(space) if plan.takes else (),
+            excluded=excluded(space) if plan.takes else (),
             seconds=time.monotonic() - self.started + (0.0 if before is None else before.seconds),
             planned=len(plan.items),
             unshrunk={f"{r.check} {r.case}": key[1] for key, r in self.shrunk.items() if r.case != key[1]},
+            takes={scheme: tuple(names) for scheme, names in plan.takes.items()},
+            fnuz=plan.fnuz,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             waivers=tuple(waiver.told() for waiver in self.in_force.waivers),
         )
@@ -317,7 +319,7 @@ class _Run:
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
 
 
-def _excluded(space: Space) -> tuple[str, ...]:
+def excluded(space: Space) -> tuple[str, ...]:
     """Every pair of values that no case has, in words."""
     return tuple(f"{a}={v}, {b}={w}: {reason}" for a, v, b, w, reason in space.excluded_pairs())
 

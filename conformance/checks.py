@@ -70,6 +70,7 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
         "" if status is Status.PASSED else reproduction(case, subject, target, check),
         judged_by=trial.judged_by if judged else "",
         measured=dict(judgement.sums) if judgement is not None and status is Status.PASSED else {},
+        digest=trial.digest if judged else "",
     )
 
 

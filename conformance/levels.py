@@ -7,7 +7,7 @@ certify  on top of that nearly every triple, and each relation on more seeds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from conformance.axes import Space
@@ -15,10 +15,11 @@ from conformance.cases import Case
 from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.covering import Coverage, Tally, covering_rows
 from conformance.pinned import is_checkpoints, model_cases, pinned_cases, simulated_cases
-from conformance.plan import Cell, Target
+from conformance.plan import Cell, Subject, Target
 from conformance.regimes import GROUP
 from conformance.relations import RELATIONS, relation_case
 from conformance.results import Evidence
+from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 
 LEVELS = ("smoke", "quick", "certify")
 STRENGTHS = {"smoke": (), "quick": (2,), "certify": (2, 3)}
@@ -51,13 +52,30 @@ def items_of(level: str, cells: Sequence[Cell], target: Target, seed: int) -> li
         cells: those of one backend that run, one a scheme.
         seed: of the cases that are not pinned.
     """
+    return _once(_items(level, cells, target, seed, space_of(cells, target)))
+
+
+def items_for(level: str, takes: Mapping[str, Sequence[str]], target: Target, seed: int, *, fnuz: bool) -> list[Item]:
+    """As `items_of`, from what a report keeps; nothing of the backend is needed.
+
+    Args:
+        takes: activations by scheme.
+        target: not the interpreter's, on which a level goes through less.
+        fnuz: whether weights may be e4m3fnuz.
+    """
+    nobody = Subject("", FusedMoEPermuteExpertsUnpermute, "")  # type: ignore[type-abstract]
+    cells = [Cell(nobody, scheme, None, "", Evidence.HARDWARE, tuple(names)) for scheme, names in takes.items()]
+    return _once(_items(level, cells, target, seed, Space(takes, fnuz=fnuz)))
+
+
+def _once(items: Iterable[Item]) -> list[Item]:
     found: dict[tuple[str, str], Item] = {}
-    for item in _items(level, cells, target, seed):
+    for item in items:
         found.setdefault(item.key, item)
     return list(found.values())
 
 
-def _items(level: str, cells: Sequence[Cell], target: Target, seed: int) -> Iterator[Item]:
+def _items(level: str, cells: Sequence[Cell], target: Target, seed: int, space: Space) -> Iterator[Item]:
     simulated = any(cell.evidence is Evidence.SIMULATED for cell in cells)
     for cell in cells:
         pinned = simulated_cases(cell) if simulated else pinned_cases(cell, small=True)
@@ -68,7 +86,6 @@ def _items(level: str, cells: Sequence[Cell], target: Target, seed: int) -> Iter
     if simulated:
         return
     for strength in STRENGTHS[level]:
-        space = space_of(cells, target)
         rows = covering_rows(space, strength, seed, share=SHARES[strength])
         for number, row in enumerate(rows):
             yield Item(EQUIVALENCE, space.case(row, _seed(seed, strength, number)), _part(strength))

@@ -53,6 +53,10 @@ class Report:
     unshrunk: Mapping[str, str] = field(default_factory=dict)
     """The case that a failure was found as, by "check case" of what it shrank to."""
     date: str = ""
+    takes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Activations by scheme, of those that were run; empty in older reports."""
+    fnuz: bool = False
+    """Whether cases may have weights of e4m3fnuz."""
     waivers: Sequence[Mapping[str, str]] = ()
     """Those that were in force, each with the fields of its file."""
 
@@ -149,9 +153,9 @@ class Report:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
         try:
-            newer = {"date": "", "waivers": ()}  # older reports have none
-            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name not in newer}
-            known |= {name: data.get(name, default) for name, default in newer.items()}
+            later = {"date": "", "takes": {}, "fnuz": False, "waivers": ()}  # older reports have none
+            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name not in later}
+            known |= {name: data.get(name, none) for name, none in later.items()}
             known |= {name: tuple(known[name]) for name in ("coverage", "excluded", "waivers")}
             return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
         except (KeyError, TypeError) as error:

@@ -71,6 +71,7 @@ class CheckResult:
         scope: what a check without a case was run over, in words.
         judged_by: "bits" where the verdict is equality with the replay, "bound: " and the reason where it is the bound.
         measured: figures without a limit, by name and unit.
+        digest: of the first output, `conformance.bits.digest`; "" where there was none.
     """
 
     verdict: str
@@ -87,6 +88,7 @@ class CheckResult:
     scope: str = ""
     judged_by: str = ""
     measured: dict[str, float] = field(default_factory=dict)
+    digest: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -12,7 +12,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from conformance.bits import difference, why_not_bits
+from conformance.bits import difference, digest, why_not_bits
 from conformance.bounds import Judgement, judge
 from conformance.build import CaseTensors
 from conformance.cases import Case
@@ -60,6 +60,7 @@ class Trial:
         simulated: the backend's kernels run in Triton's interpreter.
         judged_by: how `CheckResult.judged_by` says it.
         judgement: the last one by the bound.
+        digest: of the first output.
     """
 
     backend: FusedMoEPermuteExpertsUnpermute
@@ -76,6 +77,7 @@ class Trial:
         self.watch = Watch(self.tensors)
         self.judged_by = ""
         self.judgement: Judgement | None = None
+        self.digest = ""
 
     @property
     def platform(self) -> Platform:
@@ -154,6 +156,8 @@ class Trial:
         broken = _form_of(result, given.hidden_states) or self.watch.changed()
         if broken:
             raise Ended(Status.FAILED, broken)
+        if not self.digest:
+            self.digest = digest(result)
         if output is not None and result.data_ptr() != output.data_ptr():
             raise Ended(Status.FAILED, "apply did not write to the output it was given")
         return result

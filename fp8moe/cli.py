@@ -6,10 +6,10 @@ import sys
 
 import typer
 
-from fp8moe.commands import asking, judging, preparing  # each registers its commands
+from fp8moe.commands import asking, certifying, judging, preparing  # each registers its commands
 from fp8moe.commands.app import EXIT_BAD_INPUT, app
 
-__all__ = ["app", "asking", "judging", "main", "preparing"]
+__all__ = ["app", "asking", "certifying", "judging", "main", "preparing"]
 
 
 def main() -> None:

@@ -40,7 +40,9 @@ class Recipe:
         scale_rounding: dynamic scales as computed ("continuous"), or rounded up to a power of two, which is a normal
             number of fp32.
         scale_division: how a dynamic scale is made of an amax: IEEE division by the format's largest number, or
-            multiplication by that number's fp32 reciprocal, such as fp32(1/448).
+            multiplication by that number's fp32 reciprocal, such as fp32(1/448); or "inverse", the fp32 reciprocal of a
+            factor, fp32(448 * fp32(1 / amax)), which then multiplies the values of a row's groups in the place of the
+            scale's reciprocal.
         scaling: how a value meets its scale before the cast to FP8: IEEE division, or multiplication by the
             fp32 reciprocal 1/scale.
         amax_floor: smallest amax that a dynamic scale is computed from; a group of zeros gets floor/448.
@@ -71,7 +73,7 @@ class Recipe:
     """
 
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous"
-    scale_division: Literal["divide", "reciprocal"] = "divide"
+    scale_division: Literal["divide", "reciprocal", "inverse"] = "divide"
     scaling: Literal["divide", "reciprocal"] = "divide"
     amax_floor: float = 1e-10
     dynamic_tensor_scope: Literal["batch", "expert"] = "batch"
@@ -93,6 +95,8 @@ class Recipe:
         _check_choices(self)
         if not self.amax_floor >= 0:
             raise ValueError(f"amax_floor={self.amax_floor!r}: expected 0 or more")
+        if self.scale_division == "inverse" and (self.scaling, self.scale_rounding) != ("reciprocal", "continuous"):
+            raise ValueError("scale_division='inverse': expected scaling='reciprocal' and scale_rounding='continuous'")
         for name in ("w13_shift", "w2_shift"):
             shift = getattr(self, name)
             if not isinstance(shift, int) or not 0 <= shift <= MOST_SHIFT:

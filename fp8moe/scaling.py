@@ -109,11 +109,13 @@ def scale_from_amax(
     dtype: torch.dtype = torch.float8_e4m3fn,
     *,
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous",
-    scale_division: Literal["divide", "reciprocal"] = "divide",
+    scale_division: Literal["divide", "reciprocal", "inverse"] = "divide",
     amax_floor: float = 1e-10,
 ) -> Tensor:
-    """fp32 scale = max(amax, floor) / largest, or times fp32(1 / largest); rounded up to a power of two where asked, a
-    normal number of fp32."""
+    """fp32 scale = max(amax, floor) / largest, or times fp32(1 / largest), or the reciprocal of `factor_from_amax`;
+    rounded up to a power of two where asked, a normal number of fp32."""
+    if scale_division == "inverse":
+        return 1.0 / factor_from_amax(amax, dtype, amax_floor=amax_floor)
     largest = torch.tensor(fp8_format(dtype).largest, dtype=torch.float32, device=amax.device)
     amax = amax.float().clamp(min=amax_floor)
     scale = amax / largest if scale_division == "divide" else amax * (1.0 / largest)
@@ -122,6 +124,11 @@ def scale_from_amax(
         rounded = power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
         scale = torch.where(scale.isfinite(), rounded, scale)  # NaN and infinity stay what they are
     return scale
+
+
+def factor_from_amax(amax: Tensor, dtype: torch.dtype = torch.float8_e4m3fn, *, amax_floor: float = 1e-10) -> Tensor:
+    """fp32 factor = fp32(1 / max(amax, floor)) * largest."""
+    return (1.0 / amax.float().clamp(min=amax_floor)) * fp8_format(dtype).largest
 
 
 def expand_scale(scale: Tensor, group: GroupShape, rows: int, columns: int) -> Tensor:
@@ -140,7 +147,7 @@ def quantize(
     *,
     dtype: torch.dtype | None = None,
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous",
-    scale_division: Literal["divide", "reciprocal"] = "divide",
+    scale_division: Literal["divide", "reciprocal", "inverse"] = "divide",
     scaling: Literal["divide", "reciprocal"] = "divide",
     amax_floor: float = 1e-10,
 ) -> tuple[Tensor, Tensor]:
@@ -152,8 +159,9 @@ def quantize(
         scale: for static scales, (..., row groups, column groups) or anything that broadcasts to it.
         dtype: e4m3fn (default) or e4m3fnuz.
         scale_rounding: of a measured scale.
-        scale_division: divide an amax by the format's largest number, or multiply by its fp32 reciprocal.
-        scaling: divide by the scale, or multiply by its fp32 reciprocal.
+        scale_division: divide an amax by the format's largest number, or multiply by its fp32 reciprocal, or take the
+            reciprocal of the factor `factor_from_amax`.
+        scaling: divide by the scale, or multiply by its fp32 reciprocal; or, of a row's groups, by that factor.
         amax_floor: smallest amax that a scale is measured from.
 
     Returns:
@@ -170,6 +178,7 @@ def quantize(
         raise ValueError(f"quantize: values of shape {tuple(values.shape)}: expected (..., rows, columns)")
     dtype = dtype or torch.float8_e4m3fn
     rows, columns = values.shape[-2:]
+    factor = None
     if scale is None:
         if static:
             raise ValueError(f"quantize: key {key} is static: expected its scale")
@@ -177,11 +186,16 @@ def quantize(
         scale = scale_from_amax(
             amax, dtype, scale_rounding=scale_rounding, scale_division=scale_division, amax_floor=amax_floor
         )
+        if scale_division == "inverse" and not group.is_per_tensor():
+            factor = factor_from_amax(amax, dtype, amax_floor=amax_floor)
     elif isinstance(key, QuantKey) and not bool(((scale > 0) & scale.isfinite()).all()):
         raise ValueError("quantize: scale has values that are not positive and finite: expected positive scales")
     spread = expand_scale(_with_groups(scale, values, group), group, rows, columns)
     wide = values.float()
-    scaled = wide / spread if scaling == "divide" else wide * (1.0 / spread)
+    if factor is not None:
+        scaled = wide * expand_scale(factor, group, rows, columns)
+    else:
+        scaled = wide / spread if scaling == "divide" else wide * (1.0 / spread)
     return encode(scaled, dtype), scale
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -219,19 +220,19 @@ def map_out_of_range(config: FusedMoEConfig, expert_map: Tensor) -> Tensor:
 
 
 def mark_late(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None, late: Tensor) -> None:
-    """Sets `late`, () bool, where an id or the map is out of range; waits for nothing. By one kernel for each, where
-    Triton is there; by several of torch's elsewhere."""
-    try:
+    """Sets `late`, () bool, where an id or the map is out of range; waits for nothing. On a CUDA or ROCm device by one
+    kernel for each, where Triton is there; elsewhere by several of torch's."""
+    if late.device.type == "cuda" and find_spec("triton") is not None:
         from fp8moe.kernels.marks import mark_out_of_range
-    except ImportError:
-        late.logical_or_(ids_out_of_range(config, topk_ids, expert_map).any())
-        if expert_map is not None:
-            late.logical_or_(map_out_of_range(config, expert_map).any())
+
+        with torch.cuda.device(late.device):
+            mark_out_of_range(topk_ids, id_limit(config, expert_map), late)
+            if expert_map is not None:
+                mark_out_of_range(expert_map, config.num_local_experts, late)
         return
-    with torch.cuda.device(late.device):
-        mark_out_of_range(topk_ids, id_limit(config, expert_map), late)
-        if expert_map is not None:
-            mark_out_of_range(expert_map, config.num_local_experts, late)
+    late.logical_or_(ids_out_of_range(config, topk_ids, expert_map).any())
+    if expert_map is not None:
+        late.logical_or_(map_out_of_range(config, expert_map).any())
 
 
 def check_ids(config: FusedMoEConfig, topk_ids: Tensor, expert_map: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from conformance.bounds.accumulation import UNKNOWN
 from conformance.bounds.aggregates import Residuals, bias_ratio, case_sums, columns_ratios, expert_ratios
 from conformance.bounds.allowance import Allowance, allowance_for
-from conformance.bounds.decode import decode_flips
+from conformance.bounds.decode import decode_flips, one_thread
 from conformance.bounds.pooled import as_floats
 from conformance.bounds.statistics import element_ratio, gain_ratio, token_norm_ratio
 from conformance.bounds.suspect import experts_of_pairs, mismatch_at, per_expert_maxima
@@ -163,9 +163,10 @@ def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Te
     # Without a flip, an output rounded to nearest stays within half of what a faithful one may have.
     suspicious = (left["E3"].amax(-1) > 1 / 2) | (left["TN"] > 1) | (left["gain"] > 1)
     decodable = (suspicious & judged & (allowance.flips > 0).any(-1)).nonzero()[:, 0].tolist()
-    for token in decodable:
-        decoded = decode_flips(trace, allowance, token, error[token], ~excused[token])
-        moved[token], undecided[token] = decoded.moved, decoded.undecided
+    with one_thread():
+        for token in decodable:
+            decoded = decode_flips(trace, allowance, token, error[token], ~excused[token])
+            moved[token], undecided[token] = decoded.moved, decoded.undecided
     reference, slack, rest = trace.smooth + moved, allowance.smooth + undecided, error - moved
     if decodable:
         left = _ratios(reference, slack, rest, fmt)

@@ -156,6 +156,14 @@ class BatchedReversed(Reversed, BatchedTorchExperts):
 
 DEEPGEMM = Recipe(scale_rounding="power_of_two", gemm1_output="input", activation_output="input", gemm2_output="input")
 """As DeepGEMM's users run it: 16 bits between the kernels."""
+FLASHINFER = Recipe(
+    scale_division="inverse",
+    scaling="reciprocal",
+    gemm1_output="input",
+    activation_output="input",
+    gemm2_output="input",
+)
+"""As FlashInfer's fused MoE has it with block scales."""
 E8M0 = replace(DEEPGEMM, w13="requantised", w2="requantised")
 """Their weights' scales are powers of two as well."""
 
@@ -189,6 +197,7 @@ HONEST: dict[str, type[TorchExperts]] = {
     "ada": on_unit("Ada", "ada.mma", "ada.mma_f16"),
     "blackwell": on_unit("Blackwell", "blackwell.tcgen05", "blackwell.tcgen05_f16", None),
     "cdna3": on_unit("Cdna3", "cdna3.mfma", "cdna3.mfma_f16"),
+    "flashinfer": on_unit("FlashInfer", "hopper.wgmma", "hopper.wgmma_f16", None, recipe=FLASHINFER),
     "deepgemm": on_unit("DeepGemm", "hopper.wgmma", "hopper.wgmma_f16", recipe=DEEPGEMM),
     "deepgemm_e8m0": on_unit("DeepGemmE8M0", "hopper.wgmma", "hopper.wgmma_f16", recipe=E8M0),
 }

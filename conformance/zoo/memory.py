@@ -17,12 +17,6 @@ MEMORY = (
         "the weighted sum loads the rows of pairs without an expert here, which nothing has written, and drops them",
         "combine",
         "reduce",
-        Edit(
-            "        if tl.load(local_ids + pair) >= 0:\n",
-            "        here = tl.load(local_ids + pair) >= 0\n        if pair >= 0:\n",
-        ),
-        Edit(
-            "            if WEIGHTED:\n", "            value = tl.where(here, value, 0.0)\n            if WEIGHTED:\n"
-        ),
+        Edit("mask = column < tl.where(there, columns, 0)", "mask = column < columns"),
     ),
 )

@@ -106,12 +106,22 @@ def _kernel(
     return members
 
 
+EDITED: dict[str, tuple[str, tuple[Edit, ...]]] = {}
+"""By a fault's name, the kernel's module and what is edited there."""
+
+
 def kernel_fault(name: str, does: str, stage: str, kernel: str, *edits: Edit, only: str = "") -> Fault:
+    EDITED[name] = kernel, edits
     return Fault(name, "", does, True, _kernel(stage, kernel, name, edits, only))
 
 
 _SCALE = Edit("tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))", "amax * 0.002232142857142857")
-_FLUSHED = "code = tl.where((code & 0x78) == 0, code & 0x80, code)"
+_FLUSHED = """
+@triton.jit
+def scaled_to_e4m3(x, scale, HAS_CAST: tl.constexpr):
+    code = unflushed(x, scale, HAS_CAST)
+    return tl.where((code & 0x78) == 0, code & 0x80, code)
+"""
 
 MUTATED = (
     kernel_fault(
@@ -168,6 +178,7 @@ MUTATED = (
         "activation",
         "activation",
         Edit("finite = p * low * high", "finite = tl.exp(x)"),
+        Edit("finite = (p + p) * factor", "finite = tl.exp(x)"),
     ),
     kernel_fault(
         "exponential_one_degree_short",
@@ -182,8 +193,8 @@ MUTATED = (
         "activation",
         "activation",
         Edit(
-            "tl.div_rn(x, 1.0 + exponential(-x))",
-            "x * tl.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + exponential(-x))",
+            "tl.div_rn(x, one_and_exponential(-x))",
+            "x * tl.div_rn(tl.full(x.shape, 1.0, tl.float32), one_and_exponential(-x))",
         ),
     ),
     kernel_fault(
@@ -191,7 +202,7 @@ MUTATED = (
         "silu divides with `/`, which on NVIDIA's devices may be 2 ulps off",
         "activation",
         "activation",
-        Edit("tl.div_rn(x, 1.0 + exponential(-x))", "x / (1.0 + exponential(-x))"),
+        Edit("tl.div_rn(x, one_and_exponential(-x))", "x / one_and_exponential(-x)"),
     ),
     kernel_fault(
         "scale_by_reciprocal",
@@ -213,15 +224,7 @@ MUTATED = (
         "FP8's subnormal numbers become 0 where the intermediate is quantised",
         "quantize",
         "quantize",
-        Edit(
-            "    tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)",
-            f"    {_FLUSHED}\n    tl.store(codes + row[:, None] * columns + column[None, :], code, mask=mask)",
-            times=2,
-        ),
-        Edit(
-            "        tl.store(code_block, code, mask=mask)",
-            f"        {_FLUSHED}\n        tl.store(code_block, code, mask=mask)",
-        ),
+        Edit("import has_cast, scaled_to_e4m3", f"import has_cast, scaled_to_e4m3 as unflushed\n{_FLUSHED}"),
         only="a2",
     ),
 )
@@ -232,6 +235,6 @@ MUTATED_COMBINE = kernel_fault(
     "a result times its routing weight is rounded before it is added: no fma",
     "combine",
     "reduce",
-    Edit("total = tl.fma(value, ones * weight, total)", "total += value * weight"),
+    Edit("added = tl.fma(value, ones * tl.load(at), total)", "added = total + value * tl.load(at)"),
 )
 """TRITON's alone: the batched format is combined in torch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -23,10 +24,11 @@ from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, 
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
-from fp8moe.keys import QuantKey, kFp8StaticTensorSym
+from fp8moe.keys import GroupShape, QuantKey
 from fp8moe.libraries import one_line
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, NVFP4, TENSOR_STATIC, UNQUANTISED, scheme_name
@@ -39,6 +41,21 @@ ACTIVATION_TYPES = {"silu": "Swiglu", "relu2_no_mul": "Relu2"}
 """Members of `flashinfer.fused_moe.ActivationType`."""
 BLOCK_NVCC = "TRTLLM_DG_NVCC_COMPILER"
 BLOCK_MULTIPLE, TENSOR_MULTIPLE = 128, 16
+ROUNDED = Recipe(gemm1_output="input", gemm2_output="input")
+"""Of every scheme: both GEMMs store 16 bits. The activation, biases and the sum over slots are fp32."""
+RECIPES = {
+    TENSOR_STATIC: replace(ROUNDED, scaling="reciprocal"),  # the library is given 1 / a2_scale
+    BLOCK: replace(
+        ROUNDED, activation_output="input", scale_division="inverse", scaling="reciprocal", amax_floor=2.0**-119
+    ),
+    UNQUANTISED: replace(ROUNDED, activation_output="input"),
+}
+"""The floor of blocks is no floor of the library's: of a smaller amax, 448 / amax is infinite there."""
+UNITS_OF_SM90 = {
+    TENSOR_STATIC: Arithmetic.on("hopper.wgmma"),  # CUTLASS's "FP8FastAccum": one chain over all of K
+    BLOCK: Arithmetic.on("hopper.wgmma", promote_every=BLOCK_MULTIPLE),  # its copy of DeepGEMM
+    UNQUANTISED: Arithmetic.on("hopper.wgmma_f16"),
+}
 
 
 def _device(platform: Platform, _env: Env) -> bool:
@@ -62,7 +79,10 @@ class FlashInferCutlassExperts(LibraryExperts):
 
     Its kernels take about twenty minutes to build on 16 cores, which `fp8moe build` does and nothing here does unasked:
     until they are there, "not built" is the reason. Those for block scales are compiled by nvcc, besides, for each new
-    shape. What arithmetic it has is not declared.
+    shape.
+
+    The contract is that of the kernels which it takes untuned. Where its tuner has run in the process, or was given a
+    file, it may take kernels that add a token's slots in 16 bits, in no order: they keep none of it.
 
     Raises:
         BackendUnavailable: another device, no library, or kernels that are not built.
@@ -94,6 +114,7 @@ class FlashInferCutlassExperts(LibraryExperts):
         refusal = _refusal(config, quant, weights, platform)
         if refusal:
             raise LayerNotSupported(f"{name}: {refusal}")
+        self.contract = contract_for(config, quant, weights, platform)
         self.flashinfer = self.library()
         self.converted = self.converted_weights(platform)
         self.scales = _scales(self.converted, block=self.block)
@@ -129,7 +150,8 @@ class FlashInferCutlassExperts(LibraryExperts):
             rank, ranks = offset // local, call.expert_map.numel() // local
         given = call.hidden_states
         if self.quant.use_fp8_w8a8 and not self.block:
-            given, _ = quantize(given, kFp8StaticTensorSym, self.converted.a13_scale)
+            scaling = self.contract.recipe.scaling
+            given, _ = quantize(given, GroupShape.PER_TENSOR, self.converted.a13_scale, scaling=scaling)
         self.flashinfer.cutlass_fused_moe(
             input=given,
             token_selected_experts=call.ids,
@@ -146,6 +168,33 @@ class FlashInferCutlassExperts(LibraryExperts):
             use_deepseek_fp8_block_scale=self.block,
             activation_type=getattr(self.flashinfer.ActivationType, ACTIVATION_TYPES[self.config.activation]),
         )
+
+
+def contract_for(
+    config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights, platform: Platform
+) -> Contract:
+    """Of a layer that the kernels take.
+
+    They are compiled with nvcc's fast math: silu is an approximate exponential and reciprocal, and no bits are known
+    after it, but relu2 is two products. With block scales the reciprocal of an amax is approximate as well, and may be
+    off by a unit in the last place: a code that the declared rule puts half-way between two may be the other one.
+    """
+    scheme = (quant.weight_key, quant.activation_key)
+    if platform.cap is None or (scheme == UNQUANTISED and platform.cap >= 120):  # older kernels, fused with silu
+        return Contract()
+    recipe = RECIPES[scheme]
+    if weights.w13_bias is not None:  # added in fp32 to what the GEMMs have stored
+        recipe = replace(recipe, bias="input", gemm1_output="float32", gemm2_output="float32")
+    if platform.cap != 90:
+        return Contract(recipe)
+    by_bits = scheme == TENSOR_STATIC and config.activation == "relu2_no_mul" and weights.w13_bias is None
+    return Contract(
+        recipe,
+        arithmetic=UNITS_OF_SM90[scheme],
+        steps=Steps(scale_order="product") if by_bits else None,
+        deterministic=True,
+        batch_invariant=True,
+    )
 
 
 @cache

@@ -29,8 +29,10 @@ def spread(per_group: Tensor, group: GroupShape, columns: int) -> Tensor:
 
 
 def scale_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
-    """fp32(amax / largest), or fp32(amax * fp32(1 / largest)) where declared, with the floor under the amax; rounded up
-    to a power of two where declared."""
+    """fp32(amax / largest), or fp32(amax * fp32(1 / largest)) or the reciprocal of `factor_of` where declared, with the
+    floor under the amax; rounded up to a power of two where declared."""
+    if recipe.scale_division == "inverse":
+        return to_float32(1.0 / factor_of(amax, fmt, recipe))
     floor = float(torch.tensor(recipe.amax_floor, dtype=torch.float32))
     # Operands are float32 numbers, so a float64 quotient rounded to float32 is the IEEE quotient (53 >= 2*24 + 2), and
     # a float64 product is exact (48 bits).
@@ -42,13 +44,29 @@ def scale_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
     return up_to_power_of_two(scale) if recipe.scale_rounding == "power_of_two" else scale
 
 
-def scaled(values: Tensor, scale: Tensor, recipe: Recipe) -> Tensor:
-    """What is rounded to FP8: value / scale in float32, or value * fp32(1 / scale)."""
+def factor_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
+    """fp32(largest * fp32(1 / amax)), with the floor under the amax: what "inverse" multiplies values with."""
+    floor = float(torch.tensor(recipe.amax_floor, dtype=torch.float32))
+    return to_float32(fmt.largest * to_float32(1.0 / amax.clamp(min=floor)))
+
+
+def scaled(values: Tensor, scale: Tensor, recipe: Recipe, factor: Tensor | None = None) -> Tensor:
+    """What is rounded to FP8: value / scale in float32, or value * fp32(1 / scale), or value * factor."""
+    if factor is not None:
+        return to_float32(values * factor)
     if recipe.scaling == "divide":
         return to_float32(values / scale)
     return to_float32(values * to_float32(1.0 / scale))
 
 
-def quantised(values: Tensor, scale: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
-    """Quantised and dequantised; `values` are float32 numbers and `scale` broadcasts to them."""
-    return round_to(scaled(values, scale, recipe), fmt) * scale
+def quantised(
+    values: Tensor, scale: Tensor, fmt: FloatFormat, recipe: Recipe, group: GroupShape | None = None
+) -> Tensor:
+    """Quantised and dequantised; `values` are float32 numbers and `scale` broadcasts to them.
+
+    `group`: what shares a scale; None, or a tensor, where `scale` alone says how.
+    """
+    factor = None
+    if recipe.scale_division == "inverse" and group is not None and not group.is_per_tensor():
+        factor = spread(factor_of(group_amax(values, group), fmt, recipe), group, values.shape[1])
+    return round_to(scaled(values, scale, recipe, factor), fmt) * scale

@@ -103,7 +103,7 @@ def recipe_moe(
         intermediate = values
     else:
         scale = _second_scale(problem, pairs, values, group, amax)
-        intermediate = quantised(values, spread(scale, group, values.shape[1]), problem.fp8, recipe)
+        intermediate = quantised(values, spread(scale, group, values.shape[1]), problem.fp8, recipe, group)
     second = _second_gemm(problem, pairs, intermediate)
     smooth = combined(problem, pairs, second)
     roundings = (recipe.gemm2_output, recipe.weighted, recipe.combine)
@@ -121,7 +121,7 @@ def first_input(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None)
     if group is None:
         return values
     scale = input_scale(problem, pairs, shared)
-    return quantised(values, spread(scale, group, values.shape[1]), problem.fp8, problem.recipe)
+    return quantised(values, spread(scale, group, values.shape[1]), problem.fp8, problem.recipe, group)
 
 
 def input_scale(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None) -> Tensor:

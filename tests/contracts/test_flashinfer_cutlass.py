@@ -20,8 +20,78 @@ from fp8moe.backends.flashinfer_modules import AHEAD, CACHED, NO_JIT, FlashInfer
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.commands import flashinfer_needs
 from fp8moe.commands.build import ARCHITECTURES
+from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
 from tests.contracts.released import FLASHINFER, played
+
+HONEST = TorchExperts.with_recipe(Recipe(scaling="reciprocal"))
+"""The played library; the adapter quantises the first input for it, per tensor, and by the contract's rule."""
+FUSED_MOE = "flashinfer/data/csrc/fused_moe/cutlass_backend"
+INTERNAL = "flashinfer/data/csrc/nv_internal/tensorrt_llm"
+KERNELS = f"{FUSED_MOE}/cutlass_fused_moe_kernels.cuh"
+BINDING = f"{FUSED_MOE}/flashinfer_cutlass_fused_moe_binding.cu"
+DISPATCH = f"{INTERNAL}/kernels/cutlass_kernels/moe_gemm/moe_gemm_template_dispatch.h"
+RUNNER = f"{INTERNAL}/kernels/cutlass_kernels/include/moe_kernels.h"
+LAUNCHER = f"{INTERNAL}/kernels/cutlass_kernels/moe_gemm/launchers/moe_gemm_tma_ws_launcher.inl"
+BLOCKS = f"{INTERNAL}/kernels/cutlass_kernels/fp8_blockscale_gemm/fp8_blockscale_gemm_kernel.cuh"
+DEEP_GEMM = f"{INTERNAL}/deep_gemm/fp8_gemm_impl.cuh"
+ACTIVATIONS = "flashinfer/data/cutlass/include/cutlass/epilogue/thread/activation.h"
+RELU2 = f"{INTERNAL}/cutlass_extensions/include/cutlass_extensions/epilogue/thread/fused_activations.h"
+
+READ = {
+    "FP8 is accumulated in one chain": (
+        LAUNCHER,
+        "std::conditional_t< IsFP8, cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperativeFP8FastAccum,",
+    ),
+    "its accumulator is fp32": (LAUNCHER, "using ElementAccumulator = float;"),
+    "an expert's scale is the epilogue's alpha": (LAUNCHER, "EpilogueScalars>( tma_ws_input.alpha_scale_ptr_array);"),
+    "both GEMMs store the output's dtype": (RUNNER, "using UnfusedGemmOutputType = BackBoneType;"),
+    "which is that of biases too": (RUNNER, "static_assert(std::is_same_v<OutputType, BackBoneType>,"),
+    "the first bias is added to that, in fp32": (
+        KERNELS,
+        "fc1_value = fc1_value + arrayConvert<BiasElem, ComputeElem>(bias_ptr_vec[elem_index + gated_off_vec]);",
+    ),
+    "the intermediate is multiplied, not divided": (KERNELS, "auto post_act_val = gate_act * quant_scale;"),
+    "the second bias is added to what is stored": (
+        KERNELS,
+        "expert_result = expert_result + arrayConvert<BiasElem, ComputeElem>(bias_ptr[elem_index]);",
+    ),
+    "slots are added in their order, in fp32": (
+        KERNELS,
+        "thread_output = thread_output + row_scale * expert_result;",
+    ),
+    "relu2 is a product": (RELU2, "T val = relu_op(value); return mul(val, val);"),
+    "silu has an exponential": (ACTIVATIONS, "return T(1) / (T(1) + fast_exp(-value));"),
+    "which fast math makes approximate": ("flashinfer/jit/core.py", '"-use_fast_math",'),
+    "blocks of activations are quantised by a factor": (
+        BLOCKS,
+        "float scale = amax != InputType(0.f) ? 448.f / float(amax) : 1.f;",
+    ),
+    "whose reciprocal is their scale": (BLOCKS, "scale_output = float(1.f / scale);"),
+    "and which multiplies them": (BLOCKS, "float value = float(input_frag[i]) * scale;"),
+    "block scales meet each other first": (DEEP_GEMM, "float scale_0_0 = scale_a_0 * scale_b_0,"),
+    "then the sum over 128 of K": (
+        DEEP_GEMM,
+        "final_accum[i * 4 + 0] += (predicate ? scale_0_0 : scale_0_1) * accum[i * 4 + 0];",
+    ),
+    "for few tokens as well, the other way round": (
+        DEEP_GEMM,
+        "final_accum[i * 4 + 0] += scale_0_0[i] * accum[i * 4 + 0];",
+    ),
+    "without the tuner, the first kernels are taken": (BINDING, "auto best_gemm1_profile = mAllProfiles.front();"),
+    "of either GEMM": (BINDING, "? mAllProfiles.at(mGemm1TacticCount)"),
+    "TMA's come first": (DISPATCH, "candidate_configs = getTmaWarpSpecializedConfigs(sm, supports_finalize_fusion);"),
+    "and those that add slots with atomics behind the others": (
+        DISPATCH,
+        "std::back_inserter(tma_ws_configs), [](auto& config) { config.epilogue_fusion_type = "
+        "cutlass_extensions::CutlassGemmConfig::EpilogueFusionType::FINALIZE;",
+    ),
+    "which untuned ones are not": (
+        f"{INTERNAL}/cutlass_extensions/include/cutlass_extensions/gemm_configs.h",
+        "EpilogueFusionType epilogue_fusion_type = EpilogueFusionType::NONE;",
+    ),
+}
+"""What the contract rests on: where it is in the release, with single spaces and without the ends of macros' lines."""
 
 
 class PlayedCutlass(flashinfer_cutlass.FlashInferCutlassExperts):
@@ -71,7 +141,7 @@ class PlayedCutlass(flashinfer_cutlass.FlashInferCutlassExperts):
         placed = torch.arange(local * given["ep_size"], dtype=torch.int32) - offset
         placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
         config = replace(self.config, intermediate_size_per_partition=second.shape[2])
-        experts = TorchExperts(config, self.quant, weights)
+        experts = HONEST(config, self.quant, weights)
         ids, routing = given["token_selected_experts"], given["token_final_scales"]
         experts.apply(hidden, routing, ids, expert_map=placed, output=given["output"])
 
@@ -87,7 +157,7 @@ def turned(values: Tensor) -> Tensor:
 def test_flashinfers_cutlass(scheme: str, fields: dict[str, Any]) -> None:
     tensors = build(case(scheme, **fields), "cpu")
     adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
-    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    experts = HONEST(tensors.config, tensors.quant, tensors.weights)
     assert same(tensors.call(adapter), tensors.call(experts))
 
 
@@ -95,7 +165,7 @@ def test_flashinfers_cutlass(scheme: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
 def test_flashinfers_cutlass_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
     tensors = with_holes(case(scheme, **fields))
-    expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    expected = tensors.call(HONEST(tensors.config, tensors.quant, tensors.weights))
     assert same(tensors.call(PlayedCutlass(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
@@ -103,7 +173,62 @@ def test_flashinfers_cutlass_knows_no_absent_pair(scheme: str, fields: dict[str,
 def test_flashinfers_cutlass_fills_up_each_half_and_takes_no_gate(fields: dict[str, Any]) -> None:
     tensors = build(case("tensor_static", **fields), "cpu")
     adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
-    assert same(tensors.call(adapter), tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights)))
+    assert same(tensors.call(adapter), tensors.call(HONEST(tensors.config, tensors.quant, tensors.weights)))
+
+
+@pytest.mark.parametrize("what", READ)
+def test_what_its_contract_rests_on_is_in_the_release(what: str) -> None:
+    path, text = READ[what]
+    assert text in re.sub(r"(\s|\\\n)+", " ", FLASHINFER.source(path))
+
+
+def contract_of(scheme: str, device: str = "h200", **fields: Any) -> Contract:
+    tensors = build(case(scheme, **fields), "cpu")
+    return flashinfer_cutlass.contract_for(tensors.config, tensors.quant, tensors.weights, PLATFORMS[device])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "arithmetic", "recipe"),
+    [
+        ("tensor_static", Arithmetic.on("hopper.wgmma"), {"scaling": "reciprocal"}),
+        (
+            "block",
+            Arithmetic.on("hopper.wgmma", promote_every=128),
+            {
+                "scale_division": "inverse",
+                "scaling": "reciprocal",
+                "activation_output": "input",
+                "amax_floor": 2.0**-119,
+            },
+        ),
+        ("none", Arithmetic.on("hopper.wgmma_f16"), {"activation_output": "input"}),
+    ],
+)
+def test_on_sm90_its_arithmetic_is_declared(scheme: str, arithmetic: Arithmetic, recipe: dict[str, Any]) -> None:
+    rounded = Recipe(gemm1_output="input", gemm2_output="input", **recipe)
+    expected = Contract(rounded, arithmetic, deterministic=True, batch_invariant=True)
+    assert contract_of(scheme) == expected
+    tensors = build(case(scheme), "cpu")
+    assert PlayedCutlass(tensors.config, tensors.quant, tensors.weights).contract == expected
+
+
+def test_its_bits_are_declared_where_no_exponential_is_on_the_way() -> None:
+    assert contract_of("tensor_static", activation="relu2_no_mul").steps == Steps(scale_order="product")
+    for scheme, fields in (("tensor_static", {"bias": True}), ("block", {}), ("none", {})):
+        assert contract_of(scheme, activation="relu2_no_mul", **fields).steps is None
+
+
+@pytest.mark.parametrize("scheme", ["block", "tensor_static", "none"])
+def test_biases_are_added_to_what_its_gemms_store(scheme: str) -> None:
+    recipe = contract_of(scheme, bias=True).recipe
+    assert (recipe.bias, recipe.gemm1_output, recipe.gemm2_output) == ("input", "float32", "float32")
+
+
+def test_on_other_devices_it_declares_what_it_rounds() -> None:
+    for device in ("b200", "b300", "rtx_pro_6000"):
+        assert contract_of("tensor_static", device) == Contract(contract_of("tensor_static").recipe)
+    assert contract_of("none", "b200") == Contract(contract_of("none").recipe)
+    assert contract_of("none", "rtx_pro_6000") == Contract()
 
 
 def test_ranks_of_flashinfer_have_one_size() -> None:

@@ -50,22 +50,32 @@ def bfloat16(value: float) -> float:
 
 def scale_of(amax: float, limit: float, recipe: SimpleNamespace) -> float:
     amax = max(amax, float32(recipe.amax_floor))
+    if recipe.scale_division == "inverse":
+        return float32(1 / float32(limit * float32(1 / amax)))
     scale = float32(amax / limit if recipe.scale_division == "divide" else amax * float32(1 / limit))
     if recipe.scale_rounding == "power_of_two":
         scale = 2.0 ** math.ceil(math.log2(scale))
     return scale
 
 
-def quantise(value: float, scale: float, table: list[float], recipe: SimpleNamespace) -> float:
+def quantise(
+    value: float, scale: float, table: list[float], recipe: SimpleNamespace, amax: float | None = None
+) -> float:
     exact = value / scale if recipe.scaling == "divide" else value * float32(1 / scale)
+    if recipe.scale_division == "inverse" and amax is not None:
+        exact = value * float32(table_limit(table) * float32(1 / max(amax, float32(recipe.amax_floor))))
     return nearest(float32(exact), table) * scale
+
+
+def table_limit(table: list[float]) -> float:
+    return max(value for value in table if value == value)
 
 
 def quantised_rows(rows, group, static, owners, table, recipe):
     """`group`: None, "tensor", "token" or a number of columns; `owners` tells rows apart that do not share a scale."""
     if group is None:
         return rows
-    limit = max(value for value in table if value == value)
+    limit = table_limit(table)
     if group == "tensor":
         if static is not None:
             scales = [static] * len(rows)
@@ -85,8 +95,9 @@ def quantised_rows(rows, group, static, owners, table, recipe):
         done = []
         for start in range(0, len(row), width):
             part = row[start : start + width]
-            scale = scale_of(max(map(abs, part)), limit, recipe)
-            done += [quantise(value, scale, table, recipe) for value in part]
+            amax = max(map(abs, part))
+            scale = scale_of(amax, limit, recipe)
+            done += [quantise(value, scale, table, recipe, amax) for value in part]
         result.append(done)
     return result
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from conformance.bounds import UNKNOWN, allowance_for, judge, judge_ideal
+from conformance.bounds.decode import Decoded, decode_flips
 from conformance.bounds.least_squares import BoxedFit
 from conformance.bounds.statistics import element_ratio, gain_ratio, rounded_alike, token_norm_ratio
 from conformance.build import build
@@ -113,6 +115,26 @@ def test_an_undeclared_arithmetic_is_told(setting: Setting) -> None:
     assert "not declared" in judgement.reason
     assert str(UNKNOWN.fraction_bits) in judgement.reason
     assert judge(setting.trace(), setting.output, FP32).reason == ""
+
+
+def test_flips_are_read_in_one_thread(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def recording(*given: Any) -> Decoded:
+        seen.append(torch.get_num_threads())
+        return decode_flips(*given)
+
+    monkeypatch.setattr("conformance.bounds.judgement.decode_flips", recording)
+    output = setting.output.clone()
+    output[6] *= 1.01
+    torch.set_num_threads(2)
+    try:
+        judge(setting.trace(), output, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen
+    assert set(seen) == {1}
 
 
 def test_a_sample_of_tokens_is_judged_by_its_rows(setting: Setting) -> None:

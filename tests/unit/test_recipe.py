@@ -83,6 +83,7 @@ def test_an_unknown_step_names_its_field(name: str) -> None:
     [
         (lambda: Recipe(gemm1_output="bf16"), "gemm1_output='bf16': expected one of 'float32', 'input'"),  # type: ignore[arg-type]
         (lambda: Recipe(scaling="multiply"), "scaling='multiply': expected one of 'divide', 'reciprocal'"),  # type: ignore[arg-type]
+        (lambda: Recipe(scale_division="inverse"), "scale_division='inverse': expected scaling='reciprocal' and "),
         (lambda: Recipe(requantize="yes"), "requantize='yes': expected True or False"),  # type: ignore[arg-type]
         (lambda: Recipe(amax_floor=-1.0), "amax_floor=-1.0: expected 0 or more"),
         (lambda: Steps(scale_fma="yes"), "scale_fma='yes': expected True or False"),  # type: ignore[arg-type]

@@ -153,6 +153,7 @@ RECIPES = {
     "powers of two": Recipe(scale_rounding="power_of_two"),
     "reciprocal": Recipe(scaling="reciprocal"),
     "scales by reciprocal": Recipe(scale_division="reciprocal"),
+    "by a factor": Recipe(scale_division="inverse", scaling="reciprocal"),
     "bf16 weighted": Recipe(weighted="input"),
     "by expert": Recipe(dynamic_tensor_scope="expert"),
     "not requantised": Recipe(requantize=False),

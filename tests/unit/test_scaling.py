@@ -192,6 +192,15 @@ def test_reciprocal_scaling_differs_where_it_may() -> None:
     assert bits(encode(values / scale)) == bits(divided)
 
 
+def test_a_factor_multiplies_the_values_and_its_reciprocal_is_their_scale() -> None:
+    values = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    codes, scale = quantize(values, kFp8Dynamic128Sym, scale_division="inverse", scaling="reciprocal")
+    factor = (1.0 / values.float().view(64, 2, 128).abs().amax(-1)) * 448.0
+    assert torch.equal(scale, 1.0 / factor)
+    assert bits(codes) == bits(encode(values.float() * factor.repeat_interleave(128, 1)))
+    assert bits(codes) != bits(quantize(values, kFp8Dynamic128Sym, scaling="reciprocal")[0])
+
+
 def test_a_group_of_zeros_takes_the_floor_and_stays_zero() -> None:
     values = torch.zeros(2, 256)
     values[1, 200] = 1e-30

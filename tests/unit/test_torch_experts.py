@@ -38,6 +38,7 @@ RECIPES = {
     "weights_alone": Recipe(quantize_input=False, requantize=False, activation_output="input", gemm1_output="input"),
     "weighted_16bit": Recipe(weighted="input"),
     "scale_reciprocal": Recipe(scale_division="reciprocal"),
+    "factor": Recipe(scale_division="inverse", scaling="reciprocal"),
     "slots_16bit": Recipe(gemm2_output="input"),
     "combine_16bit": Recipe(combine="input"),
     "deep_gemm_like": Recipe("power_of_two", gemm1_output="input", gemm2_output="input"),

@@ -1,0 +1,73 @@
+"""What a certificate tells of where it was made: the device, the suite's own source, the backend's distribution."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from importlib import metadata
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from conformance.versions import versions
+from fp8moe import __version__
+from fp8moe.detection import describe_device
+
+PACKAGES = ("conformance", "fp8moe")
+SOURCE = (".py", ".json")
+GROUP = "fp8moe.backends"
+
+
+def surroundings(origin: str) -> dict[str, Any]:
+    """
+    Args:
+        origin: of the backend, a registered name or "module:Class".
+    """
+    return {
+        "device": asdict(describe_device()),
+        "versions": versions(),
+        "suite": {"version": __version__, "sha256": suite_digest()},
+        "distribution": distribution_of(origin),
+    }
+
+
+def suite_digest() -> str:
+    """SHA-256 of every source and data file of the suite and the runtime, names included; whatever else a checkout has
+    beside them, and whether it is one, does not show."""
+    found = hashlib.sha256()
+    for package in PACKAGES:
+        for name, content in sorted(_sources(files(package), package)):
+            found.update(f"{name} {len(content)}\n".encode())
+            found.update(content)
+    return found.hexdigest()
+
+
+def _sources(folder: Traversable, name: str) -> list[tuple[str, bytes]]:
+    found: list[tuple[str, bytes]] = []
+    for each in folder.iterdir():
+        if each.is_dir():
+            found += _sources(each, f"{name}/{each.name}")
+        elif each.name.endswith(SOURCE):
+            found.append((f"{name}/{each.name}", each.read_bytes()))
+    return found
+
+
+def distribution_of(origin: str) -> dict[str, str] | None:
+    """Name, version and the SHA-256 of the list of files (RECORD) of the distribution that a backend comes from; None
+    where it comes from none."""
+    module = origin.partition(":")[0]
+    entries = [entry for entry in metadata.entry_points(group=GROUP) if entry.name == origin]
+    if entries and entries[0].dist is not None:
+        return _told(entries[0].dist)
+    package = "fp8moe" if ":" not in origin else module.partition(".")[0]
+    names = metadata.packages_distributions().get(package, ())
+    return _told(metadata.distribution(names[0])) if names else None
+
+
+def _told(found: metadata.Distribution) -> dict[str, str]:
+    record = found.read_text("RECORD") or ""
+    return {
+        "name": found.metadata["Name"],
+        "version": found.version,
+        "record_sha256": hashlib.sha256(record.encode()).hexdigest() if record else "",
+    }

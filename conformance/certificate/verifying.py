@@ -1,0 +1,297 @@
+"""Whether a certificate holds: its verdict is derived again from its evidence, without a device.
+
+What is proven: that the evidence is whole, that it is what the statement is about, that each case of the edition was
+judged once and within its limits, and that nothing in it contradicts anything else. Not that the run took place: an
+invention that is consistent passes, unless a signature by a key that the reader trusts, or a sample that is run again,
+says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from conformance.axes import Space
+from conformance.bounds import pooled
+from conformance.cases import Case, InvalidCase
+from conformance.certificate.reading import Certificate, Malformed, read_certificate
+from conformance.certificate.signing import is_by
+from conformance.certificate.statement import statement_of
+from conformance.certificate.surroundings import suite_digest
+from conformance.certification import POOLED, excluded
+from conformance.checks import EQUIVALENCE
+from conformance.editions import DEVICES, KINDS, Edition, UnknownEdition, edition, manifest, target_of
+from conformance.levels import Item, coverage_of, items_for
+from conformance.matrix import BY_BITS, BY_BOUND
+from conformance.report import Report
+from conformance.results import CheckResult, Evidence, Status
+from conformance.vocabulary import SCHEME_NAMES
+from fp8moe import __version__
+from fp8moe.config import ACTIVATIONS
+
+JUDGED = (Status.PASSED, Status.FAILED, Status.WAIVED)
+DIGITS = 16
+SLACK = timedelta(days=1)
+"""Of clocks that are set wrong."""
+
+
+@dataclass
+class Verified:
+    """
+    Args:
+        findings: what speaks against the certificate, a sentence each; without any it holds.
+        notes: what a reader should know all the same.
+        certificate: as it was read; None where it could not be.
+        verdict: as derived from the evidence; "" where it could not be.
+    """
+
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    certificate: Certificate | None = None
+    verdict: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return not self.findings
+
+
+def verify(folder: Path, key: Path | None = None, editions: Callable[[str], Edition] = edition) -> Verified:
+    """
+    Args:
+        folder: of the certificate.
+        key: an OpenSSH public key (ed25519) that it must be signed with; None: a signature is told, and not checked.
+        editions: by name.
+
+    Raises:
+        conformance.certificate.signing.CannotSign: `key` is none, or `cryptography` is not installed.
+    """
+    found = Verified()
+    try:
+        found.certificate = certificate = read_certificate(folder)
+        which = editions(certificate.edition)
+    except (Malformed, UnknownEdition) as error:
+        found.findings.append(str(error))
+        return found
+    report = certificate.report
+    found.verdict = report.verdict
+    found.findings += _signature(certificate, key, found.notes)
+    found.findings += _run(report, which)
+    if found.findings:
+        return found  # what the cases must be is not known
+    items = items_for(which.level, report.takes, target_of(report.target), which.seed, fnuz=report.fnuz)
+    found.findings += _plan(report, items, which)
+    found.findings += [text for check in report.checks for text in _result(check, report, which)]
+    found.findings += _digests(report)
+    found.findings += _totals(report, items)
+    found.findings += _surroundings(certificate, found.notes)
+    found.findings += _statement(certificate)
+    return found
+
+
+def _signature(certificate: Certificate, key: Path | None, notes: list[str]) -> Iterator[str]:
+    signatures = certificate.envelope["signatures"]
+    if key is not None:
+        if not is_by(key, certificate.envelope):
+            yield f"signature: none of the {len(signatures)} is by the key in {key.name}"
+        else:
+            notes.append(f"signed by the key in {key.name}")
+    elif signatures:
+        named = ", ".join(str(one.get("keyid"))[:80] if isinstance(one, dict) else "?" for one in signatures)
+        notes.append(f"signed, by its own account with {named}; not checked: give the public key with --key")
+    else:
+        notes.append("not signed: whoever made it is not known")
+
+
+def _run(report: Report, which: Edition) -> Iterator[str]:
+    """What the run was asked for."""
+    for name, expected in (("level", which.level), ("seed", which.seed)):
+        if getattr(report, name) != expected:
+            yield f"report.{name}={getattr(report, name)!r}: edition {which.edition} has {expected!r}"
+    if report.target not in DEVICES:
+        yield f"report.target={report.target!r}: expected one of {', '.join(DEVICES)}"
+    for scheme, names in report.takes.items():
+        unknown = [name for name in names if name not in ACTIVATIONS]
+        if scheme not in SCHEME_NAMES or unknown or not names or len(set(names)) < len(names):
+            yield f"report.takes: {scheme}: {', '.join(names)[:80]}: no scheme, or no activations, of the suite"
+    if not report.takes:
+        yield "report.takes: no scheme was run"
+    try:
+        date = datetime.fromisoformat(report.date)
+        if date.tzinfo is None or date > datetime.now(timezone.utc) + SLACK:
+            yield f"report.date={report.date}: in the future, or without a time zone"
+    except ValueError:
+        yield f"report.date={report.date[:80]!r}: no ISO 8601 date"
+
+
+def _plan(report: Report, items: list[Item], which: Edition) -> Iterator[str]:
+    """Every case of the edition once, and no other."""
+    planned = {item.key: item for item in items}
+    given = Counter(
+        (check.check, report.unshrunk.get(f"{check.check} {check.case}", check.case))
+        for check in report.checks
+        if check.case
+    )
+    failed = {(check.check, check.scheme) for check in report.checks if check.status is Status.FAILED}
+    twice = [key for key, count in given.items() if count > 1]
+    extra = [key for key in given if key not in planned]
+    missing = [
+        key for key, item in planned.items() if key not in given and (item.check, item.case.scheme) not in failed
+    ]
+    for what, keys in (("stand twice", twice), ("are none of the edition's", extra), ("are missing", missing)):
+        if keys:
+            yield f"{len(keys)} cases {what}: {_some(keys)}"
+    if (extra or missing) and which.manifests:
+        kind = "cpu" if report.target == "cpu" else "gpu"
+        if manifest(which, KINDS[kind]) != which.manifests[kind]:
+            yield f"this suite, {__version__}, no longer makes edition {which.edition}'s cases: take an earlier one"
+    if report.planned != len(items):
+        yield f"report.planned={report.planned}: the edition has {len(items)} for what this backend takes"
+
+
+def _some(keys: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{check} {case}" for check, case in keys[:2]) + (" and others" if len(keys) > 2 else "")
+
+
+def _result(check: CheckResult, report: Report, which: Edition) -> Iterator[str]:
+    """That a result's status follows from its figures."""
+    where = f"{check.check} {check.case}".strip()
+    if check.verdict not in ("selects", "computes", "performs"):
+        yield f"{where}: verdict={check.verdict[:40]!r}: none of the three"
+    if check.verdict == "computes" and check.backend != report.backend:
+        yield f"{where}: of backend {check.backend[:80]!r}, in a report on {report.backend!r}"
+    figures = {"error/bound": check.error_over_bound, **check.statistics}
+    over = [f"{name} = {value:g}" for name, value in figures.items() if value is not None and not value <= which.limit]
+    if check.status is Status.PASSED and over:
+        yield f"{where}: passed, with {', '.join(over)} above the limit {which.limit:g}"
+    if any(value is not None and (math.isnan(value) or value < 0) for value in figures.values()):
+        yield f"{where}: a figure that no check gives"
+    if check.status is Status.PASSED and check.reason and check.case:
+        yield f"{where}: passed, with a reason: {check.reason[:80]}"
+    if check.status not in (Status.PASSED,) and not check.reason:
+        yield f"{where}: {check.status.value} without a reason"
+    if check.case:
+        yield from _of_case(check, where)
+
+
+def _of_case(check: CheckResult, where: str) -> Iterator[str]:
+    try:
+        case = Case.parse(check.case)
+    except InvalidCase as error:
+        yield f"{where[:120]}: no case: {error}"
+        return
+    if str(case) != check.case or case.scheme != check.scheme:
+        yield f"{where}: another spelling of {case}, or of another scheme than {check.scheme!r}"
+    if check.status is Status.PASSED:
+        if check.evidence is not Evidence.HARDWARE:
+            told = "nothing" if check.evidence is None else check.evidence.value
+            yield f"{where}: passed by {told}, not on a device"
+        if len(check.digest) != DIGITS or not set(check.digest) <= set("0123456789abcdef"):
+            yield f"{where}: digest={check.digest[:40]!r}: expected {DIGITS} hexadecimal digits"
+        if check.check == EQUIVALENCE and check.judged_by != BY_BITS and check.error_over_bound is None:
+            yield f"{where}: passed by the bound, without an error/bound"
+        if check.judged_by != BY_BITS and not check.judged_by.startswith(BY_BOUND):
+            yield f"{where}: judged_by={check.judged_by[:40]!r}: neither bits nor the bound"
+    elif check.status not in JUDGED and (check.digest or check.error_over_bound is not None):
+        yield f"{where}: {check.status.value}, with figures of a case that was judged"
+
+
+def _digests(report: Report) -> Iterator[str]:
+    """Cases of other values do not have the same output, but for one of zeros alone."""
+    by_digest: dict[str, dict[tuple[int, str], str]] = {}
+    for check in report.checks:
+        if check.check == EQUIVALENCE and check.digest and check.status in JUDGED:
+            with suppress(InvalidCase):
+                case = Case.parse(check.case)
+                by_digest.setdefault(check.digest, {}).setdefault((case.seed, case.activation), check.case)
+    for digest, cases in by_digest.items():
+        if len(cases) > 1 and digest not in map(zeros, cases.values()):
+            told = ", ".join(sorted(cases.values())[:2])
+            yield f"digest {digest}: the output of cases of {len(cases)} seeds or activations: {told}"
+
+
+def zeros(text: str) -> str:
+    """The digest of an output of zeros on a case; "" where it is none."""
+    try:
+        case = Case.parse(text)
+    except InvalidCase:
+        return ""
+    kind = {"bf16": "bfloat16", "fp16": "float16"}[case.dtype]
+    form = f"{kind} {case.tokens}x{case.hidden} ".encode()
+    return hashlib.sha256(form + bytes(2 * case.tokens * case.hidden)).hexdigest()[:DIGITS]
+
+
+def _totals(report: Report, items: list[Item]) -> Iterator[str]:
+    """What is told of all cases together."""
+    results = {(check.check, check.case): check for check in report.checks if check.case}
+    judged = [
+        item.case
+        for item in items
+        if item.check == EQUIVALENCE and item.key in results and results[item.key].status is Status.PASSED
+    ]
+    space = Space(report.takes, fnuz=report.fnuz)
+    covered = tuple(str(coverage) for coverage in coverage_of(report.level, space, judged))
+    if tuple(report.coverage) != covered:
+        yield f"report.coverage: {'; '.join(report.coverage)[:200]}: the cases that passed cover {'; '.join(covered)}"
+    if tuple(report.excluded) != excluded(space):
+        yield "report.excluded: not what the suite excludes for these schemes and activations"
+    sums: dict[int, Mapping[str, float]] = {}
+    for item in items:
+        if item.check == EQUIVALENCE and item.key in results:
+            check = results[item.key]
+            if check.status is Status.PASSED and "gain.signed" in check.measured:
+                sums.setdefault(item.case.seed, check.measured)
+    told = [check for check in report.checks if check.check == POOLED]
+    if bool(sums) != (len(told) == 1):
+        yield f"{POOLED}: {len(told)} results, where {len(sums)} cases have sums to pool"
+    elif sums:
+        ratios = pooled(list(sums.values()))
+        same = told[0].statistics.keys() == ratios.keys() and all(
+            math.isclose(told[0].statistics[name], ratio, rel_tol=1e-9) for name, ratio in ratios.items()
+        )
+        broken = any(not ratio <= 1 for ratio in ratios.values())
+        if not same or (told[0].status is Status.PASSED) == broken:
+            yield f"{POOLED}: not what the cases' own sums give"
+
+
+def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
+    told, report = certificate.surroundings, certificate.report
+    if told["device"].get("name") != report.device:
+        yield f"device.name={told['device'].get('name')!r}: the report is of {report.device!r}"
+    kind = told["device"].get("kind")
+    if kind != report.target:
+        yield f"device.kind={kind!r}: the report's target is {report.target!r}"
+    if dict(told["versions"]) != dict(report.versions):
+        yield f"versions: {told['versions']}: the report is of {dict(report.versions)}"
+    suite = told["suite"]
+    if suite.get("version") != report.versions.get("fp8moe"):
+        yield f"suite.version={suite.get('version')!r}: the report is of {report.versions.get('fp8moe')!r}"
+    if suite.get("version") == __version__ and suite.get("sha256") != suite_digest():
+        notes.append(f"made by a suite {__version__} whose source is not the one installed here: compare the two")
+    elif suite.get("version") != __version__:
+        notes.append(f"made by suite {suite.get('version')}; this is {__version__}")
+    if told["distribution"] is None:
+        notes.append("the backend came from no installed distribution: what ran cannot be named")
+
+
+def _statement(certificate: Certificate) -> Iterator[str]:
+    if certificate.claimed != certificate.report.verdict:
+        yield f"report.verdict={certificate.claimed[:40]!r}: its results come to {certificate.report.verdict!r}"
+    if certificate.report.verdict not in ("passed", "failed"):
+        yield "the run is not complete"
+        return
+    given = (certificate.report, certificate.edition, certificate.surroundings["suite"], certificate.evidence_sha256)
+    try:
+        expected = statement_of(*given)
+    except (KeyError, TypeError):
+        yield "suite: no SHA-256"
+        return
+    for name in sorted({*expected, *certificate.statement}):
+        if certificate.statement.get(name) != expected.get(name):
+            told = "the evidence's file has changed" if name == "subject" else "not what the evidence comes to"
+            yield f"statement: {name}: {told}"

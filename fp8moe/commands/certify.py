@@ -1,0 +1,117 @@
+"""`fp8moe certify BACKEND` and `fp8moe verify FOLDER`: a certificate that can be published, and whether one holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.text import Text
+
+from conformance.certificate.sampling import spot_check
+from conformance.certificate.signing import CannotSign
+from conformance.certificate.surroundings import surroundings
+from conformance.certificate.verifying import Verified, verify
+from conformance.certificate.writing import NoCertificate, write_certificate
+from conformance.editions import DEVICES, UnknownEdition, edition, names
+from conformance.report import INCOMPLETE, Report
+from fp8moe.commands import tables
+from fp8moe.commands.check import STYLES, checked, print_report
+from fp8moe.commands.question import BadInput
+
+SHOWN = 20
+PROVES = (
+    "proven: the evidence is whole, every case of the edition was judged once and within its limits, and nothing "
+    "contradicts anything else. Not proven: that the run took place; a consistent invention shows where a sample is "
+    "run again"
+)
+
+
+def certify(
+    backend: str, out: Path, name: str | None, device: str | None, budget: float | None, key: Path | None
+) -> Report:
+    """Runs the edition's level, and writes the certificate of a complete run. What a budget or an interruption left is
+    kept beside `out`, and the next call goes on with it.
+
+    Raises:
+        BadInput: an edition, device or backend that is not there; a folder that is; a key that cannot sign.
+    """
+    try:
+        which = edition(name or names()[-1])
+    except UnknownEdition as error:
+        raise BadInput(f"--edition: {error}") from None
+    if device is not None and device not in DEVICES:
+        raise BadInput(f"--device {device}: a certificate is of a run on {', '.join(DEVICES)}")
+    if out.exists():
+        raise BadInput(f"--out {out}: is there already; name a folder that is not")
+    kept = partial(out)
+    kept.absolute().parent.mkdir(parents=True, exist_ok=True)
+    told = tables.console(stderr=True)
+    if kept.exists():
+        told.print(f"goes on with {escape(str(kept))}")
+    report = checked(backend, which.level, device, which.seed, budget, kept, kept if kept.exists() else None)
+    if report.target not in DEVICES:
+        kept.unlink()
+        raise BadInput(f"--device {report.target}: a certificate is of a run on {', '.join(DEVICES)}")
+    print_report(report)
+    if report.verdict == INCOMPLETE:
+        told.print(f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it")
+        return report
+    try:
+        write_certificate(out, report, which.edition, surroundings(report.origin), key)
+    except (NoCertificate, CannotSign, OSError) as error:
+        raise BadInput(f"{error}; what was run is kept in {kept}") from None
+    kept.unlink()
+    tables.console().print(f"certificate of edition {which.edition}: {escape(str(out))}")
+    return report
+
+
+def partial(out: Path) -> Path:
+    """Where a run is kept that has not come to its end."""
+    return out.with_name(f"{out.name}.partial.json.gz")
+
+
+def verified(folder: Path, key: Path | None, sample: int) -> Verified:
+    """
+    Args:
+        sample: how many cases to run again, where the certificate holds so far.
+
+    Raises:
+        BadInput: a key that is none; a sample, where the backend or such a device is not here.
+    """
+    try:
+        found = verify(folder, key)
+    except CannotSign as error:
+        raise BadInput(str(error)) from None
+    if sample and found.certificate is not None and found.holds:
+        try:
+            sampled = spot_check(found.certificate, sample)
+        except ValueError as error:
+            raise BadInput(f"--spot-check: {error}") from None
+        found.findings += sampled.findings
+        told = f"{sampled.cases} cases run again on this device: {sampled.equal} with the same bits"
+        found.notes.append(f"{told}, {len(sampled.findings)} otherwise than told")
+    return found
+
+
+def print_verified(found: Verified) -> None:
+    """The verdict first; then what speaks against the certificate, and what a reader should know."""
+    out = tables.console()
+    if found.certificate is not None:
+        report = found.certificate.report
+        counts = ", ".join(f"{count:,} {status}" for status, count in sorted(report.counts.items()))
+        out.print(
+            f"{report.backend}, edition {found.certificate.edition}, on {report.device}, {report.date}: {counts}",
+            markup=False,
+            soft_wrap=True,
+        )
+    for text in found.findings[:SHOWN]:
+        out.print(Text(f"AGAINST IT  {text}", style="bold red"), soft_wrap=True)
+    if len(found.findings) > SHOWN:
+        out.print(f"and {len(found.findings) - SHOWN} more")
+    for text in found.notes:
+        out.print(Text(f"note  {text}"), soft_wrap=True)
+    if found.holds:
+        out.print(PROVES, soft_wrap=True)
+        out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
+    else:
+        out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))

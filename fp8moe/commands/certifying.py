@@ -1,0 +1,64 @@
+"""Commands about certificates: certify, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fp8moe.commands.app import app, told
+
+
+@app.command("certify")
+def certify_command(
+    backend: Annotated[str, typer.Argument(metavar="NAME|MODULE:CLASS", help="The backend to certify.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the certificate; not there yet.")],
+    edition: Annotated[str | None, typer.Option(metavar="NAME", help="Of the suite; default: the newest.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, rocm or xpu; default: what is here.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time; called again, it goes on."),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="An OpenSSH ed25519 private key; without one it is not signed.")
+    ] = None,
+) -> None:
+    """Run an edition of the suite on a backend, and write a certificate that others can verify.
+
+    Exit status 0: it passed; 1: it failed, which the certificate says; 2: there is none yet, since not everything was
+    run; 70: an error of the suite itself.
+    """
+    with told():
+        from conformance.contain import SuiteError
+        from fp8moe.commands.certify import certify
+        from fp8moe.commands.check import status_of, told_error
+
+        try:
+            found = certify(backend, out, edition, device, budget, sign)
+        except SuiteError as error:
+            raise typer.Exit(told_error(error)) from None
+        raise typer.Exit(status_of(found))
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="A certificate.")],
+    key: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="The OpenSSH ed25519 public key that it must be signed with.")
+    ] = None,
+    sample: Annotated[
+        int,
+        typer.Option("--spot-check", metavar="N", min=0, help="Run so many of its cases again on such a device, too."),
+    ] = 0,
+) -> None:
+    """Derive a certificate's verdict again from its evidence; no device is needed but for a sample.
+
+    Exit status 0: it holds, whether the backend passed or failed; 1: it does not.
+    """
+    with told():
+        from fp8moe.commands.certify import print_verified, verified
+
+        found = verified(folder, key, sample)
+        print_verified(found)
+        raise typer.Exit(0 if found.holds else 1)

@@ -1,0 +1,1 @@
+"""acme-moe: FP8 mixture-of-experts kernels, as a backend of fp8moe."""

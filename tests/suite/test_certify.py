@@ -1,0 +1,77 @@
+"""`fp8moe certify` and `fp8moe verify` on a real run, of a small edition."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from conformance.certificate.statement import EVIDENCE
+from conformance.editions import edition
+from fp8moe.cli import app
+from tests.unit.certificates import SMALL, cases_of
+
+BACKEND = "tests.unit.certificates:BlockAlone"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("fp8moe.commands.certify", "conformance.certificate.verifying"):
+        monkeypatch.setattr(f"{module}.edition", lambda name: SMALL if name == SMALL.edition else edition(name))
+    monkeypatch.setattr("conformance.certificate.verifying.verify.__defaults__", (None, lambda name: SMALL))
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    found = CliRunner().invoke(app, [str(each) for each in arguments])
+    return found.exit_code, found.output
+
+
+def test_from_a_run_to_a_certificate_that_holds(tmp_path: Path) -> None:
+    out = tmp_path / "certificate"
+    asked = ("certify", BACKEND, "--device", "cpu", "--edition", SMALL.edition, "--out", out)
+    status, told = run(*asked, "--budget", 0)
+    assert status == 2
+    assert "no certificate yet" in told
+    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["certificate.partial.json.gz"]
+
+    status, told = run(*asked)
+    assert (status, "goes on with" in told, "certificate of edition test.1" in told) == (0, True, True), told
+    assert [path.name for path in tmp_path.iterdir()] == ["certificate"]
+
+    status, told = run("verify", out)
+    assert (status, "holds: the backend passed" in told, "Not proven" in told) == (0, True, True), told
+
+    status, told = run("verify", out, "--spot-check", 3)
+    assert (status, "3 cases run again on this device: 3 with the same bits" in told) == (0, True), told
+
+    evidence = json.loads(gzip.decompress((out / EVIDENCE).read_bytes()))
+    cases_of(evidence)[0]["digest"] = "0" * 16
+    (out / EVIDENCE).write_bytes(gzip.compress(json.dumps(evidence).encode()))
+    status, told = run("verify", out)
+    assert (status, "the evidence's file has changed" in told) == (1, True), told
+
+    assert run(*asked)[0] == 64  # the folder is there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--edition", "1999"), "--edition"),
+        (("--device", "interpreter"), "a certificate is of a run on cpu, cuda, rocm, xpu"),
+    ],
+)
+def test_what_is_refused(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    status, output = run("certify", BACKEND, "--out", tmp_path / "certificate", *arguments)
+    assert status == 64
+    assert told in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edition_that_is_out_asks_for_the_level_certify() -> None:
+    assert edition("2026.1").level == "certify"
+    assert replace(edition("2026.1"), level="smoke") != edition("2026.1")

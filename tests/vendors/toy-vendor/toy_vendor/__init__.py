@@ -1,0 +1,1 @@
+"""toy-vendor: FP8 mixture-of-experts kernels, as a backend of fp8moe."""
