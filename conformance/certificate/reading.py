@@ -165,6 +165,12 @@ def _report(told: Mapping[str, Any]) -> Report:
         )
         if not fits:
             raise Malformed(f"{EVIDENCE}: report.{name}={str(value)[:80]!r}: not what a report has there")
+    for name in ("coverage", "excluded"):
+        if not isinstance(told[name], list) or not all(isinstance(line, str) for line in told[name]):
+            raise Malformed(f"{EVIDENCE}: report.{name}: expected a list of texts")
+    waivers = told.get("waivers", [])
+    if not isinstance(waivers, list) or not all(isinstance(waiver, dict) for waiver in waivers):
+        raise Malformed(f"{EVIDENCE}: report.waivers: expected a list of objects")
     takes = told["takes"]
     for scheme, names in takes.items() if isinstance(takes, dict) else (("", None),):
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):

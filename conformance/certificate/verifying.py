@@ -32,6 +32,7 @@ from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.report import Report
 from conformance.results import CheckResult, Evidence, Status
 from conformance.vocabulary import SCHEME_NAMES
+from conformance.waivers.kept import contradictions
 from fp8moe import __version__
 from fp8moe.config import ACTIVATIONS
 
@@ -87,6 +88,7 @@ def verify(folder: Path, key: Path | None = None, editions: Callable[[str], Edit
     items = items_for(which.level, report.takes, target_of(report.target), which.seed, fnuz=report.fnuz)
     found.findings += _plan(report, items, which)
     found.findings += [text for check in report.checks for text in _result(check, report, which)]
+    found.findings += contradictions(report, items)
     found.findings += _digests(report)
     found.findings += _totals(report, items)
     found.findings += _surroundings(certificate, found.notes)

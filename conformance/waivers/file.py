@@ -75,7 +75,11 @@ def parse_waivers(text: str, source: str = "waivers", *, today: date | None = No
         WaiverError: (a ValueError) no TOML, larger or deeper than a file of waivers may be, or a waiver that breaks
             the rules: the first thing that is wrong, and what to do.
     """
-    content = _parsed(text, source)
+    return waivers_from(_parsed(text, source), source, today=today)
+
+
+def waivers_from(content: Mapping[str, Any], source: str, *, today: date | None = None) -> Waivers:
+    """The waivers of what a file holds; as `parse_waivers`."""
     for key in content:
         if key != TABLE:
             raise WaiverError(f"{source}: {_unknown(key, (TABLE,))}; every waiver begins with [[{TABLE}]]")

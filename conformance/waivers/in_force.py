@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import entry_points
@@ -39,10 +39,6 @@ class InForce:
         self.names, self.devices = (plan.name, origin), (plan.device, target)
         self.rotten: list[str] = []
         self.waivers = [waiver for waiver in file.waivers if self._holds(waiver, today)]
-        self.covered = {
-            waiver.number: [item for item in plan.items if waiver.covers(item.check, item.case)]
-            for waiver in self.waivers
-        }
 
     @classmethod
     def of(cls, file: Waivers, worker: Worker, ref: SubjectRef, plan: Plan, target: str) -> InForce:
@@ -77,12 +73,12 @@ class InForce:
         waiver = self.covering(item.check, item.case) if result.status is Status.FAILED else None
         if waiver is None:
             return result
-        return replace(result, status=Status.WAIVED, reason=f"{_excuse(waiver)}; what failed: {result.reason}")
+        return replace(result, status=Status.WAIVED, reason=f"{excuse(waiver)}; what failed: {result.reason}")
 
     def keeps(self, item: Item, result: CheckResult, before: Sequence[Mapping[str, str]]) -> bool:
         """Whether a waived result of a run to go on with is one still: by the same waiver, in force then and now."""
         waiver = self.covering(item.check, item.case)
-        return waiver is not None and waiver.told() in before and result.reason.startswith(f"{_excuse(waiver)}; ")
+        return waiver is not None and waiver.told() in before and result.reason.startswith(f"{excuse(waiver)}; ")
 
     def result(
         self, results: Mapping[Key, CheckResult], stopped: str, everything: Callable[[], Sequence[Item]]
@@ -94,73 +90,76 @@ class InForce:
             stopped: why not every case was run; "" where each was.
             everything: what the fullest level goes through.
         """
-        rotten = [*self.rotten, *self._found(results, everything)]
-        if not rotten and not (self.file.waivers and self.plan.items):
+
+        def is_elsewhere(waiver: Waiver) -> bool:
+            try:
+                return any(waiver.covers(item.check, item.case) for item in everything())
+            except (WorkerEnded, DeviceLost):  # then nothing can be said of it
+                return True
+
+        found = [*self.rotten, *rotten(self.waivers, self.plan.items, results, is_elsewhere)]
+        if not found and not (self.file.waivers and self.plan.items):
             return []
         waived = sum(result.status is Status.WAIVED for result in results.values())
+        covered = sum(self.covering(item.check, item.case) is not None for item in self.plan.items)
         scope = (
             f"{len(self.waivers)} of {len(self.file.waivers)} waivers are for {self.names[0]} on {self.plan.device}, "
-            f"{self.release}; they cover {len(self._together())} cases of {len(self.plan.items)}, {waived} were waived"
+            f"{self.release}; they cover {covered} cases of {len(self.plan.items)}, {waived} were waived"
         )
         unknown = {waiver.backend for waiver in self.file.waivers} - {*self.names, *_known_names()}
         scope += f"; backends that are not known here: {', '.join(sorted(unknown))}" if unknown else ""
         status, reason = Status.PASSED, ""
-        if rotten:
-            status, reason = Status.FAILED, f"{self.file.source}: {'; '.join(rotten)}"
+        if found:
+            status, reason = Status.FAILED, f"{self.file.source}: {'; '.join(found)}"
         elif stopped:
             status, reason = Status.NOT_RUN, f"{stopped}: not every case that they cover was run"
         return [CheckResult("computes", CHECK, status, self.plan.name, reason=reason, scope=scope)]
 
-    def _together(self) -> set[Key]:
-        return {item.key for items in self.covered.values() for item in items}
 
-    def _found(self, results: Mapping[Key, CheckResult], everything: Callable[[], Sequence[Item]]) -> Iterator[str]:
-        """What is rotten by what was planned and run."""
-        must_pass = {
-            item.key
-            for item in self.plan.items
-            if item.key not in results or results[item.key].status not in NOT_JUDGED
-        }
-        broad = False
-        for waiver in self.waivers:
-            items = self.covered[waiver.number]
-            mine = [item for item in items if item.key in must_pass]
-            if not items:
-                if self.plan.items and not self._is_for_another_level(waiver, everything):
-                    yield (
-                        f"{waiver} covers none of the cases for this backend on this device: correct its check or case "
-                        "(a failure counts as the case that it was found as, not the smaller one), or remove it"
-                    )
-            elif not mine:
-                yield f"{waiver} covers only cases that the backend does not take: remove it"
-            elif len(mine) * ONE_IN > len(must_pass):
-                broad = True
-                yield f"{waiver} covers {_share(mine, must_pass)}: narrow its check and case, or repair the backend"
-            passed = [key for item in mine if (key := item.key) in results and _passes(results[key])]
-            if passed:
-                told = f"{passed[0][0]} on {passed[0][1]}"
-                which = "all of them" if len(passed) == len(mine) else f"{len(passed)} of {len(mine)}"
-                yield f"{waiver} covers cases that pass ({which}, such as {told}): remove it, or narrow it"
-        together = self._together() & must_pass
-        if not broad and len(together) * ONE_IN > len(must_pass):
-            yield f"the waivers together cover {_share(together, must_pass)}: repair the backend, and remove some"
+def rotten(
+    waivers: Sequence[Waiver],
+    items: Sequence[Item],
+    results: Mapping[Key, CheckResult],
+    is_elsewhere: Callable[[Waiver], bool],
+) -> Iterator[str]:
+    """What is rotten about waivers that are in force, by what was planned and what was run.
 
-    def _is_for_another_level(self, waiver: Waiver, everything: Callable[[], Sequence[Item]]) -> bool:
-        try:
-            return any(waiver.covers(item.check, item.case) for item in everything())
-        except (WorkerEnded, DeviceLost):  # then nothing can be said of it
-            return True
+    Args:
+        is_elsewhere: whether one that covers nothing here covers a case of another level.
+    """
+    must_pass = {item.key for item in items if item.key not in results or results[item.key].status not in NOT_JUDGED}
+    together: set[Key] = set()
+    broad = False
+    for waiver in waivers:
+        covered = [item.key for item in items if waiver.covers(item.check, item.case)]
+        mine = [key for key in covered if key in must_pass]
+        together.update(mine)
+        if not covered:
+            if items and not is_elsewhere(waiver):
+                yield (
+                    f"{waiver} covers none of the cases for this backend on this device: correct its check or case "
+                    "(a failure counts as the case that it was found as, not the smaller one), or remove it"
+                )
+        elif not mine:
+            yield f"{waiver} covers only cases that the backend does not take: remove it"
+        elif len(mine) * ONE_IN > len(must_pass):
+            broad = True
+            yield f"{waiver} covers {_share(mine, must_pass)}: narrow its check and case, or repair the backend"
+        passed = [key for key in mine if key in results and results[key].status is Status.PASSED]
+        if passed:
+            told = f"{passed[0][0]} on {passed[0][1]}"
+            which = "all of them" if len(passed) == len(mine) else f"{len(passed)} of {len(mine)}"
+            yield f"{waiver} covers cases that pass ({which}, such as {told}): remove it, or narrow it"
+    if not broad and len(together) * ONE_IN > len(must_pass):
+        yield f"the waivers together cover {_share(together, must_pass)}: repair the backend, and remove some"
 
 
-def _excuse(waiver: Waiver) -> str:
+def excuse(waiver: Waiver) -> str:
+    """What the reason of a waived result begins with."""
     return f"waived ({waiver.answered_for}): {waiver.reason}"
 
 
-def _passes(result: CheckResult) -> bool:
-    return result.status is Status.PASSED
-
-
-def _share(some: Sequence[object] | set[Key], of: set[Key]) -> str:
+def _share(some: Collection[Key], of: Collection[Key]) -> str:
     share = 100 * len(some) / len(of)
     return f"{len(some)} of the {len(of)} cases that must pass ({share:.1f}%), at most {100 / ONE_IN:.0f}%"
 

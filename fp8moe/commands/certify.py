@@ -27,7 +27,13 @@ PROVES = (
 
 
 def certify(
-    backend: str, out: Path, name: str | None, device: str | None, budget: float | None, key: Path | None
+    backend: str,
+    out: Path,
+    name: str | None,
+    device: str | None,
+    budget: float | None,
+    key: Path | None,
+    waivers: Path | None = None,
 ) -> Report:
     """Runs the edition's level, and writes the certificate of a complete run. What a budget or an interruption left is
     kept beside `out`, and the next call goes on with it.
@@ -48,7 +54,8 @@ def certify(
     told = tables.console(stderr=True)
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
-    report = checked(backend, which.level, device, which.seed, budget, kept, kept if kept.exists() else None)
+    before = kept if kept.exists() else None
+    report = checked(backend, which.level, device, which.seed, budget, kept, before, waivers=waivers)
     if report.target not in DEVICES:
         kept.unlink()
         raise BadInput(f"--device {report.target}: a certificate is of a run on {', '.join(DEVICES)}")

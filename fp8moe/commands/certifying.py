@@ -23,6 +23,9 @@ def certify_command(
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="An OpenSSH ed25519 private key; without one it is not signed.")
     ] = None,
+    waivers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Known failures, in TOML; the certificate tells them.")
+    ] = None,
 ) -> None:
     """Run an edition of the suite on a backend, and write a certificate that others can verify.
 
@@ -35,7 +38,7 @@ def certify_command(
         from fp8moe.commands.check import status_of, told_error
 
         try:
-            found = certify(backend, out, edition, device, budget, sign)
+            found = certify(backend, out, edition, device, budget, sign, waivers)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
         raise typer.Exit(status_of(found))
