@@ -1,0 +1,95 @@
+"""A certificate with waivers: it holds where they make what it calls waived so, and not where it invents any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.certificate.verifying import Verified, verify
+from conformance.results import Status
+from conformance.waivers import parse_waivers
+from conformance.waivers.in_force import excuse
+from tests.unit.certificates import SMALL, cases_of, forged, invented, written
+from tests.unit.waiver_files import in_days
+from tests.unit.waiver_files import written as toml
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A certificate of a run in which one case is waived."""
+    report = invented()
+    number = next(n for n, check in enumerate(report.checks) if check.case)
+    failed = report.checks[number]
+    known = {"case": failed.case, "backend": "TOY", "device": "a GPU", "expires": in_days(90)}
+    (waiver,) = parse_waivers(toml(known)).waivers
+    reason = f"{excuse(waiver)}; what failed: E1 = 3 > 1"
+    checks = list(report.checks)
+    checks[number] = replace(failed, status=Status.WAIVED, reason=reason, error_over_bound=3.0)
+    return written(tmp_path / "certificate", replace(report, checks=tuple(checks), waivers=(waiver.told(),)))
+
+
+def verdict_on(folder: Path) -> Verified:
+    return verify(folder, editions=lambda name: SMALL)
+
+
+def test_one_with_a_waiver_holds_and_says_so(folder: Path) -> None:
+    found = verdict_on(folder)
+    assert found.holds, found.findings
+    assert found.certificate is not None
+    assert found.certificate.statement["predicate"]["result"] == "WARNED"
+
+
+def waived(**fields: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda evidence: evidence["report"]["waivers"][0].update(fields)
+
+
+def all_waived(evidence: dict[str, Any]) -> None:
+    """All but one, without which there is no verdict."""
+    reason = cases_of(evidence)[0]["reason"]
+    for check in cases_of(evidence)[:-1]:
+        check.update(status="waived", reason=reason)
+
+
+def broad(evidence: dict[str, Any]) -> None:
+    """One waiver is for everything."""
+    evidence["report"]["waivers"][0].update(check="*", case="*")
+    all_waived(evidence)
+
+
+def selects(evidence: dict[str, Any]) -> None:
+    first = evidence["report"]["checks"][0]
+    evidence["report"]["checks"].append(first | {"check": "selects.other"})
+    first.update(status="waived", reason=cases_of(evidence)[0]["reason"])
+
+
+YESTERDAY = (date.fromisoformat(in_days(0)) - timedelta(days=1)).isoformat()
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no waivers": (lambda evidence: evidence["report"].update(waivers=[]), "waived, by none of the 0 waivers"),
+    "no field": (lambda evidence: evidence["report"].pop("waivers"), "waived, by none of the 0 waivers"),
+    "of another case": (waived(case="M=0"), "waived, by none of the 1 waivers"),
+    "of another owner": (waived(owner="nobody"), "waived, by none of the 1 waivers"),
+    "of another backend": (waived(backend="OTHER"), "is for backend 'OTHER'"),
+    "of another device": (waived(device="a TPU"), "is for device 'a TPU'"),
+    "expired": (waived(expires=YESTERDAY), "had expired on the day of the run"),
+    "without end": (waived(expires="2999-01-01"), "at most 180"),
+    "with a field more": (waived(why="x"), "unknown key 'why'"),
+    "every case": (all_waived, "waived, by none of the 1 waivers"),
+    "every case by one": (broad, "at most 5%"),
+    "what passes": (waived(case="M=17"), "covers cases that pass"),
+    "the selection": (selects, "waived, which only cases of what is computed can be"),
+    "a text": (lambda evidence: evidence["report"].update(waivers=["x"]), "expected a list of objects"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_an_invented_waiver_does_not_hold(name: str, folder: Path) -> None:
+    change, told = FORGERIES[name]
+    forged(folder, change)
+    found = verdict_on(folder)
+    assert not found.holds
+    assert any(told in finding for finding in found.findings), found.findings
