@@ -157,6 +157,7 @@ class Report:
             known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name not in later}
             known |= {name: data.get(name, none) for name, none in later.items()}
             known |= {name: tuple(known[name]) for name in ("coverage", "excluded", "waivers")}
+            known["takes"] = {scheme: tuple(names) for scheme, names in dict(known["takes"]).items()}
             return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"a report of check_backend that lacks {error}: run again without resuming") from None

@@ -168,6 +168,9 @@ def _report(told: Mapping[str, Any]) -> Report:
     for name in ("coverage", "excluded"):
         if not isinstance(told[name], list) or not all(isinstance(line, str) for line in told[name]):
             raise Malformed(f"{EVIDENCE}: report.{name}: expected a list of texts")
+    for name in ("unshrunk", "versions"):
+        if not isinstance(told[name], dict) or not all(isinstance(text, str) for text in told[name].values()):
+            raise Malformed(f"{EVIDENCE}: report.{name}: expected an object of texts")
     waivers = told.get("waivers", [])
     if not isinstance(waivers, list) or not all(isinstance(waiver, dict) for waiver in waivers):
         raise Malformed(f"{EVIDENCE}: report.waivers: expected a list of objects")
