@@ -231,8 +231,8 @@ class Certificate:
         """The backend and its certificate, from the bytes of a report that `fp8moe check --report` wrote.
 
         Raises:
-            InvalidMeasuredTable: (a ValueError) no such report, one that did not pass, or one of another device or of
-                other versions than `versions`, those of the table.
+            InvalidMeasuredTable: (a ValueError) no such report, one that did not pass or not without waivers, or one of
+                another device or of other versions than `versions`, those of the table.
         """
         try:
             told: Any = json.loads(report)
@@ -244,6 +244,10 @@ class Certificate:
             raise InvalidMeasuredTable("report", ": no report of one backend; give the file of fp8moe check --report")
         if told["verdict"] != "passed":
             raise refuse("report.verdict", told["verdict"], "'passed'; run fp8moe check until it is")
+        checks = told.get("checks") if isinstance(told.get("checks"), list) else []
+        waived = sum(isinstance(check, dict) and check.get("status") == "waived" for check in checks)
+        if waived:
+            raise refuse("report.checks", f"{waived} waived", "none; nothing is picked by itself that is known to fail")
         for field, expected in (("target", device.kind), ("device", device.name)):
             if told[field] != expected:
                 raise refuse(f"report.{field}", told[field], f"{expected!r}, as the table's device; certify it there")

@@ -295,6 +295,7 @@ def test_a_certificate_is_made_of_a_report_that_passed() -> None:
     [
         (report(verdict="failed"), "report.verdict='failed': expected 'passed'; run fp8moe check until it is"),
         (report(verdict="incomplete"), "report.verdict='incomplete'"),
+        (report(checks=[{"status": "passed"}, {"status": "waived"}]), "report.checks='1 waived': expected none"),
         (report(target="interpreter"), "report.target='interpreter': expected 'cuda'"),
         (report(device="H100 80GB HBM3"), "report.device='H100 80GB HBM3': expected 'H200'"),
         (report(backend=""), "report.backend=''"),
