@@ -33,6 +33,7 @@ from conformance.planned import (
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report
 from conformance.results import CheckResult, Status
+from conformance.shards import FAILED_BEFORE, Shard
 from conformance.versions import versions
 from conformance.waivers import WaiverError, Waivers, read_waivers
 from conformance.waivers.in_force import InForce
@@ -59,6 +60,7 @@ def check_backend(
     limits: Limits | None = None,
     progress: Progress | None = None,
     waivers: Waivers | str | Path | None = None,
+    shard: Shard | None = None,
 ) -> Report:
     """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result.
 
@@ -77,6 +79,8 @@ def check_backend(
         progress: called after each check.
         waivers: known failures, or the file that holds them; `conformance.waivers` says what it may say. One that is
             rotten fails the run.
+        shard: run this piece of the level alone; `conformance.shards.gathered` makes a report of all pieces, which
+            `resume` takes.
 
     Raises:
         BadRequest: (a ValueError) an unknown level, device or backend, a report to resume of another run, or a file of
@@ -92,9 +96,8 @@ def check_backend(
             waivers = Waivers() if waivers is None else read_waivers(waivers)
         except (OSError, WaiverError) as error:
             raise BadRequest(f"waivers: {error}") from None
-    return _Run(
-        backend, level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress, waivers
-    ).run()
+    given = (level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress, waivers, shard)
+    return _Run(backend, *given).run()
 
 
 class _Run:
@@ -112,11 +115,12 @@ class _Run:
         limits: Limits | None,
         progress: Progress | None,
         waivers: Waivers,
+        shard: Shard | None,
     ) -> None:
         self.ref = reference_to(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
         self.budget, self.resume, self.stop_at_first = budget_s, resume, stop_at_first
-        self.workers, self.progress, self.waivers = workers, progress, waivers
+        self.workers, self.progress, self.waivers, self.shard = workers, progress, waivers, shard
         self.limits = limits or Limits(first_seconds=FIRST_SECONDS)
         self.started = time.monotonic()
         self.results: dict[tuple[str, str], CheckResult] = {}
@@ -151,6 +155,8 @@ class _Run:
         """Which arithmetic the backend has, beside the one that it declares."""
         if not plan.items:
             return []
+        if self.shard is not None:
+            return [CheckResult("computes", FINGERPRINT, Status.NOT_RUN, plan.name, reason=self.shard.excuse)]
         if self._must_stop():
             reason = f"{self.stopped}: the fingerprint was not taken"
             return [CheckResult("computes", FINGERPRINT, Status.NOT_RUN, plan.name, reason=reason)]
@@ -159,6 +165,8 @@ class _Run:
     def _pooled(self, plan: Plan) -> list[CheckResult]:
         """The gain and the bias of cases together that the bound let pass: each alone may hide a small one. One case of
         each seed: those of one seed share what they are drawn from, so that their errors are not independent."""
+        if self.shard is not None:
+            return [CheckResult("computes", POOLED, Status.NOT_RUN, plan.name, reason=self.shard.excuse)]
         by_seed: dict[int, Mapping[str, float]] = {}
         for item in plan.items:
             result = self.results.get(item.key)
@@ -178,6 +186,10 @@ class _Run:
         scope = f"{len(sums)} cases together"
         return [CheckResult("computes", POOLED, status, plan.name, reason=reason, statistics=ratios, scope=scope)]
 
+    @property
+    def _shard(self) -> str:
+        return "" if self.shard is None else str(self.shard)
+
     def _waived(self, worker: Worker) -> list[CheckResult]:
         """Whether each waiver in force is one that there should be."""
 
@@ -185,7 +197,8 @@ class _Run:
         def everything() -> Sequence[Item]:
             return Plan.of(worker, self.ref, self.platform, LEVELS[-1], self.seed, selects=False).items
 
-        return self.in_force.result(self.results, self.stopped, everything)
+        stopped = self.stopped if self.shard is None else self.shard.excuse
+        return self.in_force.result(self.results, stopped, everything)
 
     def _take_over(self, plan: Plan) -> None:
         """The results of the report to resume, all but those that were not run, and what waivers make of them now:
@@ -194,7 +207,7 @@ class _Run:
         if before is None:
             return
         asked = {"backend": plan.name, "origin": self.ref.origin, "level": self.level, "seed": self.seed}
-        asked |= {"target": self.device, "device": plan.device}
+        asked |= {"target": self.device, "device": plan.device, "shard": self._shard}
         for name, value in asked.items():
             if getattr(before, name) != value:
                 raise BadRequest(f"resume: a report with {name}={getattr(before, name)!r}: expected {value!r}")
@@ -219,7 +232,8 @@ class _Run:
         free: SimpleQueue[Worker] = SimpleQueue()
         for worker in every:
             free.put(worker)
-        waiting = iter([item for item in plan.items if item.key not in self.results])
+        mine = plan.items if self.shard is None else self.shard.of(plan.items)
+        waiting = iter([item for item in mine if item.key not in self.results])
 
         def work() -> None:
             worker = free.get()
@@ -231,7 +245,7 @@ class _Run:
                 try:
                     result = worker.run(Job(item.check, str(item.case), self.ref))
                     with self.lock:
-                        self._take(item, result, len(plan.items))
+                        self._take(item, result, len(mine))
                 except DeviceLost as error:
                     self._stop(str(error))
                     return
@@ -308,13 +322,21 @@ class _Run:
             fnuz=plan.fnuz,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             waivers=tuple(waiver.told() for waiver in self.in_force.waivers),
+            shard=self._shard,
         )
 
     def _not_run(self, plan: Plan) -> Iterator[CheckResult]:
         """What was declared and not run: one result for each check, scheme and part of the level."""
-        left = Counter((item.check, item.case.scheme, item.part) for item in plan.items if item.key not in self.results)
-        for (check, scheme, part), count in left.items():
-            why = "it failed before" if (check, scheme) in self.failed else self.stopped
+        mine = {item.key for item in (plan.items if self.shard is None else self.shard.of(plan.items))}
+        left = Counter(
+            (item.check, item.case.scheme, item.part, item.key in mine)
+            for item in plan.items
+            if item.key not in self.results
+        )
+        for (check, scheme, part, of_shard), count in left.items():
+            why = FAILED_BEFORE if (check, scheme) in self.failed else self.stopped
+            if self.shard is not None and not of_shard:
+                why = self.shard.excuse
             reason = f"{why}: {count} of the {part} not run"
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
 

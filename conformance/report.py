@@ -57,6 +57,8 @@ class Report:
     """Activations by scheme, of those that were run; empty in older reports."""
     fnuz: bool = False
     """Whether cases may have weights of e4m3fnuz."""
+    shard: str = ""
+    """Which piece of the level was run, "K/N"; "" where it was the whole."""
     waivers: Sequence[Mapping[str, str]] = ()
     """Those that were in force, each with the fields of its file."""
 
@@ -153,7 +155,7 @@ class Report:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
         try:
-            later = {"date": "", "takes": {}, "fnuz": False, "waivers": ()}  # older reports have none
+            later = {"date": "", "takes": {}, "fnuz": False, "shard": "", "waivers": ()}  # older reports have none
             known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name not in later}
             known |= {name: data.get(name, none) for name, none in later.items()}
             known |= {name: tuple(known[name]) for name in ("coverage", "excluded", "waivers")}

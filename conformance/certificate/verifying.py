@@ -112,6 +112,8 @@ def _signature(certificate: Certificate, key: Path | None, notes: list[str]) -> 
 
 def _run(report: Report, which: Edition) -> Iterator[str]:
     """What the run was asked for."""
+    if report.shard:
+        yield f"report.shard={report.shard[:40]!r}: a piece of a run, and no whole one"
     for name, expected in (("level", which.level), ("seed", which.seed)):
         if getattr(report, name) != expected:
             yield f"report.{name}={getattr(report, name)!r}: edition {which.edition} has {expected!r}"

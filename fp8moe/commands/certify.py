@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.text import Text
 
+from conformance import kept_text
 from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign
 from conformance.certificate.surroundings import surroundings
@@ -14,8 +16,9 @@ from conformance.certificate.verifying import Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.editions import DEVICES, UnknownEdition, edition, names
 from conformance.report import INCOMPLETE, Report
+from conformance.shards import InvalidShard, Shard, gathered, left_over
 from fp8moe.commands import tables
-from fp8moe.commands.check import STYLES, checked, print_report
+from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.question import BadInput
 
 SHOWN = 20
@@ -34,12 +37,19 @@ def certify(
     budget: float | None,
     key: Path | None,
     waivers: Path | None = None,
+    shard: str | None = None,
+    shards: Sequence[Path] = (),
 ) -> Report:
     """Runs the edition's level, and writes the certificate of a complete run. What a budget or an interruption left is
     kept beside `out`, and the next call goes on with it.
 
+    Args:
+        shard: "K/N": run this piece alone, whose report goes beside `out`.
+        shards: the reports of all pieces; what is of the whole run is then run here.
+
     Raises:
-        BadInput: an edition, device or backend that is not there; a folder that is; a key that cannot sign.
+        BadInput: an edition, device or backend that is not there; a folder that is; a key that cannot sign; shards that
+            are none, or not all of one run.
     """
     try:
         which = edition(name or names()[-1])
@@ -49,17 +59,28 @@ def certify(
         raise BadInput(f"--device {device}: a certificate is of a run on {', '.join(DEVICES)}")
     if out.exists():
         raise BadInput(f"--out {out}: is there already; name a folder that is not")
-    kept = partial(out)
+    piece = None if shard is None else _shard(shard)
+    kept = partial(out) if piece is None else piece_of(out, piece)
+    if shards and (piece is not None or kept.exists()):
+        raise BadInput(f"--shards: all of a run, so without --shard, and not beside {kept}")
     kept.absolute().parent.mkdir(parents=True, exist_ok=True)
     told = tables.console(stderr=True)
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
-    before = kept if kept.exists() else None
-    report = checked(backend, which.level, device, which.seed, budget, kept, before, waivers=waivers)
+    before = _gathered(shards) if shards else kept if kept.exists() else None
+    report = checked(backend, which.level, device, which.seed, budget, kept, before, waivers=waivers, shard=piece)
     if report.target not in DEVICES:
         kept.unlink()
         raise BadInput(f"--device {report.target}: a certificate is of a run on {', '.join(DEVICES)}")
     print_report(report)
+    if piece is not None:
+        left = left_over(report)
+        told.print(
+            f"shard {piece} is not at its end: {escape(left[0].reason)}; the same command goes on with it"
+            if left
+            else f"shard {piece}: {escape(str(kept))}; with all of them: certify {escape(backend)} --shards FILE ..."
+        )
+        return report
     if report.verdict == INCOMPLETE:
         told.print(f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it")
         return report
@@ -75,6 +96,38 @@ def certify(
 def partial(out: Path) -> Path:
     """Where a run is kept that has not come to its end."""
     return out.with_name(f"{out.name}.partial.json.gz")
+
+
+def piece_of(out: Path, shard: Shard) -> Path:
+    """Where the report of a shard is kept."""
+    return out.with_name(f"{out.name}.shard-{shard.number}-of-{shard.count}.json.gz")
+
+
+def status_of_certify(report: Report) -> int:
+    """As of `check`; of a shard: 0 where it was run to its end and nothing failed."""
+    if report.shard and not report.failures:
+        return 2 if left_over(report) else 0
+    return status_of(report)
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except InvalidShard as error:
+        raise BadInput(f"--shard {error}") from None
+
+
+def _gathered(shards: Sequence[Path]) -> Report:
+    reports = []
+    for path in shards:
+        try:
+            reports.append(Report.from_json(kept_text.read_text(path)))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"--shards {path}: {error}") from None
+    try:
+        return gathered(reports)
+    except InvalidShard as error:
+        raise BadInput(f"--shards: {error}") from None
 
 
 def verified(folder: Path, key: Path | None, sample: int) -> Verified:

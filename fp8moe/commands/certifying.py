@@ -26,6 +26,13 @@ def certify_command(
     waivers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Known failures, in TOML; the certificate tells them.")
     ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Run this piece of N alone; its report goes beside FOLDER.")
+    ] = None,
+    shards: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A report of a piece, once for each of all N; then the certificate is made."),
+    ] = None,
 ) -> None:
     """Run an edition of the suite on a backend, and write a certificate that others can verify.
 
@@ -34,14 +41,14 @@ def certify_command(
     """
     with told():
         from conformance.contain import SuiteError
-        from fp8moe.commands.certify import certify
-        from fp8moe.commands.check import status_of, told_error
+        from fp8moe.commands.certify import certify, status_of_certify
+        from fp8moe.commands.check import told_error
 
         try:
-            found = certify(backend, out, edition, device, budget, sign, waivers)
+            found = certify(backend, out, edition, device, budget, sign, waivers, shard, shards or ())
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
-        raise typer.Exit(status_of(found))
+        raise typer.Exit(status_of_certify(found))
 
 
 @app.command("verify")

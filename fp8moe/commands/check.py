@@ -21,6 +21,7 @@ from conformance.matrix import BY_BITS
 from conformance.planned import BadRequest
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.results import CheckResult, Status
+from conformance.shards import Shard
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
@@ -40,9 +41,10 @@ def checked(
     seed: int,
     budget: float | None,
     report: Path | None,
-    resume: Path | None,
+    resume: Path | Report | None,
     seconds: float | None = None,
     waivers: Path | None = None,
+    shard: Shard | None = None,
 ) -> Report:
     """Runs the checks, with a bar on standard error where it is a terminal, and writes the report where asked for.
 
@@ -53,7 +55,7 @@ def checked(
     if report is not None and not report.absolute().parent.is_dir():
         raise BadInput(f"--report {report}: the folder does not exist; make it first")
     try:
-        before = None if resume is None else Report.from_json(kept_text.read_text(resume))
+        before = Report.from_json(kept_text.read_text(resume)) if isinstance(resume, Path) else resume
     except (OSError, ValueError) as error:
         raise BadInput(f"--resume {resume}: {error}") from None
     known = None if waivers is None else read("--waivers", waivers)
@@ -74,6 +76,7 @@ def checked(
                 resume=before,
                 limits=None if seconds is None else Limits(seconds=seconds),
                 progress=on_result,
+                shard=shard,
                 waivers=known,
             )
         except BadRequest as error:

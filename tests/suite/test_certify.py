@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from conformance.certificate.statement import EVIDENCE
 from conformance.editions import edition
+from conformance.shards import InvalidShard, Shard, gathered
 from fp8moe.cli import app
-from tests.unit.certificates import SMALL, cases_of
+from tests.unit.certificates import SMALL, cases_of, invented
 
 BACKEND = "tests.unit.certificates:BlockAlone"
 
@@ -75,3 +76,49 @@ def test_what_is_refused(arguments: tuple[str, ...], told: str, tmp_path: Path) 
 def test_an_edition_that_is_out_asks_for_the_level_certify() -> None:
     assert edition("2026.1").level == "certify"
     assert replace(edition("2026.1"), level="smoke") != edition("2026.1")
+
+
+def test_shards_come_to_the_same_certificate(tmp_path: Path) -> None:
+    out = tmp_path / "certificate"
+    asked = ("certify", BACKEND, "--device", "cpu", "--edition", SMALL.edition, "--out", out)
+    pieces = [tmp_path / f"certificate.shard-{number}-of-2.json.gz" for number in (1, 2)]
+
+    def of(*files: Path) -> list[object]:
+        return [each for file in files for each in ("--shards", file)]
+
+    assert run(*asked, "--shard", "1/2", "--budget", 0)[0] == 2
+    status, told = run(*asked, *of(pieces[0]))
+    assert (status, "not run to its end" in told) == (64, True), told
+    for number in (1, 2):
+        status, told = run(*asked, "--shard", f"{number}/2")
+        assert (status, f"shard {number}/2:" in told) == (0, True), told
+    for files, wrong in (((pieces[0],), "missing are 2/2"), ((*pieces, pieces[0]), "each must be there once")):
+        status, told = run(*asked, *of(*files))
+        assert (status, wrong in told) == (64, True), told
+    status, told = run(*asked, *of(*pieces))
+    assert (status, "certificate of edition test.1" in told) == (0, True), told
+    assert run("verify", out)[0] == 0
+
+    reports = [json.loads(gzip.decompress(path.read_bytes())) for path in pieces]
+    cases = [[check["case"] for check in report["checks"] if check.get("case")] for report in reports]
+    assert abs(len(cases[0]) - len(cases[1])) <= 1
+    assert min(map(len, cases)) > 20
+
+
+def test_shards_of_two_runs(tmp_path: Path) -> None:
+    report = replace(invented(), shard="1/2")
+    for changes in ({"seed": 8}, {"device": "another GPU"}, {"versions": {}}, {"backend": "OTHER"}):
+        with pytest.raises(InvalidShard, match=next(iter(changes))):
+            gathered([report, replace(report, shard="2/2", **changes)])
+    with pytest.raises(InvalidShard, match="of no shard"):
+        gathered([invented()])
+    with pytest.raises(InvalidShard, match="different counts"):
+        gathered([report, replace(report, shard="2/3")])
+    assert gathered([report, replace(report, shard="2/2")]).shard == ""
+
+
+@pytest.mark.parametrize("text", ["", "0/2", "3/2", "1/0", "1", "a/b", "1/2000", "-1/2", "1/2/3", "\u0661/\u0662"])
+def test_what_is_no_shard(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidShard, match="expected K/N"):
+        Shard.parse(text)
+    assert run("certify", BACKEND, "--out", tmp_path / "x", "--device", "cpu", "--shard", text)[0] == 64

@@ -1,0 +1,97 @@
+"""A level in pieces, each run by itself wherever there is such a device; and the pieces as one report to go on with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from conformance.levels import Item
+from conformance.report import Report
+from conformance.results import CheckResult, Status
+
+MOST = 1000
+FAILED_BEFORE = "it failed before"
+"""Why further cases of a check and scheme are not run."""
+SAME = ("backend", "origin", "level", "seed", "target", "device", "versions", "planned", "takes", "fnuz", "waivers")
+
+
+class InvalidShard(ValueError):
+    """What is no shard, or shards that do not belong together; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Piece `number` of `count`, from 1 on: every `count`-th case, so that the pieces take about as long."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """
+        Raises:
+            InvalidShard: no "K/N".
+        """
+        found = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text, re.ASCII)
+        number, count = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= number <= count <= MOST:
+            raise InvalidShard(f"{text!r}: expected K/N with 1 <= K <= N <= {MOST}, such as 3/8")
+        return cls(number, count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def excuse(self) -> str:
+        """Why a run of this shard leaves something out."""
+        return f"not of shard {self}"
+
+    def of(self, items: Sequence[Item]) -> list[Item]:
+        return list(items[self.number - 1 :: self.count])
+
+
+def left_over(report: Report) -> list[CheckResult]:
+    """What a run of a shard should have run, and did not."""
+    excuses = (Shard.parse(report.shard).excuse, FAILED_BEFORE)
+    return [
+        check
+        for check in report.checks
+        if check.status is Status.NOT_RUN and check.verdict == "computes" and not check.reason.startswith(excuses)
+    ]
+
+
+def gathered(reports: Sequence[Report]) -> Report:
+    """All shards of a run, as a report to go on with: every case's result, and nothing that is of a whole run.
+
+    Raises:
+        InvalidShard: one is missing, stands twice, is of another run, or was not run to its end.
+    """
+    if not reports:
+        raise InvalidShard("no shards are given")
+    first = reports[0]
+    for report in reports:
+        if not report.shard:
+            raise InvalidShard(f"a report of {report.backend} that is of no shard: run it with --shard K/N")
+        for name in SAME:
+            if getattr(report, name) != getattr(first, name):
+                told = f"{name}={str(getattr(report, name))[:200]!r}, and shard {first.shard} has"
+                raise InvalidShard(f"shard {report.shard}: {told} {str(getattr(first, name))[:200]!r}")
+        left = left_over(report)
+        if left:
+            raise InvalidShard(f"shard {report.shard}: not run to its end ({left[0].reason}): go on with it first")
+    count = Shard.parse(first.shard).count
+    numbers = [Shard.parse(report.shard) for report in reports]
+    if any(shard.count != count for shard in numbers):
+        raise InvalidShard(f"shards of different counts: {', '.join(map(str, numbers))}")
+    missing = sorted(set(range(1, count + 1)) - {shard.number for shard in numbers})
+    if missing or len(numbers) > count:
+        named = ", ".join(f"{number}/{count}" for number in missing) or "none"
+        raise InvalidShard(f"{len(numbers)} shards of {count}: missing are {named}; each must be there once")
+    return replace(
+        first,
+        shard="",
+        checks=tuple(check for report in reports for check in report.checks if check.case),
+        seconds=sum(report.seconds for report in reports),
+        unshrunk={key: value for report in reports for key, value in report.unshrunk.items()},
+    )
