@@ -76,5 +76,10 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
 
 def reproduction(case: Case, subject: Subject, target: Target, check: str) -> str:
     """The command that runs a check on a case again."""
+    return repro_command(case, subject.origin, target.name, check)
+
+
+def repro_command(case: Case, origin: str, device: str, check: str) -> str:
+    """The same, of a backend and a device by their names."""
     which = "" if check == EQUIVALENCE else f" --check {check.removeprefix('computes.')}"
-    return f"python -m fp8moe repro {case} --backend {subject.origin} --device {target.name}{which}"
+    return f"python -m fp8moe repro {case} --backend {origin} --device {device}{which}"

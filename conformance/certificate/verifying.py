@@ -40,6 +40,11 @@ JUDGED = (Status.PASSED, Status.FAILED, Status.WAIVED)
 DIGITS = 16
 SLACK = timedelta(days=1)
 """Of clocks that are set wrong."""
+PROVEN = (
+    "the evidence is whole, every case of the edition was judged once and within its limits, and nothing contradicts "
+    "anything else"
+)
+NOT_PROVEN = "that the run took place; a consistent invention shows where a sample is run again"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from conformance import kept_text
 from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign
 from conformance.certificate.surroundings import surroundings
-from conformance.certificate.verifying import Verified, verify
+from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.editions import DEVICES, UnknownEdition, edition, names
 from conformance.report import INCOMPLETE, Report
@@ -22,11 +22,7 @@ from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.question import BadInput
 
 SHOWN = 20
-PROVES = (
-    "proven: the evidence is whole, every case of the edition was judged once and within its limits, and nothing "
-    "contradicts anything else. Not proven: that the run took place; a consistent invention shows where a sample is "
-    "run again"
-)
+PROVES = f"proven: {PROVEN}. Not proven: {NOT_PROVEN}"
 
 
 def certify(

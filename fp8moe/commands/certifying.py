@@ -1,4 +1,4 @@
-"""Commands about certificates: certify, verify."""
+"""Commands about certificates: certify, verify, show."""
 
 from __future__ import annotations
 
@@ -72,3 +72,28 @@ def verify_command(
         found = verified(folder, key, sample)
         print_verified(found)
         raise typer.Exit(0 if found.holds else 1)
+
+
+@app.command("show")
+def show_command(
+    folder: Annotated[Path, typer.Argument(help="A certificate.")],
+    html: Annotated[Path, typer.Option(metavar="FILE", help="The page to write; it needs nothing else.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[OTHER]", help="Another one: the page shows the two side by side.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="The OpenSSH ed25519 public key that FOLDER must be signed with.")
+    ] = None,
+) -> None:
+    """Verify a certificate, and write it as a page for people.
+
+    Exit status 0: it is written, and each certificate holds; 1: it is written, and says what speaks against one.
+    """
+    with told():
+        from fp8moe.commands.show import show
+
+        found = show(folder, other, html, key)
+        for each in found:
+            typer.echo(each.verdict if each.holds else f"does not hold: {len(each.findings)} findings")
+        typer.echo(f"page: {html}")
+        raise typer.Exit(0 if all(each.holds for each in found) else 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +29,12 @@ from conformance.gate.run import (
 from conformance.gate.shown.history import dated
 from conformance.gate.shown.junit import junit
 from conformance.gate.shown.markdown import markdown
-from conformance.gate.shown.page import PageUnavailable, page
+from conformance.gate.shown.page import page
 from conformance.gate.verdicts import Reason
+from conformance.pages import PageUnavailable
 from conformance.planned import BadRequest, device_name
 from fp8moe.commands import tables
+from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.question import BadInput, pick
 
 Found = TypeVar("Found")
@@ -60,12 +61,12 @@ def written(path: Path, asked: Asked, device: str | None, seed: int, runs: int) 
     Raises:
         BadInput: a backend, device or part that is not there, a folder that is not.
     """
-    _check_folders({"--write": path})
+    check_folders({"--write": path})
     target = _device(device)
     command = shlex.join(["fp8moe", *sys.argv[1:]])
     wanted = replace(_checked(asked), backends=tuple(asked.backends) or tuple(default_backends(target)))
     found = _asked(lambda: baseline_of(wanted, target, seed, runs, command, tell))
-    _write(path, found.to_json())
+    write_whole(path, found.to_json())
     return found
 
 
@@ -137,7 +138,7 @@ def shown(result: GateResult, files: Mapping[str, Path | None], history: Sequenc
     for option, path in files.items():
         if path is not None:
             try:
-                _write(path, made[option]())
+                write_whole(path, made[option]())
             except PageUnavailable as error:
                 raise BadInput(f"--html: {error}") from None
 
@@ -160,7 +161,7 @@ def check_outputs(files: Mapping[str, Path | None]) -> None:
     Raises:
         BadInput: a folder that is not there.
     """
-    _check_folders({option: path for option, path in files.items() if path is not None})
+    check_folders({option: path for option, path in files.items() if path is not None})
 
 
 def print_baseline(path: Path, baseline: Baseline) -> None:
@@ -210,23 +211,3 @@ def _device(device: str | None) -> str:
         return device_name(device)
     except BadRequest as error:
         raise BadInput(str(error)) from None
-
-
-def _check_folders(paths: Mapping[str, Path]) -> None:
-    for option, path in paths.items():
-        if not path.absolute().parent.is_dir():
-            raise BadInput(f"{option} {path}: the folder does not exist; make it first")
-        if path.is_dir():
-            raise BadInput(f"{option} {path}: it is a folder; name a file")
-        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise BadInput(f"{option} {path}: it cannot be written; name a file that can")
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it, or nothing: a reader never meets half a file."""
-    made = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        made.write_text(text, encoding="utf-8")
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)

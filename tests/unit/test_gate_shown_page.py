@@ -10,8 +10,9 @@ import pytest
 from conformance.gate.numerics import Change
 from conformance.gate.result import Decisions, Status
 from conformance.gate.shown import words
-from conformance.gate.shown.page import PageUnavailable, page
+from conformance.gate.shown.page import page
 from conformance.gate.verdicts import Mode, Outcome, RunVerdict
+from conformance.pages import PageUnavailable
 from tests.unit.gate_runs import HOSTILE, change, days, run, verdicts, whole
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "base", "source"}

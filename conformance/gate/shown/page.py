@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from conformance.gate.numerics import CellChange
 from conformance.gate.result import GateResult, Status
@@ -13,15 +12,9 @@ from conformance.gate.shown.history import Dated
 from conformance.gate.shown.history_plot import history_plot
 from conformance.gate.shown.plots import ratio_plot
 from conformance.gate.verdicts import CellVerdict
-
-if TYPE_CHECKING:
-    import jinja2
+from conformance.pages import environment
 
 TEMPLATE = "page.html.j2"
-
-
-class PageUnavailable(RuntimeError):
-    """jinja2, with which the page is written, is not installed."""
 
 
 @dataclass(frozen=True)
@@ -39,48 +32,36 @@ def page(result: GateResult, history: Iterable[Dated] = ()) -> str:
         history: earlier runs, and this one if its record is kept; of none, the page has no history.
 
     Raises:
-        PageUnavailable: jinja2 is missing.
+        conformance.pages.PageUnavailable: jinja2 is missing.
         ValueError: a date of the history is not ISO 8601.
     """
     runs = [run for run in history if run.record.cells]
-    jinja = _jinja()
-    return jinja.get_template(TEMPLATE).render(
-        result=result,
-        status=result.status.value,
-        headline=words.headline(result),
-        parts=[(part, status, words.STATUSES[status], words.found(result, part)) for part, status in _parts(result)],
-        light=svg.LIGHT,
-        dark=svg.DARK,
-        ratios=ratio_plot(result.speed) if result.speed is not None and result.speed.cells else "",
-        history=history_plot(runs) if runs else "",
-        runs=len(runs),
-        speed_note=words.speed_note(result),
-        speed=[_verdict(cell) for cell in words.by_outcome(result.speed.cells if result.speed is not None else ())],
-        numerics=[_change(cell) for cell in words.by_change(result.numerics or ())],
-        left=words.left(result),
-        facts=words.facts(result),
+    return (
+        environment("conformance.gate.shown")
+        .get_template(TEMPLATE)
+        .render(
+            result=result,
+            status=result.status.value,
+            headline=words.headline(result),
+            parts=[
+                (part, status, words.STATUSES[status], words.found(result, part)) for part, status in _parts(result)
+            ],
+            light=svg.LIGHT,
+            dark=svg.DARK,
+            ratios=ratio_plot(result.speed) if result.speed is not None and result.speed.cells else "",
+            history=history_plot(runs) if runs else "",
+            runs=len(runs),
+            speed_note=words.speed_note(result),
+            speed=[_verdict(cell) for cell in words.by_outcome(result.speed.cells if result.speed is not None else ())],
+            numerics=[_change(cell) for cell in words.by_change(result.numerics or ())],
+            left=words.left(result),
+            facts=words.facts(result),
+        )
     )
 
 
 def _parts(result: GateResult) -> list[tuple[str, Status]]:
     return [(part, result.parts[part]) for part in words.PARTS]
-
-
-def _jinja() -> jinja2.Environment:
-    try:
-        import jinja2
-    except ImportError:
-        raise PageUnavailable("the HTML page needs jinja2: pip install fp8moe[report]") from None
-    jinja = jinja2.Environment(
-        loader=jinja2.PackageLoader("conformance.gate.shown"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # What no reader sees is shown as its escape here as elsewhere, whatever field it comes in.
-        finalize=lambda value: words.visible(value) if type(value) is str else value,
-    )
-    return jinja
 
 
 def _verdict(cell: CellVerdict) -> _Row:

@@ -1,0 +1,83 @@
+"""Tables and lists of a certificate's page: of text that nobody vouches for, and of no more than fits onto the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import islice
+from typing import Any
+
+from conformance.gate.shown.words import clipped, visible
+
+FIELD = 1_000
+"""Characters of one field."""
+ROOM = 150_000
+"""Characters of one table or list as HTML; no page has ten of them."""
+MARKUP = 60
+"""Characters around a field, at most."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Text on one line, and the class that it has: one of the page's own words, never the certificate's."""
+
+    text: str
+    kind: str = ""
+
+    @property
+    def size(self) -> int:
+        return len(escape(self.text)) + MARKUP
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    Args:
+        caption: in words; names it to a reader of the screen, too.
+        columns: their heads.
+        rows: that are shown.
+        left: how many more there are.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Field]]
+    left: int = 0
+
+
+def field(value: Any, kind: str = "") -> Field:
+    """A value as one line of at most FIELD characters, what no reader sees as its escape."""
+    return Field(clipped(visible(said(value)[: 2 * FIELD]), FIELD), kind)
+
+
+def said(value: Any) -> str:
+    """A value of JSON in words."""
+    if value is None or value == "":
+        return "not known"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {said(each)}" for name, each in islice(value.items(), FIELD)) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(said(each) for each in islice(value, FIELD)) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], most: int | None = None) -> Table:
+    """
+    Args:
+        rows: of Fields, or of values that become one.
+        most: rows, at most; None: as many as fit.
+    """
+    every = [[each if isinstance(each, Field) else field(each) for each in row] for row in rows]
+    shown, room = 0, ROOM
+    for row in every[:most]:
+        room -= sum(each.size for each in row)
+        if room < 0:
+            break
+        shown += 1
+    return Table(caption, columns, every[:shown], len(every) - shown)
+
+
+def lines(texts: Iterable[Any]) -> Table:
+    """A list: a table of one column."""
+    return table("", ("",), ([text] for text in texts))
