@@ -30,8 +30,10 @@ STATUSES: Mapping[Status, str] = {
 }
 COUNTED = (STATUSES[Status.FAILED], STATUSES[Status.WAIVED], EQUAL, WITHIN, *list(STATUSES.values())[2:])
 """In the order in which a cell tells them."""
+NO_CASES, NO_FIGURE = "no cases", "-"
 OTHER = "other"
 """A scheme that the suite does not know."""
+ALL = "all schemes"
 NAMED = 4
 """Checks that a reason names."""
 PLAIN = re.compile(r"[A-Za-z_][\w.\-]*(:[A-Za-z_][\w.]*)?", re.ASCII)
@@ -61,7 +63,7 @@ def cells(report: Report) -> Cells:
 def counts(counted: Counter[str] | None) -> Field:
     """A cell of the matrix in words."""
     if not counted:
-        return Field("none")
+        return Field(NO_CASES)
     left = STATUSES[Status.NOT_RUN]
     told = [f"{counted[name]:,} {name}" for name in COUNTED if counted[name] and name != left]
     return Field(", ".join([*told, *[left] * bool(counted[left])]), "is-failed" if counted["failed"] else "")
@@ -83,13 +85,13 @@ def spreads(report: Report) -> list[tuple[str, dict[str, float]]]:
     for scheme in schemes(cells(report)):
         of = [check for check in report.checks if (check.scheme if check.scheme in SCHEME_NAMES else OTHER) == scheme]
         parts.append((scheme, replace(report, checks=of).distribution()))
-    return [(name, spread) for name, spread in (*parts, ("all schemes", report.distribution())) if spread]
+    return [(name, spread) for name, spread in (*parts, (ALL, report.distribution())) if spread]
 
 
 def spread_fields(spread: Mapping[str, float]) -> list[str]:
     """Number of cases, median, p99, largest."""
     if not spread:
-        return ["none", "", "", ""]
+        return ["0", NO_FIGURE, NO_FIGURE, NO_FIGURE]
     return [f"{spread['cases']:,}", *(f"{spread[name]:.3g}" for name in ("median", "p99", "largest"))]
 
 
@@ -142,20 +144,18 @@ class Failure:
     claimed: str
 
 
-def failures(report: Report) -> list[Failure]:
-    return [
-        Failure(
-            field(check.check + (f" on {check.scheme}" if check.scheme and not check.case else "")).text,
+def failures(report: Report) -> Iterator[Failure]:
+    for check in report.failures:
+        command = command_of(check, report)
+        found_as = report.unshrunk.get(f"{check.check} {check.case}")
+        yield Failure(
+            field(check.check if check.case or not check.scheme else f"{check.check} on {check.scheme}").text,
             field(check.case).text if check.case else "",
             field(check.reason or "no reason was given").text,
             field(found_as).text if found_as else "",
             command,
-            "" if command or not check.reproduce else field(check.reproduce).text,
+            field(check.reproduce).text if check.reproduce and not command else "",
         )
-        for check in report.failures
-        for command in (command_of(check, report),)
-        for found_as in (report.unshrunk.get(f"{check.check} {check.case}"),)
-    ]
 
 
 def command_of(check: CheckResult, report: Report) -> str:

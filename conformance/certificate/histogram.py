@@ -54,9 +54,9 @@ def histogram(name: str, values: Sequence[float], title: str, bins: int = 20, wi
         if place % max(bins // 10, 1) == 0 and place < bins:
             body.append(text(x, bottom + 18, f"{place / bins:g}", "f8-muted", "start" if place == 0 else "middle"))
     body += [
-        line(limit + GAP / 2, TOP - 24, limit + GAP / 2, bottom + 6, "f8-ink", DASHED),
-        text(limit + GAP / 2 - 6, TOP - 14, "limit: 1", "f8-ink f8-strong", "end"),
-        text(limit + GAP / 2, bottom + 18, "1", "f8-ink", "middle"),
+        line(limit, TOP - 24, limit, bottom + 6, "f8-ink", DASHED),
+        text(limit - 6, TOP - 14, "limit: 1", "f8-ink f8-strong", "end"),
+        text(limit, bottom + 18, "1", "f8-ink", "middle"),
         text(width - PAD, bottom + 18, "> 1", "f8-ink", "end"),
         text(PAD, bottom + 40, "error/bound; above each bar its number of cases", "f8-muted"),
     ]

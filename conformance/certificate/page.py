@@ -7,7 +7,6 @@ the certificate says is escaped, and of bounded size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 from conformance.axes import AXES
@@ -20,8 +19,9 @@ from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified
 from conformance.gate.shown import svg
 from conformance.gate.shown.words import clipped, counted
 from conformance.pages import environment
-from conformance.report import VERDICTS
+from conformance.report import VERDICTS, Report
 from conformance.results import Status
+from conformance.vocabulary import SCHEME_NAMES
 from fp8moe import __version__
 
 PACKAGES = ("conformance.certificate", "conformance.gate.shown")
@@ -49,7 +49,7 @@ def page(found: Verified) -> str:
     report = certificate.report
     matrix = figures.cells(report)
     schemes = figures.schemes(matrix)
-    failures, more = _fitting(figures.failures(report))
+    failures, more = _fitting(report)
     values = figures.ratios(report)
     return _render(
         "certificate.html.j2",
@@ -145,7 +145,8 @@ def comparison(first: Verified, second: Verified) -> str:
             ("scheme", *(f"{name} ({side})" for side in sides for name in SPREAD)),
             (
                 [name, *(text for of in spreads for text in figures.spread_fields(of.get(name, {})))]
-                for name in dict.fromkeys([*spreads[0], *spreads[1]])
+                for name in (*SCHEME_NAMES, figures.OTHER, figures.ALL)
+                if any(name in of for of in spreads)
             ),
         ),
         counts=cases,
@@ -189,22 +190,23 @@ def _told(found: Verified) -> dict[str, Any]:
         "kind": f"is-{'passed' if found.holds and found.verdict == 'passed' else 'failed'}",
         "holds": found.holds,
         "findings": lines(found.findings),
-        "notes": lines(found.notes),
+        "notes": lines(note for note in found.notes if note != facts["signature"]),
         "facts": [(name, clipped(field(value).text, 2 * BRIEF)) for name, value in facts.items()],
     }
 
 
 def _verdicts(found: Verified) -> Table:
     report = _certificate(found).report
+    told = "verdict" if found.holds else "verdict, as claimed"
     rows = []
     for name in VERDICTS:
         verdict = report.verdicts[name]
         results = [check for check in report.checks if check.verdict == name]
-        told = Counter("passed" if check.status is Status.PASSED else STATUSES[check.status] for check in results)
-        number = ", ".join(f"{count:,} {status}" for status, count in told.items()) or "none"
+        came_to = Counter("passed" if check.status is Status.PASSED else STATUSES[check.status] for check in results)
+        number = ", ".join(f"{count:,} {status}" for status, count in came_to.items()) or "none"
         kind = "is-failed" if verdict == "failed" else ""
         rows.append([Field(name), Field(QUESTIONS[name]), Field(verdict.replace("_", " "), kind), Field(number)])
-    return table("Three verdicts, kept apart.", ("part", "question", "verdict", "results"), rows)
+    return table("Three verdicts, kept apart.", ("part", "question", told, "results"), rows)
 
 
 def _whole(certificate: Certificate) -> Table:
@@ -242,12 +244,12 @@ def _times(certificate: Certificate) -> str:
     return field(f"Times and regret are not part of this certificate: {why}.").text
 
 
-def _fitting(failures: Iterable[figures.Failure]) -> tuple[list[figures.Failure], int]:
-    """As many as the page has room for, and how many more there are."""
-    every, shown, room = list(failures), list[figures.Failure](), FAILURES_ROOM
-    for each in every:
+def _fitting(report: Report) -> tuple[list[figures.Failure], int]:
+    """As many failures as the page has room for, and how many more there are."""
+    shown, room = list[figures.Failure](), FAILURES_ROOM
+    for each in figures.failures(report):
         room -= sum(Field(text).size for text in vars(each).values())
         if room < 0:
             break
         shown.append(each)
-    return shown, len(every) - len(shown)
+    return shown, len(report.failures) - len(shown)

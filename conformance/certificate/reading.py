@@ -61,7 +61,7 @@ def read_certificate(folder: Path) -> Certificate:
     """
     if not folder.is_dir():
         raise Malformed(f"{folder}: no folder")
-    envelope = _object(_bytes(folder / STATEMENT_FILE, MOST_STATEMENT), STATEMENT_FILE)
+    envelope = _object(_bytes(folder / STATEMENT_FILE, MOST_STATEMENT), STATEMENT_FILE, MOST_STATEMENT)  # of one text
     try:
         payload = payload_of(envelope)
     except ValueError as error:
@@ -112,7 +112,7 @@ def _unpacked(packed: bytes) -> bytes:
     return content
 
 
-def _object(content: bytes, where: str) -> dict[str, Any]:
+def _object(content: bytes, where: str, most: int = MOST_TEXT) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
@@ -132,18 +132,18 @@ def _object(content: bytes, where: str) -> dict[str, Any]:
         raise Malformed(f"{where}: no JSON of a certificate ({type(error).__name__})") from None
     if not isinstance(found, dict):
         raise Malformed(f"{where}: expected an object")
-    _bounded(found, where, MOST_DEPTH)
+    _bounded(found, where, MOST_DEPTH, most)
     return found
 
 
-def _bounded(value: Any, where: str, depth: int) -> None:
-    if isinstance(value, str) and len(value) > MOST_TEXT:
-        raise Malformed(f"{where}: a text of {len(value)} characters, more than {MOST_TEXT}")
+def _bounded(value: Any, where: str, depth: int, most: int) -> None:
+    if isinstance(value, str) and len(value) > most:
+        raise Malformed(f"{where}: a text of {len(value)} characters, more than {most}")
     if isinstance(value, (dict, list)):
         if depth == 0:
             raise Malformed(f"{where}: nested more than {MOST_DEPTH} deep")
         for each in (*value, *value.values()) if isinstance(value, dict) else value:
-            _bounded(each, where, depth - 1)
+            _bounded(each, where, depth - 1, most)
 
 
 def _report(told: Mapping[str, Any]) -> Report:

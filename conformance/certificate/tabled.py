@@ -68,14 +68,16 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], m
         rows: of Fields, or of values that become one.
         most: rows, at most; None: as many as fit.
     """
-    every = [[each if isinstance(each, Field) else field(each) for each in row] for row in rows]
-    shown, room = 0, ROOM
-    for row in every[:most]:
-        room -= sum(each.size for each in row)
-        if room < 0:
-            break
-        shown += 1
-    return Table(caption, columns, every[:shown], len(every) - shown)
+    shown, left, room = list[list[Field]](), 0, ROOM
+    for row in rows:
+        if room >= 0 and (most is None or len(shown) < most):
+            fields = [each if isinstance(each, Field) else field(each) for each in row]
+            room -= sum(each.size for each in fields)
+            if room >= 0:
+                shown.append(fields)
+                continue
+        left += 1
+    return Table(caption, columns, shown, left)
 
 
 def lines(texts: Iterable[Any]) -> Table:
