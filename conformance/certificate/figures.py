@@ -75,6 +75,12 @@ def schemes(found: Iterable[tuple[str, str]]) -> list[str]:
     return [name for name in (*SCHEME_NAMES, OTHER) if name in there]
 
 
+def refused(report: Report) -> str:
+    """Schemes that no case is of, since the backend does not take them."""
+    found = [check.scheme for check in report.checks if not check.case and check.status is Status.NOT_SUPPORTED]
+    return field([name for name in dict.fromkeys(found) if name]).text if any(found) else ""
+
+
 def short(check: str) -> str:
     return check.removeprefix("computes.")
 

@@ -68,6 +68,7 @@ def page(found: Verified) -> str:
                 for check in dict.fromkeys(check for check, _ in matrix)
             ),
         ),
+        refused=figures.refused(report),
         by_bound=table(
             "Why cases were judged by the bound and not by bits.",
             ("reason", "cases", "schemes"),

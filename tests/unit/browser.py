@@ -63,6 +63,8 @@ class Browser:
         self._rest, self._number, self._session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
         """All that were told, the oldest first."""
+        self.name = ""
+        """Of what it shows, for the tests."""
 
     def __enter__(self) -> Browser:
         try:

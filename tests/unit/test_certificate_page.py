@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from conformance.certificate.figures import command_of, counts, reasons, spreads
 from conformance.certificate.histogram import binned, histogram, names
 from conformance.certificate.page import comparison, page
-from conformance.certificate.reading import Certificate
+from conformance.certificate.reading import Certificate, read_certificate
 from conformance.certificate.tabled import FIELD, ROOM, field, table
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import STATEMENT_FILE
@@ -250,6 +250,24 @@ def test_each_reason_is_told_once() -> None:
     assert '<span class="part">2 not supported, </span><span class="part">not run</span>' in text
     assert '<span class="part">1 waived, </span>' in text
     assert counts(None).text == "no cases"
+
+
+def test_schemes_that_a_backend_does_not_take_are_named() -> None:
+    refused = [
+        CheckResult("computes", "computes.scheme", Status.NOT_SUPPORTED, "TOY", scheme, reason="SCHEME")
+        for scheme in ("tensor_128", "none<b>")
+    ]
+    assert "no cases of it: tensor_128, none&lt;b&gt;." in page(held(with_checks(*refused)))
+    assert "no cases of it" not in page(held())
+
+
+def test_a_statement_on_many_checks_can_be_read(tmp_path: Path) -> None:
+    """Its payload is one long text of the envelope."""
+    report = invented()
+    checks = enumerate(report.checks)
+    more = [replace(check, check=f"computes.relation.{number:0200}", case="") for number, check in checks]
+    written(tmp_path / "certificate", with_checks(*more, report=report))
+    assert read_certificate(tmp_path / "certificate").edition == SMALL.edition
 
 
 def test_a_pooled_failure_is_shown_though_it_is_of_no_case() -> None:
