@@ -81,6 +81,10 @@ def refused(report: Report) -> str:
     return field([name for name in dict.fromkeys(found) if name]).text if any(found) else ""
 
 
+WAIVER = ("check", "case", "backend_version", "device", "reason", "tracker", "owner", "expires")
+"""What a page tells of a waiver."""
+
+
 def short(check: str) -> str:
     return check.removeprefix("computes.")
 
@@ -138,11 +142,13 @@ def _named(which: Counter[str]) -> str:
 class Failure:
     """
     Args:
+        status: "failed" or "waived".
         command: that runs it again, as this suite gives it; "" where it has none.
         claimed: what the certificate says instead, then.
     """
 
     check: str
+    status: str
     case: str
     reason: str
     found_as: str
@@ -150,12 +156,14 @@ class Failure:
     claimed: str
 
 
-def failures(report: Report) -> Iterator[Failure]:
-    for check in report.failures:
+def failures(checks: Iterable[CheckResult], report: Report) -> Iterator[Failure]:
+    """Of checks that failed, waived or not."""
+    for check in checks:
         command = command_of(check, report)
         found_as = report.unshrunk.get(f"{check.check} {check.case}")
         yield Failure(
             field(check.check if check.case or not check.scheme else f"{check.check} on {check.scheme}").text,
+            word(check),
             field(check.case).text if check.case else "",
             field(check.reason or "no reason was given").text,
             field(found_as).text if found_as else "",

@@ -7,6 +7,7 @@ the certificate says is escaped, and of bounded size.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from conformance.axes import AXES
@@ -20,7 +21,7 @@ from conformance.gate.shown import svg
 from conformance.gate.shown.words import clipped, counted
 from conformance.pages import environment
 from conformance.report import VERDICTS, Report
-from conformance.results import Status
+from conformance.results import CheckResult, Status
 from conformance.vocabulary import SCHEME_NAMES
 from fp8moe import __version__
 
@@ -34,8 +35,8 @@ QUESTIONS = {
     "performs": "How fast is it?",
 }
 SPREAD = ("cases", "median", "p99", "largest")
-FAILURES_ROOM = 400_000
-"""Characters of all failures as HTML."""
+FAILURES_ROOM, AROUND = 250_000, 300
+"""Characters of all failures as HTML, and around each."""
 
 
 def page(found: Verified) -> str:
@@ -49,7 +50,8 @@ def page(found: Verified) -> str:
     report = certificate.report
     matrix = figures.cells(report)
     schemes = figures.schemes(matrix)
-    failures, more = _fitting(report)
+    failures, more = _fitting(report.failures, report)
+    waived, more_waived = _fitting(report.waived, report)
     values = figures.ratios(report)
     return _render(
         "certificate.html.j2",
@@ -89,10 +91,12 @@ def page(found: Verified) -> str:
             ("status", "reason", "results", "of"),
             figures.reasons(report, (Status.NOT_RUN, Status.NOT_SUPPORTED, Status.NOT_APPLICABLE)),
         ),
-        waived=table(
-            "Failures that were waived, each reason once.",
-            ("status", "reason", "results", "of"),
-            figures.reasons(report, (Status.WAIVED,)),
+        waived=waived,
+        waived_more=more_waived,
+        waivers=table(
+            "Waivers that the run was given.",
+            [name.replace("_", " ") for name in figures.WAIVER],
+            ([waiver.get(name) for name in figures.WAIVER] for waiver in report.waivers),
         ),
         times=_times(certificate),
         surroundings=table(
@@ -175,7 +179,10 @@ def _told(found: Verified) -> dict[str, Any]:
     """The headline and what stands below it."""
     certificate = _certificate(found)
     report = certificate.report
-    status = found.verdict if found.holds else f"does not hold: {counted(len(found.findings), 'finding')}"
+    with_waived = f" with {len(report.waived):,} waived" if report.waived else ""
+    status = (
+        f"{found.verdict}{with_waived}" if found.holds else f"does not hold: {counted(len(found.findings), 'finding')}"
+    )
     words = Counter(figures.word(check) for check in report.checks if check.case)
     facts = {
         "backend": report.backend,
@@ -245,12 +252,12 @@ def _times(certificate: Certificate) -> str:
     return field(f"Times and regret are not part of this certificate: {why}.").text
 
 
-def _fitting(report: Report) -> tuple[list[figures.Failure], int]:
+def _fitting(checks: Sequence[CheckResult], report: Report) -> tuple[list[figures.Failure], int]:
     """As many failures as the page has room for, and how many more there are."""
     shown, room = list[figures.Failure](), FAILURES_ROOM
-    for each in figures.failures(report):
-        room -= sum(Field(text).size for text in vars(each).values())
+    for each in figures.failures(checks, report):
+        room -= AROUND + sum(Field(text).size for text in vars(each).values())
         if room < 0:
             break
         shown.append(each)
-    return shown, len(report.failures) - len(shown)
+    return shown, len(checks) - len(shown)

@@ -12,10 +12,10 @@ from conformance.gate.shown.words import clipped, visible
 
 FIELD = 1_000
 """Characters of one field."""
-ROOM = 150_000
-"""Characters of one table or list as HTML; no page has ten of them."""
-MARKUP = 60
-"""Characters around a field, at most."""
+ROOM = 100_000
+"""Characters of one table or list as HTML; a page has a dozen of them."""
+MARKUP, PART = 60, 40
+"""Characters around a field, at most, and around each of its parts between commas."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Field:
 
     @property
     def size(self) -> int:
-        return len(escape(self.text)) + MARKUP
+        return len(escape(self.text)) + MARKUP + PART * self.text.count(", ")
 
 
 @dataclass(frozen=True)

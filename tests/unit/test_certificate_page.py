@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from conformance.certificate.figures import command_of, counts, reasons, spreads
+from conformance.certificate.figures import WAIVER, command_of, counts, reasons, spreads
 from conformance.certificate.histogram import binned, histogram, names
 from conformance.certificate.page import comparison, page
 from conformance.certificate.reading import Certificate, read_certificate
@@ -59,7 +59,7 @@ def forgery(folder: Path, name: str, early: bool) -> Verified:
         evidence["suite"]["version"] = evidence["distribution"]["name"] = report["versions"][name] = name
         for place in ("backend", "origin", "device", *(["date", "level", "target"] if early else [])):
             report[place] = name
-        report["coverage"], report["excluded"] = [name], [name]
+        report["coverage"], report["excluded"], report["waivers"] = [name], [name], [{"check": name, "reason": name}]
         places = ("check", "case", "scheme", "reason", "reproduce", "judged_by", "digest", "scope", "backend")
         cases = cases_of(evidence)
         for number, place in enumerate(places):
@@ -191,7 +191,7 @@ def test_four_thousand_cases_fit(reason: str) -> None:
         replace(
             first,
             case=f"v1:E=4,M=17,law=skewed,values=cancelling,seed={number}",
-            status=status,
+            status=Status.WAIVED if reason and number % 2 else status,
             reason=f"{reason}{number}" if reason else "",
             check=f"computes.{number}{reason}"[:20_000] if reason else EQUIVALENCE,
             error_over_bound=number / 8_000,
@@ -202,6 +202,7 @@ def test_four_thousand_cases_fit(reason: str) -> None:
         for number in range(4_000)
     ]
     report = replace(invented(), checks=checks, coverage=[reason] * 4_000, excluded=[reason] * 4_000)
+    report = replace(report, waivers=[dict.fromkeys(WAIVER, reason)] * 4_000 if reason else ())
     found = held(report, [f"{reason}{number}" for number in range(4_000)] if reason else [])
     found.notes += [reason] * 4_000
     shown = unharmed(page(found))
@@ -246,10 +247,25 @@ def test_each_reason_is_told_once() -> None:
         ("not supported", "sizes", "1", "equivalence on block"),
     ]
     text = page(held(report))
-    assert "waived since &lt;known&gt;" in text
     assert '<span class="part">2 not supported, </span><span class="part">not run</span>' in text
     assert '<span class="part">1 waived, </span>' in text
     assert counts(None).text == "no cases"
+
+
+def test_what_is_waived_is_told_in_the_headline_and_shown_as_failures_are() -> None:
+    first = invented()
+    checks = list(first.checks)
+    checks[1] = replace(checks[1], status=Status.WAIVED, reason="waiver 1 of <somebody>; E1 = 3 > 1")
+    waiver = dict.fromkeys(WAIVER, "x") | {"owner": "Kernels <team>", "tracker": "https://a.example/1"}
+    text = page(held(replace(first, checks=checks, waivers=[waiver])))
+    unharmed(text)
+    assert '<span class="is-passed">passed with 1 waived</span>' in text
+    assert "computes.equivalence waived" in text
+    assert "waiver 1 of &lt;somebody&gt;; E1 = 3 &gt; 1" in text
+    assert f"<pre><code>python -m fp8moe repro {checks[1].case} --backend TOY --device cuda</code></pre>" in text
+    assert "Kernels &lt;team&gt;" in text
+    assert "Nothing failed." in text
+    assert "Nothing was waived." in page(held(first))
 
 
 def test_schemes_that_a_backend_does_not_take_are_named() -> None:
