@@ -295,6 +295,7 @@ def test_what_is_no_certificate(name: str, folder: Path) -> None:
         (lambda evidence: cases_of(evidence)[0].update(extra=1), "no field"),
         (lambda evidence: cases_of(evidence)[0].update(digest=1), "digest"),
         (lambda evidence: by_bound(evidence).update(error_over_bound="small"), "error_over_bound"),
+        (lambda evidence: by_bound(evidence).update(error_over_bound=10**400), "too large"),
         (lambda evidence: evidence["report"].update(seed="7"), "report.seed"),
         (lambda evidence: evidence["report"].update(takes={"block": "silu"}), "report.takes"),
         (lambda evidence: evidence.update(device="a GPU"), "device"),
