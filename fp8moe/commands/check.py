@@ -122,8 +122,9 @@ def print_report(report: Report) -> None:
     for failure in report.failures[:FAILURES_SHOWN]:
         out.print(Text(f"FAILED {failure.check} {failure.case}", style="bold red"), soft_wrap=True)
         out.print(Text(f"  {failure.reason}"), soft_wrap=True)
-        if failure.case in report.unshrunk:
-            out.print(Text(f"  found as: {report.unshrunk[failure.case]}"), soft_wrap=True)
+        found_as = report.unshrunk.get(f"{failure.check} {failure.case}")
+        if found_as:
+            out.print(Text(f"  found as: {found_as}"), soft_wrap=True)
         if failure.reproduce:
             out.print(Text(f"  reproduce: {failure.reproduce}"), soft_wrap=True)
     if len(report.failures) > FAILURES_SHOWN:
