@@ -41,10 +41,10 @@ DIGITS = 16
 SLACK = timedelta(days=1)
 """Of clocks that are set wrong."""
 PROVEN = (
-    "the evidence is whole, every case of the edition was judged once and within its limits, and nothing contradicts "
-    "anything else"
+    "the evidence is whole, every case of the edition was judged once, each status follows from its figures, and "
+    "nothing contradicts anything else"
 )
-NOT_PROVEN = "that the run took place; a consistent invention shows where a sample is run again"
+NOT_PROVEN = "that the run took place; an invention that is consistent shows only in a sample that is run again"
 
 
 @dataclass
