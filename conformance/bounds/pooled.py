@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -39,8 +40,10 @@ def pooled(cases: Iterable[Judgement | Mapping[str, float]]) -> dict[str, float]
     found = [sums for sums in given if sums]
 
     def together(name: str, part: str) -> torch.Tensor:
-        values = torch.tensor([0.0] + [sums[f"{name}.{part}"] for sums in found], dtype=torch.float64)
-        return values.amax() if part == "largest" else values.sum()
+        values = [sums[f"{name}.{part}"] for sums in found]
+        # Rounded once, so that whoever adds them up again, in any order, finds the same.
+        whole = max(values, default=0.0) if part == "largest" else math.fsum(values)
+        return torch.tensor(whole, dtype=torch.float64)
 
     sums = {name: DirectedSums(**{part: together(name, part) for part in PARTS}) for name in DIRECTIONS}
     return {name: float(of.ratios(len(DIRECTIONS))) for name, of in sums.items()}

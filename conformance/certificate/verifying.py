@@ -259,12 +259,13 @@ def _totals(report: Report, items: list[Item]) -> Iterator[str]:
     if bool(sums) != (len(told) == 1):
         yield f"{POOLED}: {len(told)} results, where {len(sums)} cases have sums to pool"
     elif sums:
-        ratios = pooled(list(sums.values()))
-        same = told[0].statistics.keys() == ratios.keys() and all(
-            math.isclose(told[0].statistics[name], ratio, rel_tol=1e-9) for name, ratio in ratios.items()
-        )
+        try:
+            ratios = pooled(list(sums.values()))
+        except (KeyError, ValueError, OverflowError) as error:
+            yield f"{POOLED}: the cases' own sums are none: {type(error).__name__} {error}"
+            return
         broken = any(not ratio <= 1 for ratio in ratios.values())
-        if not same or (told[0].status is Status.PASSED) == broken:
+        if dict(told[0].statistics) != ratios or (told[0].status is Status.PASSED) == broken:
             yield f"{POOLED}: not what the cases' own sums give"
 
 

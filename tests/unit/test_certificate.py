@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from conformance.bounds import pooled
+from conformance.bounds.aggregates import DIRECTIONS
+from conformance.bounds.pooled import PARTS
 from conformance.cases import Case
 from conformance.certificate.reading import Malformed, read_certificate
 from conformance.certificate.sampling import spot_check
@@ -19,6 +22,7 @@ from conformance.certificate.signing import CannotSign
 from conformance.certificate.statement import EVIDENCE
 from conformance.certificate.verifying import Verified, verify, zeros
 from conformance.certificate.writing import STATEMENT_FILE, NoCertificate, write_certificate
+from conformance.certification import POOLED
 from conformance.checks import EQUIVALENCE
 from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.results import CheckResult, Status
@@ -323,3 +327,27 @@ def test_a_sample_convicts_an_invention(folder: Path) -> None:
     assert (sampled.cases, sampled.findings) == (2, [])
     with pytest.raises(ValueError, match="sees a cpu device here"):
         spot_check(certificate, 1)
+
+
+SUMS = {f"{name}.{part}": 0.25 for name in DIRECTIONS for part in PARTS}
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ({}, True),
+        ({"gain.signed": 0.5}, False),
+        ({"gain.signed": float("inf")}, False),
+        ({"gain.slack": None}, False),
+    ],
+)
+def test_what_is_pooled_is_added_up_again(change: dict[str, float | None], holds: bool, tmp_path: Path) -> None:
+    report = invented()
+    pooled_result = CheckResult("computes", POOLED, Status.PASSED, "TOY", statistics=pooled([SUMS]))
+    checks = [*report.checks, pooled_result]
+    at = next(number for number, check in enumerate(checks) if check.check == EQUIVALENCE)
+    sums = {name: value for name, value in {**SUMS, **change}.items() if value is not None}
+    checks[at] = replace(checks[at], measured=sums)
+    found = verdict_on(written(tmp_path / "certificate", replace(report, checks=checks)))
+    assert found.holds == holds, found.findings
+    assert holds or any(finding.startswith(POOLED) for finding in found.findings)
