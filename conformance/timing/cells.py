@@ -125,12 +125,18 @@ def prepared_pair(
     return a, _prepared(second, layers, a.count, a, more).graph
 
 
-def prepared_beside(case: Case, names: Sequence[str], layers: Layers) -> Iterator[tuple[str, Prepared | str]]:
-    """Several backends on one case and its layers, as `prepared_pair`; in place of one that cannot be timed, why."""
+def prepared_beside(
+    case: Case, names: Sequence[str], layers: Layers, built: dict[str, Built] | None = None
+) -> Iterator[tuple[str, Prepared | str]]:
+    """Several backends on one case and its layers, as `prepared_pair`; in place of one that cannot be timed, why.
+
+    Args:
+        built: by name, the backends that stand on these layers already; those that do not yet join them.
+    """
     before: Unrolled | None = None
     for name in names:
         try:
-            made = _prepared(TimedCell(name, str(case)), layers, None, before)
+            made = _prepared(TimedCell(name, str(case)), layers, None, before, built=built)
         except BackendUnavailable as error:
             yield name, str(error)
         except (Exception, SystemExit) as error:
@@ -169,6 +175,41 @@ class Layers:
             [_further(tensors, number) for number in range(min(max(count, LEAST_LAYERS), MOST_LAYERS))], work, floor
         )
 
+    def first(self, case: Case) -> Layers:
+        """The same layers, called with the first tokens of these calls.
+
+        Args:
+            case: as theirs, with no more tokens.
+        """
+        least = slice(case.tokens)
+        calls = [
+            replace(
+                one,
+                case=case,
+                hidden_states=one.hidden_states[least],
+                topk_weights=one.topk_weights[least],
+                topk_ids=one.topk_ids[least],
+            )
+            for one in self.calls
+        ]
+        work = work_of(calls[0])
+        return Layers(calls, work, floor_of(work, rates_of(torch.cuda.get_device_name(0)) or MODEST, case.scheme))
+
+
+@dataclass(frozen=True)
+class Built:
+    """One backend on each of a case's layers, and the memory that the first took."""
+
+    backends: Sequence[FusedMoEPermuteExpertsUnpermute]
+    memory: Memory
+
+    @classmethod
+    def on(cls, layers: Layers, name: str) -> Built:
+        """Raises what the backend's constructor does."""
+        experts_cls = load_subject(name).experts_cls
+        first, memory = high_water(partial(_made, experts_cls, layers.calls[0]))
+        return cls([first, *(_made(experts_cls, tensors) for tensors in layers.calls[1:])], memory)
+
 
 def _further(tensors: CaseTensors, number: int) -> CaseTensors:
     if not number:
@@ -192,10 +233,14 @@ def _prepared(
     beside: Unrolled | None,
     more: int = 0,
     output: Tensor | None = None,
+    built: dict[str, Built] | None = None,
 ) -> Prepared:
-    cls = load_subject(cell.backend).experts_cls
-    first, built = high_water(partial(_made, cls, layers.calls[0]))
-    backends = [first, *(_made(cls, tensors) for tensors in layers.calls[1:])]
+    stand = None if built is None else built.get(cell.backend)
+    if stand is None:
+        stand = Built.on(layers, cell.backend)
+        if built is not None:
+            built[cell.backend] = stand
+    backends = stand.backends
     if beside is not None and beside.output is not None:
         output = beside.output
     if output is None:
@@ -205,7 +250,7 @@ def _prepared(
     tokens = len(layers.calls[0].hidden_states)
     captures = all(backend.contract.for_tokens(tokens).graph_capturable for backend in backends)
     told = count or -(-calls_for(layers.floor.us) // len(calls)) * len(calls)
-    memory, places = built.then(called), places_for(Case.parse(cell.case))
+    memory, places = stand.memory.then(called), places_for(Case.parse(cell.case))
     graph = Unrolled(calls, told, capture=captures, beside=beside, more=more, places=places)
     graph.output = output
     return Prepared(graph, kind_of(layers.floor), memory, Given.of(layers.calls, output))

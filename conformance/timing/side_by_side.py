@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from conformance.gate.interval import estimate, interquartile_mean, timer_floor
 from conformance.gate.policy import DEFAULT
 from conformance.performs import Work
 from conformance.plan import Target
-from conformance.timing.cells import Layers, prepared_beside
+from conformance.timing.cells import Built, Layers, prepared_beside
 from conformance.timing.graphs import Unrolled, replays
 from conformance.timing.memory import Memory
 from fp8moe.schemes import SCHEMES
@@ -96,17 +96,39 @@ class Regret:
     high: float
 
 
-def side_by_side(case: Case, names: Sequence[str], absent: Mapping[str, str], rounds: int = ROUNDS) -> SideBySide:
+@dataclass(frozen=True)
+class Standing:
+    """Layers, and the backends that stand on them, for calls of several numbers of tokens: to draw the weights of a
+    large layer and convert them for each backend takes longer than to time it."""
+
+    layers: Layers
+    built: dict[str, Built] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, largest: Case) -> Standing:
+        """For calls of at most this case's tokens."""
+        return cls(Layers.of(largest, "cuda"))
+
+
+def side_by_side(
+    case: Case,
+    names: Sequence[str],
+    absent: Mapping[str, str],
+    rounds: int = ROUNDS,
+    standing: Standing | None = None,
+) -> SideBySide:
     """Times them in turn, on the same weights and inputs.
 
     Args:
         names: backends, registered or module:Class.
         absent: what is known to be missing; those that cannot be timed after all join it, with the reason.
+        standing: the case's layer, called with the first of its tokens; None: the case's own tensors.
     """
-    layers, missing = Layers.of(case, "cuda"), dict(absent)
+    layers = Layers.of(case, "cuda") if standing is None else standing.layers.first(case)
+    missing = dict(absent)
     graphs: dict[str, Unrolled] = {}
     memory: dict[str, Memory] = {}
-    for name, made in prepared_beside(case, names, layers):
+    for name, made in prepared_beside(case, names, layers, None if standing is None else standing.built):
         if isinstance(made, str):
             missing[name] = made
         else:

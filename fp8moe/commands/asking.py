@@ -219,7 +219,8 @@ def measure_command(
         float | None, typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time.")
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Numbers of tokens for each layer; default: the suite's.")
+        str | None,
+        typer.Option(metavar="N,N,...", help="Tokens of a layer, as the table counts them; default: the suite's."),
     ] = None,
 ) -> None:
     """Time every backend that could be selected here, side by side on published layers; what the seed's order costs.

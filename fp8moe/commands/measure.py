@@ -20,7 +20,7 @@ from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target, resolve_target
 from conformance.rates import rates_of
 from conformance.timing.measured_rates import measured_rates
-from conformance.timing.side_by_side import Contenders, Regret, SideBySide, contenders, regret, side_by_side
+from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
 from fp8moe.measured import MeasuredTable, policy_regret
@@ -28,6 +28,8 @@ from fp8moe.measured.here import installed_versions
 from fp8moe.measured.rows import Certificate, LayerShape, MeasuredDevice, MeasuredRow
 
 LARGEST_BYTES = 1 << 30
+LARGEST_TOKENS = 1 << 14
+"""Of all ranks together, as engines bound a step's tokens."""
 VERSIONS = ("fp8moe", "torch", "triton")
 
 
@@ -60,7 +62,8 @@ def measured(also: Sequence[str], budget: float | None, tokens: Sequence[int] = 
 
     Args:
         also: backends that are in no order, timed beside the others.
-        tokens: numbers of tokens for each layer; none: those of the suite.
+        tokens: numbers of tokens for each layer, as the table counts them (`MeasuredRow`), as far as all ranks together
+            have no more than `LARGEST_TOKENS`; none: those of the suite.
 
     Raises:
         BadInput: no CUDA device.
@@ -71,20 +74,28 @@ def measured(also: Sequence[str], budget: float | None, tokens: Sequence[int] = 
         raise BadInput(f"fp8moe measure needs a CUDA device, and torch {torch.__version__} sees none here") from None
     cases = [case for case in model_cases(target) if is_checkpoints(case) and case.weight_bytes <= LARGEST_BYTES]
     if tokens:
-        cases = list(dict.fromkeys(replace(case, tokens=number) for case in cases for number in tokens))
+        cases = list(dict.fromkeys(replace(case, tokens=number * _ranks(case)) for case in cases for number in tokens))
+        cases = [case for case in cases if case.tokens <= LARGEST_TOKENS]
+    layers: dict[Case, list[Case]] = {}
+    for case in cases:
+        layers.setdefault(replace(case, tokens=1), []).append(case)
     found: list[Measured] = []
     started = time.monotonic()
-    for number, case in enumerate(cases):
-        if budget is not None and time.monotonic() - started > budget:
-            return found, len(cases) - number
-        print(f"{number + 1}/{len(cases)} {case}", file=sys.stderr, flush=True)
-        found.append(_one(case, target, also))
+    for of_layer in layers.values():
+        standing: Standing | None = None
+        for case in of_layer:
+            spent = time.monotonic() - started
+            if budget is not None and spent > budget:
+                return found, len(cases) - len(found)
+            print(f"{spent:.0f} s  {len(found) + 1}/{len(cases)} {case}", file=sys.stderr, flush=True)
+            standing = standing or Standing.of(max(of_layer, key=lambda case: case.tokens))
+            found.append(_one(case, target, also, standing))
     return found, 0
 
 
-def _one(case: Case, target: Target, also: Sequence[str]) -> Measured:
+def _one(case: Case, target: Target, also: Sequence[str], standing: Standing) -> Measured:
     who = contenders(case, target)
-    times = side_by_side(case, list(dict.fromkeys([*who.eligible, *also])), who.absent)
+    times = side_by_side(case, list(dict.fromkeys([*who.eligible, *also])), who.absent, standing=standing)
     rates = rates_of(torch.cuda.get_device_name(0))
     return Measured(
         case,

@@ -11,10 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from conformance.build import build
 from conformance.cases import Case
-from conformance.performs import Floor, Work
+from conformance.models import model_and_split
+from conformance.performs import Floor, Work, work_of
 from conformance.plan import Target
-from conformance.timing.side_by_side import Contenders, Regret, SideBySide
+from conformance.timing.cells import Layers
+from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing
+from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.cli import app
 from fp8moe.commands import measure
 from fp8moe.commands.measure import Measured, certificates_of, policy_lines, summary, table_of
@@ -113,12 +117,43 @@ def test_the_policys_regret_stands_beside_the_seeds(tmp_path: Path, monkeypatch:
     assert seed == "the seed's order at the same points: median 69.2%, p95 265.9%, max 265.9% over 5"
 
 
-def test_the_numbers_of_tokens_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_of_tokens_are_those_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer after the other, each built once, for its most tokens; no layer has more than `LARGEST_TOKENS`."""
     timed: list[Case] = []
-    monkeypatch.setattr(measure, "_one", lambda case, target, also: timed.append(case))
-    measure.measured((), None, (3, 5))
-    assert {case.tokens for case in timed} == {3, 5}
-    assert len(timed) == len(set(timed)) == 2 * len({replace(case, tokens=1) for case in timed})
+    built: list[Case] = []
+    monkeypatch.setattr(Standing, "of", lambda largest: built.append(largest) or "standing")
+    monkeypatch.setattr(measure, "_one", lambda case, target, also, standing: timed.append(case))
+    measure.measured((), None, (3, 5, 1000))
+    layers = list(dict.fromkeys(replace(case, tokens=1) for case in timed))
+    assert [replace(case, tokens=1) for case in built] == layers
+    of_rank: dict[str, list[int]] = {}
+    for case in timed:
+        ranks = model_and_split(str(case.model))[1].ep_size
+        of_rank.setdefault(str(replace(case, tokens=1)), []).append(case.tokens // ranks)
+        assert case.tokens % ranks == 0
+        assert case.tokens <= measure.LARGEST_TOKENS
+    assert {tuple(tokens) for tokens in of_rank.values()} == {(3, 5), (3, 5, 1000)}
+    assert [case.tokens for case in built] == [
+        max(case.tokens for case in timed if replace(case, tokens=1) == layer) for layer in layers
+    ]
+
+
+def test_a_standing_layer_is_called_with_the_first_tokens() -> None:
+    """The same weights; the tokens, and the work, are those of the smaller case."""
+    largest = Case(tokens=5, experts=4, top_k=2)
+    tensors = build(largest)
+    layers = Layers([tensors, tensors], work_of(tensors), Floor(1.0, "bytes"))
+    part = layers.first(replace(largest, tokens=2))
+    for one in part.calls:
+        assert one.weights is tensors.weights
+        assert torch.equal(one.hidden_states, tensors.hidden_states[:2])
+        assert torch.equal(one.topk_ids, tensors.topk_ids[:2])
+        assert torch.equal(one.topk_weights, tensors.topk_weights[:2])
+    assert part.work == work_of(part.calls[0]) != layers.work
+    assert torch.equal(
+        part.calls[0].call(TorchExperts(tensors.config, tensors.quant, tensors.weights)),
+        tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))[:2],
+    )
 
 
 def test_without_a_device_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
