@@ -11,6 +11,8 @@ MOST_SHIFT = 126
 """Of a weight's exponent: fp32 has no smaller normal numbers."""
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
+ScaleDivision = Literal["divide", "reciprocal", "inverse", "approximate_inverse"]
+FACTORS = ("inverse", "approximate_inverse")
 WeightForm = Literal["exact", "rounded_scales", "rounded", "requantised"]
 REQUANTISED_FLOOR = 1e-4
 """Smallest amax of a group of weights that are quantised anew."""
@@ -42,7 +44,8 @@ class Recipe:
         scale_division: how a dynamic scale is made of an amax: IEEE division by the format's largest number, or
             multiplication by that number's fp32 reciprocal, such as fp32(1/448); or "inverse", the fp32 reciprocal of a
             factor, fp32(448 * fp32(1 / amax)), which then multiplies the values of a row's groups in the place of the
-            scale's reciprocal.
+            scale's reciprocal; or "approximate_inverse", where the factor's 1 / amax is that of
+            `fp8moe.approximate_reciprocal`.
         scaling: how a value meets its scale before the cast to FP8: IEEE division, or multiplication by the
             fp32 reciprocal 1/scale.
         amax_floor: smallest amax that a dynamic scale is computed from; a group of zeros gets floor/448.
@@ -73,7 +76,7 @@ class Recipe:
     """
 
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous"
-    scale_division: Literal["divide", "reciprocal", "inverse"] = "divide"
+    scale_division: ScaleDivision = "divide"
     scaling: Literal["divide", "reciprocal"] = "divide"
     amax_floor: float = 1e-10
     dynamic_tensor_scope: Literal["batch", "expert"] = "batch"
@@ -95,12 +98,19 @@ class Recipe:
         _check_choices(self)
         if not self.amax_floor >= 0:
             raise ValueError(f"amax_floor={self.amax_floor!r}: expected 0 or more")
-        if self.scale_division == "inverse" and (self.scaling, self.scale_rounding) != ("reciprocal", "continuous"):
-            raise ValueError("scale_division='inverse': expected scaling='reciprocal' and scale_rounding='continuous'")
+        if self.by_factor and (self.scaling, self.scale_rounding) != ("reciprocal", "continuous"):
+            raise ValueError(
+                f"scale_division={self.scale_division!r}: expected scaling='reciprocal' and scale_rounding='continuous'"
+            )
         for name in ("w13_shift", "w2_shift"):
             shift = getattr(self, name)
             if not isinstance(shift, int) or not 0 <= shift <= MOST_SHIFT:
                 raise ValueError(f"{name}={shift!r}: expected an integer from 0 to {MOST_SHIFT}")
+
+    @property
+    def by_factor(self) -> bool:
+        """Whether a dynamic scale is the reciprocal of a factor."""
+        return self.scale_division in FACTORS
 
 
 @dataclass(frozen=True)

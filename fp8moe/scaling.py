@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fp8moe.approximate_reciprocal import approximate_reciprocal
 from fp8moe.keys import GroupShape, QuantKey
+from fp8moe.recipe import FACTORS, ScaleDivision
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,13 @@ def scale_from_amax(
     dtype: torch.dtype = torch.float8_e4m3fn,
     *,
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous",
-    scale_division: Literal["divide", "reciprocal", "inverse"] = "divide",
+    scale_division: ScaleDivision = "divide",
     amax_floor: float = 1e-10,
 ) -> Tensor:
     """fp32 scale = max(amax, floor) / largest, or times fp32(1 / largest), or the reciprocal of `factor_from_amax`;
     rounded up to a power of two where asked, a normal number of fp32."""
-    if scale_division == "inverse":
-        return 1.0 / factor_from_amax(amax, dtype, amax_floor=amax_floor)
+    if scale_division in FACTORS:
+        return 1.0 / factor_from_amax(amax, dtype, scale_division=scale_division, amax_floor=amax_floor)
     largest = torch.tensor(fp8_format(dtype).largest, dtype=torch.float32, device=amax.device)
     amax = amax.float().clamp(min=amax_floor)
     scale = amax / largest if scale_division == "divide" else amax * (1.0 / largest)
@@ -126,9 +128,17 @@ def scale_from_amax(
     return scale
 
 
-def factor_from_amax(amax: Tensor, dtype: torch.dtype = torch.float8_e4m3fn, *, amax_floor: float = 1e-10) -> Tensor:
-    """fp32 factor = fp32(1 / max(amax, floor)) * largest."""
-    return (1.0 / amax.float().clamp(min=amax_floor)) * fp8_format(dtype).largest
+def factor_from_amax(
+    amax: Tensor,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    *,
+    scale_division: ScaleDivision = "inverse",
+    amax_floor: float = 1e-10,
+) -> Tensor:
+    """fp32 factor = fp32(1 / max(amax, floor)) * largest; that reciprocal as `scale_division` has it."""
+    amax = amax.float().clamp(min=amax_floor)
+    inverse = approximate_reciprocal(amax) if scale_division == "approximate_inverse" else 1.0 / amax
+    return inverse * fp8_format(dtype).largest
 
 
 def expand_scale(scale: Tensor, group: GroupShape, rows: int, columns: int) -> Tensor:
@@ -147,7 +157,7 @@ def quantize(
     *,
     dtype: torch.dtype | None = None,
     scale_rounding: Literal["continuous", "power_of_two"] = "continuous",
-    scale_division: Literal["divide", "reciprocal", "inverse"] = "divide",
+    scale_division: ScaleDivision = "divide",
     scaling: Literal["divide", "reciprocal"] = "divide",
     amax_floor: float = 1e-10,
 ) -> tuple[Tensor, Tensor]:
@@ -160,7 +170,7 @@ def quantize(
         dtype: e4m3fn (default) or e4m3fnuz.
         scale_rounding: of a measured scale.
         scale_division: divide an amax by the format's largest number, or multiply by its fp32 reciprocal, or take the
-            reciprocal of the factor `factor_from_amax`.
+            reciprocal of the factor `factor_from_amax`, of which there are two.
         scaling: divide by the scale, or multiply by its fp32 reciprocal; or, of a row's groups, by that factor.
         amax_floor: smallest amax that a scale is measured from.
 
@@ -186,8 +196,8 @@ def quantize(
         scale = scale_from_amax(
             amax, dtype, scale_rounding=scale_rounding, scale_division=scale_division, amax_floor=amax_floor
         )
-        if scale_division == "inverse" and not group.is_per_tensor():
-            factor = factor_from_amax(amax, dtype, amax_floor=amax_floor)
+        if scale_division in FACTORS and not group.is_per_tensor():
+            factor = factor_from_amax(amax, dtype, scale_division=scale_division, amax_floor=amax_floor)
     elif isinstance(key, QuantKey) and not bool(((scale > 0) & scale.isfinite()).all()):
         raise ValueError("quantize: scale has values that are not positive and finite: expected positive scales")
     spread = expand_scale(_with_groups(scale, values, group), group, rows, columns)

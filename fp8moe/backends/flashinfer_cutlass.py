@@ -46,7 +46,11 @@ ROUNDED = Recipe(gemm1_output="input", gemm2_output="input")
 RECIPES = {
     TENSOR_STATIC: replace(ROUNDED, scaling="reciprocal"),  # the library is given 1 / a2_scale
     BLOCK: replace(
-        ROUNDED, activation_output="input", scale_division="inverse", scaling="reciprocal", amax_floor=2.0**-119
+        ROUNDED,
+        activation_output="input",
+        scale_division="approximate_inverse",
+        scaling="reciprocal",
+        amax_floor=2.0**-119,
     ),
     UNQUANTISED: replace(ROUNDED, activation_output="input"),
 }
@@ -176,8 +180,8 @@ def contract_for(
     """Of a layer that the kernels take.
 
     They are compiled with nvcc's fast math: silu is an approximate exponential and reciprocal, and no bits are known
-    after it, but relu2 is two products. With block scales the reciprocal of an amax is approximate as well, and may be
-    off by a unit in the last place: a code that the declared rule puts half-way between two may be the other one.
+    after it, but relu2 is two products. With block scales the reciprocal of an amax is approximate as well, and the one
+    that is declared is Hopper's: a unit in the last place decides about values half-way between two codes.
     """
     scheme = (quant.weight_key, quant.activation_key)
     if platform.cap is None or (scheme == UNQUANTISED and platform.cap >= 120):  # older kernels, fused with silu

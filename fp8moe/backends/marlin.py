@@ -75,7 +75,7 @@ class MarlinExperts(LibraryExperts):
     written_from = "vllm 0.25.1"
     tried_on = "an H200"
     package = "vllm"
-    contract = Contract(BY_MARLIN)
+    contract = Contract(BY_MARLIN, graph_capturable=True)
     support = Support(
         device=_device,
         needs="CUDA SM75 or newer and vLLM's operators",
@@ -200,7 +200,7 @@ def contract_for(config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> Contract
         before = 0 < group < size
         forms[name] = "rounded" if before else "rounded_scales"
         forms[f"{name}_shift"] = 0 if before else left_out(config.in_dtype)
-    return Contract(replace(BY_MARLIN, **forms))
+    return Contract(replace(BY_MARLIN, **forms), graph_capturable=True)
 
 
 def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fp8moe.approximate_reciprocal import approximate_reciprocal
 from fp8moe.keys import GroupShape
 from fp8moe.recipe import Recipe
 from fp8moe.reference.rounding import FloatFormat, round_to, to_float32, up_to_power_of_two
@@ -31,7 +32,7 @@ def spread(per_group: Tensor, group: GroupShape, columns: int) -> Tensor:
 def scale_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
     """fp32(amax / largest), or fp32(amax * fp32(1 / largest)) or the reciprocal of `factor_of` where declared, with the
     floor under the amax; rounded up to a power of two where declared."""
-    if recipe.scale_division == "inverse":
+    if recipe.by_factor:
         return to_float32(1.0 / factor_of(amax, fmt, recipe))
     floor = float(torch.tensor(recipe.amax_floor, dtype=torch.float32))
     # Operands are float32 numbers, so a float64 quotient rounded to float32 is the IEEE quotient (53 >= 2*24 + 2), and
@@ -45,9 +46,12 @@ def scale_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
 
 
 def factor_of(amax: Tensor, fmt: FloatFormat, recipe: Recipe) -> Tensor:
-    """fp32(largest * fp32(1 / amax)), with the floor under the amax: what "inverse" multiplies values with."""
-    floor = float(torch.tensor(recipe.amax_floor, dtype=torch.float32))
-    return to_float32(fmt.largest * to_float32(1.0 / amax.clamp(min=floor)))
+    """fp32(largest * fp32(1 / amax)), with the floor under the amax: what "inverse" multiplies values with; of an
+    approximate reciprocal where declared."""
+    amax = amax.clamp(min=float(torch.tensor(recipe.amax_floor, dtype=torch.float32)))
+    if recipe.scale_division == "approximate_inverse":
+        return to_float32(fmt.largest * approximate_reciprocal(amax.float()).to(amax.dtype))
+    return to_float32(fmt.largest * to_float32(1.0 / amax))
 
 
 def scaled(values: Tensor, scale: Tensor, recipe: Recipe, factor: Tensor | None = None) -> Tensor:
@@ -67,6 +71,6 @@ def quantised(
     `group`: what shares a scale; None, or a tensor, where `scale` alone says how.
     """
     factor = None
-    if recipe.scale_division == "inverse" and group is not None and not group.is_per_tensor():
+    if recipe.by_factor and group is not None and not group.is_per_tensor():
         factor = spread(factor_of(group_amax(values, group), fmt, recipe), group, values.shape[1])
     return round_to(scaled(values, scale, recipe, factor), fmt) * scale

@@ -78,7 +78,7 @@ def why_not_replayed(
         return "no steps are known for FP8 weights and inputs that are not quantised"
     if scheme != UNQUANTISED and {recipe.w13, recipe.w2} & {"rounded_scales", "rounded"}:
         return "no steps are known for weights that are rounded with their scales"
-    if scheme != UNQUANTISED and recipe.scale_division == "inverse":
+    if scheme != UNQUANTISED and recipe.by_factor:
         return "no steps are known for scales that are the reciprocal of a factor"
     if "input" in (recipe.bias, recipe.routing_weights):
         return "no steps are known for roundings before a bias, or of routing weights"

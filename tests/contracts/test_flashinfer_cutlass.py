@@ -195,7 +195,7 @@ def contract_of(scheme: str, device: str = "h200", **fields: Any) -> Contract:
             "block",
             Arithmetic.on("hopper.wgmma", promote_every=128),
             {
-                "scale_division": "inverse",
+                "scale_division": "approximate_inverse",
                 "scaling": "reciprocal",
                 "activation_output": "input",
                 "amax_floor": 2.0**-119,

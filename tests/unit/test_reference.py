@@ -154,6 +154,7 @@ RECIPES = {
     "reciprocal": Recipe(scaling="reciprocal"),
     "scales by reciprocal": Recipe(scale_division="reciprocal"),
     "by a factor": Recipe(scale_division="inverse", scaling="reciprocal"),
+    "by Hopper's factor": Recipe(scale_division="approximate_inverse", scaling="reciprocal", activation_output="input"),
     "bf16 weighted": Recipe(weighted="input"),
     "by expert": Recipe(dynamic_tensor_scope="expert"),
     "not requantised": Recipe(requantize=False),

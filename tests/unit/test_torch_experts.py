@@ -39,6 +39,7 @@ RECIPES = {
     "weighted_16bit": Recipe(weighted="input"),
     "scale_reciprocal": Recipe(scale_division="reciprocal"),
     "factor": Recipe(scale_division="inverse", scaling="reciprocal"),
+    "hoppers_factor": Recipe(scale_division="approximate_inverse", scaling="reciprocal", activation_output="input"),
     "slots_16bit": Recipe(gemm2_output="input"),
     "combine_16bit": Recipe(combine="input"),
     "deep_gemm_like": Recipe("power_of_two", gemm1_output="input", gemm2_output="input"),
