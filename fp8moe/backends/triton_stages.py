@@ -189,13 +189,14 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
         in_groups = not desc.static and desc.shape is not None and desc.shape.is_per_group()
         codes = gate_up.new_empty(rows, inter, dtype=torch.float8_e4m3fn)
         scales = gate_up.new_empty(rows, -(-inter // GROUP) if in_groups else 1)
-        given = (gate_up, self.config.activation, alignment.pairs.flatten(), codes, scales)
+        given = (gate_up, self.config.activation, alignment.local_ids, codes, scales)
         floor = self.contract.recipe.amax_floor
         if in_groups:
-            activate_quantize(*given, amax_floor=floor)
+            activate_quantize(*given, amax_floor=floor, in_order=True)
         else:
             static = self.weights.a2_scale
-            activate_quantize_rows(*given, None if static is None else static.reshape(1), amax_floor=floor)
+            of_all = None if static is None else static.reshape(1)
+            activate_quantize_rows(*given, of_all, amax_floor=floor, in_order=True)
         return codes, scales
 
     def check_size(self, tiles: int) -> None:

@@ -103,14 +103,17 @@ def activate_quantize_kernel(
     HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
+    IN_ORDER: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     groups = (columns + GROUP - 1) // GROUP
     group = tl.program_id(0) % groups
     row = (tl.program_id(0) // groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(places + row, mask=row < given, other=-1).to(tl.int64)
-    local = row >= 0
+    named = tl.load(places + row, mask=row < given, other=-1).to(tl.int64)
+    local = named >= 0
+    if not IN_ORDER:
+        row = named
     column = group * GROUP + tl.arange(0, GROUP)
     mask = local[:, None] & (column < columns)[None, :]
     gate_at = gate_up + row[:, None] * stride_row + column[None, :]
@@ -182,6 +185,7 @@ def activate_quantize(
     *,
     amax_floor: float = 1e-10,
     power_of_two: bool = False,
+    in_order: bool = False,
 ) -> None:
     """The activation in fp32, and its groups of 128 columns quantised to e4m3fn.
 
@@ -194,6 +198,7 @@ def activate_quantize(
             written.
         codes: (rows, I) float8_e4m3fn, row-major, written to.
         scales: (rows, ceil(I / 128)) fp32, or (batches, rows of each, ceil(I / 128)); any strides; written to.
+        in_order: `places` has a number for each row, which is there where that is not negative.
     """
     given, columns = places.numel(), codes.shape[1]
     rows_each = rows_of_program(given, ROWS)
@@ -215,6 +220,7 @@ def activate_quantize(
             HAS_CAST=has_cast(codes.device),
             AMAX_FLOOR=amax_floor,
             POWER_OF_TWO=power_of_two,
+            IN_ORDER=in_order,
             GROUP=GROUP,
             ROWS=rows_each,
             **_OPTIONS,

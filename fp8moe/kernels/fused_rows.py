@@ -43,6 +43,7 @@ def quantize_rows_kernel(
     IS_GATED: tl.constexpr,
     IS_GIVEN: tl.constexpr,
     IN_PLACE: tl.constexpr,
+    IN_ORDER: tl.constexpr,
     ONE_STEP: tl.constexpr,
     HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
@@ -50,12 +51,15 @@ def quantize_rows_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows 0 to `rows`, written to the places of their pairs; or in place: the rows that `places` names."""
+    """Rows 0 to `rows`, written to the places of their pairs; or in place: the rows that `places` names, or in order
+    those that have a place."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = row < rows
     if IN_PLACE:
-        row = tl.load(places + row, mask=there, other=-1).to(tl.int64)
-        there = row >= 0
+        named = tl.load(places + row, mask=there, other=-1).to(tl.int64)
+        there = named >= 0
+        if not IN_ORDER:
+            row = named
     else:
         # All of them at once and early: a read between two writes would wait for its turn.
         slots = tl.arange(0, SLOTS)[None, :]
@@ -119,7 +123,7 @@ def quantize_rows_to_places(
     """
     tokens = len(x)
     if tokens:
-        _launch(x, given, places, codes, scales, tokens, places.numel() // tokens, tokens, "", False, amax_floor)
+        _launch(x, given, places, codes, scales, tokens, places.numel() // tokens, tokens, "", False, False, amax_floor)
 
 
 def activate_quantize_rows(
@@ -131,6 +135,7 @@ def activate_quantize_rows(
     given: Tensor | None = None,
     *,
     amax_floor: float = 1e-10,
+    in_order: bool = False,
 ) -> None:
     """The activation in fp32, each row of it quantised to e4m3fn.
 
@@ -144,8 +149,9 @@ def activate_quantize_rows(
         codes: (rows, I) float8_e4m3fn, row-major, written to.
         scales: (rows,) fp32, contiguous, written to.
         given: (n,) fp32 on the same device: the scale of the first rows / n rows, and so on.
+        in_order: `places` has a number for each row, which is there where that is not negative.
     """
-    _launch(gate_up, given, places, codes, scales, places.numel(), 1, len(gate_up), name, True, amax_floor)
+    _launch(gate_up, given, places, codes, scales, places.numel(), 1, len(gate_up), name, True, in_order, amax_floor)
 
 
 def _launch(
@@ -159,6 +165,7 @@ def _launch(
     scaled: int,
     name: str,
     in_place: bool,
+    in_order: bool,
     amax_floor: float,
 ) -> None:
     columns = codes.shape[1]
@@ -180,6 +187,7 @@ def _launch(
             IS_GATED=name in GATED,
             IS_GIVEN=given is not None,
             IN_PLACE=in_place,
+            IN_ORDER=in_order,
             ONE_STEP=columns <= block,
             HAS_CAST=has_cast(codes.device),
             AMAX_FLOOR=amax_floor,

@@ -103,11 +103,18 @@ def _placing() -> dict[str, Variant]:
     group = {**_FLOOR, "GROUP": fused.GROUP, "ROWS": quantize.ROWS, "POWER_OF_TWO": False}
     laid_out = {"places": "*i32", "codes": "*u8", "scales": "*fp32"}
     row = {**_FLOOR, "ROWS": 1, "BLOCK": quantize.MOST_COLUMNS, "ONE_STEP": True, "SLOTS": 8}
-    tokens = {"NAME": "", "IS_GATED": False, "IS_GIVEN": False, "IN_PLACE": False, "given": None}
-    activated = {"NAME": "silu", "IS_GATED": True, "IS_GIVEN": True, "IN_PLACE": True}
+    tokens = {
+        "NAME": "",
+        "IS_GATED": False,
+        "IS_GIVEN": False,
+        "IN_PLACE": False,
+        "IN_ORDER": False,
+        "given": None,
+    }
+    activated = {"NAME": "silu", "IS_GATED": True, "IS_GIVEN": True, "IN_PLACE": True, "IN_ORDER": False}
     rows = {"x": "*bf16", "given": "*fp32", **laid_out}
     to_places = Variant(fused.quantize_to_places_kernel, {**group, "SLOTS": 8}, {"x": "*bf16", **laid_out})
-    activating = {**group, "NAME": "silu", "IS_GATED": True}
+    activating = {**group, "NAME": "silu", "IS_GATED": True, "IN_ORDER": False}
     activate_quantize = Variant(fused.activate_quantize_kernel, activating, {"gate_up": "*bf16", **laid_out})
     return {
         "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
@@ -134,8 +141,14 @@ def _placing() -> dict[str, Variant]:
         "quantize_to_places_powers": _by_powers_of_two(to_places),
         "activate_quantize": activate_quantize,
         "activate_quantize_powers": _by_powers_of_two(activate_quantize),
+        "activate_quantize_in_order": Variant(
+            fused.activate_quantize_kernel, {**activating, "IN_ORDER": True}, {"gate_up": "*fp32", **laid_out}
+        ),
         "quantize_rows_to_places": Variant(fused_rows.quantize_rows_kernel, {**row, **tokens}, rows),
         "activate_quantize_rows": Variant(fused_rows.quantize_rows_kernel, {**row, **activated}, rows),
+        "activate_quantize_rows_in_order": Variant(
+            fused_rows.quantize_rows_kernel, {**row, **activated, "IN_ORDER": True}, {**rows, "x": "*fp32"}
+        ),
     }
 
 

@@ -82,6 +82,19 @@ def test_activated_and_quantized(
     check(found, quantize_per_token_group(activate(gate_up[places[places >= 0].long()], name)), places)
 
 
+def test_rows_in_order_need_no_names(device: torch.device) -> None:
+    """Whatever the numbers are: by their sign alone, each tells whether the row of its place is there."""
+    gate_up = wide(60, 400, torch.float32, device)
+    signs = torch.randint(-3, 7, (60,), dtype=torch.int32, generator=torch.Generator().manual_seed(0)).to(device)
+    there = torch.arange(60, dtype=torch.int32, device=device)
+    named, in_order = codes_and_scales(60, 200, 1, device), codes_and_scales(60, 200, 1, device)
+    activate_quantize(gate_up, "silu", torch.where(signs >= 0, there, -1), *named)
+    activate_quantize(gate_up, "silu", signs, *in_order, in_order=True)
+    assert 0 < int((signs >= 0).sum()) < 60
+    assert torch.equal(named[0].view(torch.uint8), in_order[0].view(torch.uint8))
+    assert torch.equal(named[1].view(torch.int32), in_order[1].view(torch.int32))
+
+
 # -- scales that are powers of two --
 
 

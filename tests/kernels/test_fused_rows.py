@@ -55,6 +55,22 @@ def test_activated_and_quantized(
     check((codes, scales[:, None]), expected(activate(gate_up[there], name), of_row), places)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_rows_in_order_need_no_names(given: bool, device: torch.device) -> None:
+    """Whatever the numbers are: by their sign alone, each tells whether the row of its place is there."""
+    gate_up = wide(60, 400, torch.float32, device)
+    signs = torch.randint(-3, 7, (60,), dtype=torch.int32, generator=torch.Generator().manual_seed(0)).to(device)
+    there = torch.arange(60, dtype=torch.int32, device=device)
+    scale = given_scales(1, device) if given else None
+    named, in_order = codes_and_scales(60, 200, 1, device)[0], codes_and_scales(60, 200, 1, device)[0]
+    scales, of_order = torch.full((60,), UNTOUCHED, device=device), torch.full((60,), UNTOUCHED, device=device)
+    activate_quantize_rows(gate_up, "silu", torch.where(signs >= 0, there, -1), named, scales, scale)
+    activate_quantize_rows(gate_up, "silu", signs, in_order, of_order, scale, in_order=True)
+    assert 0 < int((signs >= 0).sum()) < 60
+    assert torch.equal(named.view(torch.uint8), in_order.view(torch.uint8))
+    assert torch.equal(scales.view(torch.int32), of_order.view(torch.int32))
+
+
 def test_no_rows(device: torch.device) -> None:
     codes, none = torch.empty(0, 128, device=device, dtype=torch.float8_e4m3fn), torch.empty(0, device=device)
     places = none.to(torch.int32)

@@ -103,6 +103,11 @@ def activated_in_places(count: int, columns: int) -> None:
     )
 
 
+def activated_in_order(count: int, columns: int) -> None:
+    codes, scales = torch.empty(count, columns, dtype=torch.float8_e4m3fn), torch.empty(count, -(-columns // 128))
+    activate_quantize(rows(count, 2 * columns), "silu", present(count), codes, scales, in_order=True)
+
+
 def quantized_rows(tokens: int, columns: int) -> None:
     codes, scales = torch.empty(tokens * 2, columns, dtype=torch.float8_e4m3fn), torch.empty(tokens * 2)
     quantize_rows_to_places(
@@ -152,6 +157,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "to-places-16x256": partial(quantized_to_places, 16, 256),
     "activated-37x200": partial(activated_in_places, 37, 200),
     "activated-32x128": partial(activated_in_places, 32, 128),
+    "activated-in-order-37x200": partial(activated_in_order, 37, 200),
     "rows-to-places-5x1100": partial(quantized_rows, 5, 1100),
     "rows-to-places-4x1024": partial(quantized_rows, 4, 1024),
     "activated-rows-5x1100": partial(activated_rows, 5, 1100),
