@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
+from parts import PARTS
 
-CHECKOUT = Path(__file__).parents[2]
-if str(CHECKOUT) not in sys.path:
-    sys.path.append(str(CHECKOUT))  # last, as in conftest.py: an installed fp8moe is the one that is described
-
-from parts import PARTS  # beside this file, which MkDocs puts on the path while it loads it
-
-ELSEWHERE = {"vendors.md": CHECKOUT / "docs/vendors.md"}
+ELSEWHERE = {"vendors.md": Path(__file__).parents[1] / "vendors.md"}
 """Pages that are read where they lie as well."""
 INSERT = re.compile(r"^<!-- insert: (?P<name>[\w-]+)(?: (?P<argument>[^\n]+?))? -->$", re.MULTILINE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from parts import backends, bounds, options, readme, report, rules, score, support, variables
+from parts import backends, bounds, options, output, readme, report, rules, score, support, variables
 
 MADE: tuple[Callable[..., str], ...] = (
     *(rules.rules, rules.rules_at_work, rules.reasons, rules.variables_at_work),
@@ -13,8 +13,10 @@ MADE: tuple[Callable[..., str], ...] = (
     *(options.commands, options.statuses, options.pytest_options, options.pytest_markers),
     *(score.kill_scores, score.kill_scores_by_family, score.known_survivors),
     *(bounds.accumulation_example, bounds.element_example, bounds.statistics_example),
+    *(bounds.constants, bounds.undeclared),
     *(report.results, report.evidence, report.ratios, report.proven, report.not_proven),
     support.support_matrix,
+    output.output,
     *(readme.section, readme.introduction),
 )
 PARTS: Mapping[str, Callable[..., str]] = {part.__name__.replace("_", "-"): part for part in MADE}

@@ -62,7 +62,9 @@ class Question:
 
     def __str__(self) -> str:
         parts = [self.device, self.scheme]
-        for given in (self.layer, self.parallel, self.env):
+        parts += ["batched"] if self.parallel == BATCHED else []
+        parallel = {} if self.parallel == BATCHED else self.parallel
+        for given in (self.layer, parallel, self.env):
             parts += [f"{name}={getattr(value, 'name', value)}" for name, value in given.items()]
         return ", ".join([*parts, *(["allow_vllm_cutlass"] if self.cutlass else [])])
 

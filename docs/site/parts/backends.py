@@ -16,7 +16,7 @@ from fp8moe.platforms import PLATFORMS, Platform
 from fp8moe.registry import BackendSpec, seed_backends
 from fp8moe.schemes import SCHEMES
 from fp8moe.support import Support
-from parts.asked import Question, outcome
+from parts.asked import BATCHED, Question, outcome
 from parts.markdown import code, listed, table, text
 
 EVERYTHING_ON = Env.of({name: "1" for name in SELECTOR_VARIABLES if not name.endswith("_BACKEND")})
@@ -26,7 +26,7 @@ FALLBACKS = {
         f"{deepgemm_stages.MULTIPLE}, or the weights are not contiguous; else each call of fewer than "
         f"{deepgemm_stages.MULTIPLE} tokens"
     ),
-    "VLLM_CUTLASS": f"on SM10x, each call of {vllm_cutlass.FEW_TOKENS} tokens or fewer",
+    "VLLM_CUTLASS": f"on SM10x each call of {vllm_cutlass.FEW_TOKENS} tokens or fewer",
 }
 """What of a backend's work Triton does; the sizes are the adapters' own."""
 
@@ -62,19 +62,18 @@ def orders_by_device() -> str:
 
 
 def choices_by_device(layout: str) -> str:
-    """What is selected for each scheme; "standard" or "batched"."""
-    from parts.asked import BATCHED
+    """What is selected for each scheme; devices with the same answers together.
 
+    Args:
+        layout: "standard" or "batched".
+    """
     parallel: dict[str, Any] = {"standard": {}, "batched": BATCHED}[layout]
-    rows = []
-    for names in catalogue().values():
-        answers = [Question(names[0], scheme, parallel=parallel).answer() for scheme in SCHEMES]
-        shown = [
-            "no backend, an error" if answer.error is not None else outcome(answer).replace("NONE", "none")
-            for answer in answers
-        ]
-        rows.append((", ".join(map(code, names)), *shown))
-    return table(("devices", *SCHEMES), rows)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in PLATFORMS:
+        answers = (Question(name, scheme, parallel=parallel).answer() for scheme in SCHEMES)
+        shown = tuple("error" if answer.error is not None else outcome(answer) for answer in answers)
+        rows.setdefault(shown, []).append(code(name))
+    return table(("devices", *SCHEMES), ((", ".join(names), *shown) for shown, names in rows.items()))
 
 
 def backends() -> str:
@@ -106,10 +105,12 @@ def _section(spec: BackendSpec, support: Support) -> str:
         f"Router logits: {_logits(support)}.",
     ]
     if hasattr(cls, "fallback"):
-        facts.append(f"Triton does {FALLBACKS[spec.name]}. So a layer has to be one that TRITON takes as well.")
+        facts.append(f"Triton takes over {FALLBACKS[spec.name]}. So the layer has to be one that TRITON takes, too.")
     if issubclass(cls, LibraryBackend):
         facts.append(f"Adapter: written from {text(cls.written_from)}; tried on {text(cls.tried_on or 'no device')}.")
-        facts += [f"With {text(what)}: {code(place)}, a class for `fp8moe check`." for what, place in cls.variants.items()]
+        facts += [
+            f"With {text(what)}: {code(place)}, a class for `fp8moe check`." for what, place in cls.variants.items()
+        ]
     about = (inspect.getdoc(inspect.getmodule(cls)) or "").splitlines()[0]
     return f"### {spec.name}\n\n{text(about.partition(': ')[2])}\n\n{listed(facts)}"
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from functools import cache
+from importlib import import_module
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,7 +23,7 @@ from fp8moe.keys import FP8_DTYPE
 from fp8moe.recipe import FP32, Arithmetic
 from fp8moe.reference.recipe import RecipeTrace
 from fp8moe.reference.units import chain
-from parts.markdown import code, table, text
+from parts.markdown import code, prose, table, text
 
 TERMS = 1024
 UNITS = {
@@ -76,10 +80,10 @@ def _row(name: str) -> tuple[str, ...]:
 
 @cache
 def codes() -> tuple[Tensor, Tensor]:
-    """Two rows of FP8 numbers, from -1.75 to 1.75 and mostly positive: sums that grow, products of both signs."""
-    k = torch.arange(TERMS)
-    a = (k * 37 % 15 - 5).float() / 4
-    weight = (k * 53 % 13 - 4).float() / 8
+    """Two rows of FP8 numbers over eight binades, more of them positive than negative: a sum that grows with K."""
+    k = torch.arange(TERMS, dtype=torch.float64)
+    a = (torch.sin(k * 0.7) + 0.4) * 2.0 ** (k % 8)
+    weight = (torch.sin(k * 1.3) + 0.4) * 2.0 ** (k * 5 % 8)
     return a.to(FP8_DTYPE), weight.to(FP8_DTYPE)
 
 
@@ -137,5 +141,29 @@ def statistics_example() -> str:
 
 
 def number(value: Tensor) -> str:
-    """Seven digits."""
-    return f"{float(value):.7g}"
+    """Nine digits, as fp32 has."""
+    return f"{float(value):.9g}"
+
+
+def constants(module: str) -> str:
+    """The numbers that a module of the bounds has with a reason, and the reason."""
+    found = import_module(f"conformance.bounds.{module}")
+    rows = []
+    for assigned, about in pairwise(ast.parse(inspect.getsource(found)).body):
+        if not isinstance(assigned, ast.Assign) or not isinstance(about, ast.Expr):
+            continue
+        (target,), words = assigned.targets, ast.literal_eval(about.value)
+        value = getattr(found, target.id) if isinstance(target, ast.Name) else None
+        if isinstance(value, (int, float)):
+            rows.append((code(ast.unparse(target)), text(ast.unparse(assigned.value)), prose(inspect.cleandoc(words))))
+    if not rows:
+        raise LookupError(f"{found.__name__} has no constants with a reason")
+    return table(("constant", "value", "why"), rows)
+
+
+def undeclared() -> str:
+    """What an arithmetic that nobody declares is judged as."""
+    return (
+        f"{UNKNOWN.fraction_bits} fraction bits, groups of {UNKNOWN.group} terms, promoted to fp32 every "
+        f"{UNKNOWN.promote_every} terms"
+    )

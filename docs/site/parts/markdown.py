@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 SPECIAL = "\\`*_{}[]<>|&#"
+LITERAL = re.compile(r"`([^`]+)`")
 
 
 def text(value: object) -> str:
     """As plain text, on one line."""
-    return "".join(f"&#{ord(sign)};" if sign in SPECIAL else sign for sign in " ".join(str(value).split()))
+    return _escaped(" ".join(str(value).split()))
+
+
+def prose(words: str) -> str:
+    """Likewise, but for what stands between backticks, which is code."""
+    pieces = LITERAL.split(" ".join(words.split()))
+    return "".join(code(piece) if place % 2 else _escaped(piece) for place, piece in enumerate(pieces))
 
 
 def code(value: object) -> str:
@@ -41,3 +49,7 @@ def listed(items: Iterable[str]) -> str:
 
 def fenced(lines: Iterable[str], language: str = "") -> str:
     return "\n".join((f"```{language}", *lines, "```"))
+
+
+def _escaped(words: str) -> str:
+    return "".join(f"&#{ord(sign)};" if sign in SPECIAL else sign for sign in words)

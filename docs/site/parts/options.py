@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -11,11 +9,9 @@ import typer
 from conformance import plugin
 from fp8moe.cli import app
 from fp8moe.commands.app import EXIT_BAD_INPUT
-from parts.markdown import code, table, text
+from parts.markdown import code, prose, table, text
 
-STATUS = re.compile(r"(?P<number>\d+): (?P<means>.+?)(?:; (?=\d+: )|\.(?=\s|$))", re.DOTALL)
 STATUSES = "Exit status "
-LITERAL = re.compile(r"`([^`]+)`")
 
 
 def commands() -> str:
@@ -52,15 +48,9 @@ def statuses() -> str:
     rows = []
     for name, command in group.commands.items():
         _, found, told = command.help.partition(STATUSES)
-        rows.append((code(f"fp8moe {name}"), prose(told) if found else "0: done."))
+        rows.append((code(f"fp8moe {name}"), prose(told) if found else "0"))
     rows.append(("any of them", f"{EXIT_BAD_INPUT}: an option or name is not understood."))
     return table(("command", "exit status"), rows)
-
-
-def prose(words: str) -> str:
-    """A help text on one line, what stands between backticks as code."""
-    pieces = LITERAL.split(" ".join(words.split()))
-    return "".join(code(piece) if place % 2 else text(piece) for place, piece in enumerate(pieces))
 
 
 class _Recorder:
@@ -97,8 +87,8 @@ def pytest_options() -> str:
 
 def pytest_markers() -> str:
     """For `-m`."""
-    rows: Iterator[tuple[str, str]] = ((code(line.partition(": ")[0]), text(line.partition(": ")[2])) for line in _recorded().lines)
-    return table(("marker", "the checks"), rows)
+    lines = (line.split(": ", 1) for line in _recorded().lines)
+    return table(("marker", "the checks"), ((code(name), text(about)) for name, about in lines))
 
 
 def _spelled(name: str, given: dict[str, Any]) -> str:

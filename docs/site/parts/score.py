@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from conformance.zoo.known import KNOWN_SURVIVORS
 from conformance.zoo.score import KILLED, NOT_HERE
-from parts.markdown import code, fenced, listed, table, text
+from parts.markdown import code, fenced, listed, prose, table, text
 
 REPORTS = Path(__file__).parents[3] / "reports"
 RUNS = ("*/*-zoo/*.json", "*/*/zoo_*.json")
@@ -26,7 +26,7 @@ FAMILIES = {
     "": (
         *("around:AROUND", "inside:INSIDE", "quantisation:QUANTISATION", "activations:ACTIVATIONS", "limits:LIMITS"),
         *("arithmetic:NUMERICS", "scales:SCALES", "routing:ROUTING", "padding:PADDING", "parallel:PARALLEL"),
-        *("aliasing:ALIASING", "state:STATE", "attackers:ATTACKERS", "mutated:MUTATED"),
+        *("aliasing:ALIASING", "state:STATE", "attackers:ATTACKERS", "mutated:MUTATED", "mutated:MUTATED_COMBINE"),
     ),
 }
 """Modules of the zoo with their mutants: of the selector, and of backends. A mutant is of the first that has it."""
@@ -147,7 +147,7 @@ def _row(family: str, verdicts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     counted = [verdict for verdict in verdicts if verdict["outcome"] != NOT_HERE]
     rest = [verdict for verdict in verdicts if verdict["outcome"] != KILLED]
     left = ", ".join(f"{code(verdict['mutant'])}: {text(verdict['outcome'])}" for verdict in rest)
-    return text(family), str(len(counted)), str(len(counted) - len(rest) + len(verdicts) - len(counted)), left or "-"
+    return prose(family), str(len(counted)), str(len(counted) - len(rest) + len(verdicts) - len(counted)), left or "-"
 
 
 def _families(zoo: str) -> dict[str, str]:
@@ -157,16 +157,7 @@ def _families(zoo: str) -> dict[str, str]:
         name, _, attribute = where.partition(":")
         module = import_module(".".join(filter(None, ("conformance.zoo", zoo and "selection", name))))
         about = (inspect.getdoc(module) or "").splitlines()[0].rstrip(".")
-        for mutant in getattr(module, attribute):
+        made = getattr(module, attribute)
+        for mutant in made if isinstance(made, tuple) else (made,):
             found.setdefault(mutant.name, about)
     return found
-
-
-def unnamed() -> Iterator[str]:
-    """Mutants of the zoo that no family has; a test looks that there are none."""
-    from conformance.zoo import ARITHMETIC, FAULTS
-    from conformance.zoo.selection.mutants import MUTANTS
-
-    for zoo, names in (("", (*FAULTS, *ARITHMETIC)), ("selector", tuple(MUTANTS))):
-        of = _families(zoo)
-        yield from (name for name in names if name not in of)

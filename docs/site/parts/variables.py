@@ -1,4 +1,4 @@
-"""The environment variables: how the selector's are read, found by giving texts to their parsers, and the others."""
+"""Environment variables: how the selector's are read, found by giving texts to their parsers, and the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fp8moe.envs import (
     MalformedVariable,
 )
 from fp8moe.libraries import VLLM_OPS
-from parts.markdown import code, table, text
+from parts.markdown import code, prose, table
 
 TEXTS = ("", "0", "1", "2", "true", "TRUE", " 1 ", "yes", "off", *FLASHINFER_CHOICES)
 READ_BY = {
@@ -36,8 +36,8 @@ TOGETHER = {AITER_MOE: {AITER: "1"}}
 """What has to be set beside a variable for it to make a difference."""
 OTHERS = {
     "VLLM_MOE_DP_CHUNK_SIZE": "a positive integer: the default of `FusedMoEConfig.max_num_tokens`; unset: 256",
-    VLLM_OPS: "a folder with vLLM's compiled operators, for a machine without vLLM: `fp8moe platform`, and the backends "
-    "VLLM_CUTLASS, BATCHED_VLLM_CUTLASS and MARLIN",
+    VLLM_OPS: "a folder with vLLM's compiled operators, for a machine without vLLM: of `fp8moe platform` and the "
+    "backends VLLM_CUTLASS, BATCHED_VLLM_CUTLASS and MARLIN",
     "TRITON_INTERPRET": "1: our Triton kernels run in Triton's interpreter; the suite sets it itself on a machine "
     "without a GPU",
     NO_JIT: "FlashInfer's own: where it is set FLASHINFER_CUTLASS takes only modules that were built ahead of time",
@@ -58,9 +58,8 @@ def selector_variables() -> str:
         said: dict[str, list[str]] = {}
         for given in TEXTS:
             said.setdefault(_read(name, given), []).append(code(f'"{given}"'))
-        unset = "off" if name in (FLASHINFER_FP8, FLASHINFER_BACKEND, FORCE_MARLIN, AITER) else "on"
-        rows.append((code(name), *(", ".join(said.get(word, ())) or "-" for word in ("on", "off", "an error")), unset))
-    return table(("variable", "read as on", "read as off", "an error"), (row[:4] for row in rows))
+        rows.append((code(name), *(", ".join(said.get(word, ())) or "-" for word in ("on", "off", "an error"))))
+    return table(("variable", "read as on", "read as off", "an error"), rows)
 
 
 def _read(name: str, given: str) -> str:
@@ -72,4 +71,4 @@ def _read(name: str, given: str) -> str:
 
 
 def other_variables() -> str:
-    return table(("variable", "what it is for"), ((code(name), says) for name, says in OTHERS.items()))
+    return table(("variable", "what it is for"), ((code(name), prose(says)) for name, says in OTHERS.items()))
