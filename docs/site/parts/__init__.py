@@ -17,6 +17,6 @@ MADE: tuple[Callable[..., str], ...] = (
     *(report.results, report.evidence, report.ratios, report.proven, report.not_proven),
     support.support_matrix,
     output.output,
-    *(readme.section, readme.introduction),
+    *(readme.readme, readme.introduction),
 )
 PARTS: Mapping[str, Callable[..., str]] = {part.__name__.replace("_", "-"): part for part in MADE}

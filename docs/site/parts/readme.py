@@ -12,7 +12,7 @@ LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)]+)\)")
 FENCE = re.compile(r"(^```.*?^```[ \t]*$)", re.MULTILINE | re.DOTALL)
 
 
-def section(title: str) -> str:
+def readme(title: str) -> str:
     """What stands below a heading of README.md, up to the next one of its level.
 
     Raises:
@@ -31,7 +31,7 @@ def section(title: str) -> str:
 
 def introduction() -> str:
     """What stands between the title and the first heading."""
-    return section("fp8moe").partition("\n## ")[0].strip()
+    return readme("fp8moe").partition("\n## ")[0].strip()
 
 
 def _linked(found: re.Match[str]) -> str:
