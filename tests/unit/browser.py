@@ -24,6 +24,8 @@ os.execvp(sys.argv[3], sys.argv[3:])
 """
 """The browser reads from descriptor 3 and writes to 4."""
 SECONDS = 60.0
+KEYS = {"Tab": 9, "Enter": 13, "Shift": 16, "s": 83}
+"""Their codes."""
 
 
 class NoBrowser(RuntimeError):
@@ -125,8 +127,12 @@ class Browser:
 
     def open(self, file: Path) -> None:
         """Shows a file, and waits until it is loaded; events of before are forgotten."""
+        self.visit(file.as_uri())
+
+    def visit(self, address: str) -> None:
+        """Likewise, what is at an address."""
         self.events.clear()
-        self.ask("Page.navigate", url=file.as_uri())
+        self.ask("Page.navigate", url=address)
         self.wait("Page.loadEventFired")
 
     def scheme(self, name: str) -> None:
@@ -138,7 +144,13 @@ class Browser:
 
     def press(self, key: str) -> None:
         for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"Tab": 9}[key])
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+
+    def write(self, words: str) -> None:
+        """Types them into what has the focus."""
+        for letter in words:
+            self.ask("Input.dispatchKeyEvent", type="keyDown", key=letter, text=letter)
+            self.ask("Input.dispatchKeyEvent", type="keyUp", key=letter)
 
     def value(self, script: str) -> Any:
         """Of an expression on the page, which its own policy does not stop."""

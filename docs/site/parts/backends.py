@@ -29,6 +29,13 @@ FALLBACKS = {
     "VLLM_CUTLASS": f"on SM10x each call of {vllm_cutlass.FEW_TOKENS} tokens or fewer",
 }
 """What of a backend's work Triton does; the sizes are the adapters' own."""
+AROUND = {
+    "EPLB": FusedMoEParallelConfig.make(enable_eplb=True),
+    "tensor parallelism": FusedMoEParallelConfig.make(tp_size=2),
+    "expert parallelism": FusedMoEParallelConfig.make(tp_size=2, enable_expert_parallel=True),
+    "sequence parallelism": FusedMoEParallelConfig.make(is_sequence_parallel=True),
+}
+"""What a parallel configuration may have besides an exchange of tokens."""
 
 
 def catalogue() -> dict[Platform, list[str]]:
@@ -156,15 +163,7 @@ def _parallel(support: Support) -> str:
         config = FusedMoEParallelConfig.make(dp_size=2, enable_expert_parallel=True, all2all_backend=name)
         if config.activation_format is support.activation_format and not support.parallel(config):
             refused.append(f"all2all by {code(name)}")
-    for what, given in {
-        "EPLB": {"enable_eplb": True},
-        "tensor parallelism": {"tp_size": 2},
-        "expert parallelism": {"tp_size": 2, "enable_expert_parallel": True},
-        "sequence parallelism": {"is_sequence_parallel": True},
-    }.items():
-        made: dict[str, Any] = dict(given)
-        if not support.parallel(FusedMoEParallelConfig.make(**made)):
-            refused.append(what)
+    refused += [what for what, config in AROUND.items() if not support.parallel(config)]
     return f"all but {', '.join(refused)}" if refused else "all"
 
 

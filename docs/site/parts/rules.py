@@ -67,7 +67,7 @@ def rules() -> str:
         raise LookupError(f"decide has no comment on {', '.join(sorted(unknown))}")
     return table(
         ("rule", "what it does", "what explain says where it decides"),
-        ((f"**{name}**", text(says), text(RULES.get(name, "-"))) for name, says in said.items()),
+        ((f"**{name}**", text(says.rstrip(".")), text(RULES.get(name, "-"))) for name, says in said.items()),
     )
 
 
