@@ -24,8 +24,34 @@ os.execvp(sys.argv[3], sys.argv[3:])
 """
 """The browser reads from descriptor 3 and writes to 4."""
 SECONDS = 60.0
-KEYS = {"Tab": 9, "Enter": 13, "Shift": 16, "s": 83}
+KEYS = {"Tab": 9, "Enter": 13, "Shift": 16, "k": 75}
 """Their codes."""
+CONTRAST = """
+(() => {
+    const linear = part => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    const light = colour => {
+        const [red, green, blue] = colour.match(/[\\d.]+/g).map(Number).map(linear);
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    };
+    const ground = element => {
+        for (let each = element; each; each = each.parentElement) {
+            const colour = getComputedStyle(each).backgroundColor;
+            if (colour !== "rgba(0, 0, 0, 0)") return colour;
+        }
+    };
+    const low = [];
+    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const element = walk.currentNode.parentElement;
+        if (!walk.currentNode.data.trim() || element.closest("style, title, desc")) continue;
+        const both = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
+        const ratio = (both[0] + 0.05) / (both[1] + 0.05);
+        if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${walk.currentNode.data.trim().slice(0, 60)}`);
+    }
+    return low;
+})()
+"""
+"""Texts whose contrast is below what WCAG 2.2 asks for at level AA (1.4.3), by its formula."""
 
 
 class NoBrowser(RuntimeError):
