@@ -17,6 +17,7 @@ from parts.markdown import code, fenced, listed, prose, table, text
 
 REPORTS = Path(__file__).parents[3] / "reports"
 RUNS = ("*/*-zoo/*.json", "*/*/zoo_*.json")
+KINDS = ("backend", "attacker", "kernel", "selector")
 FAMILIES = {
     "selector": (
         *("rules:RULES", "demands:DEMANDS", "scan:SCAN", "environment:ENVIRONMENT", "spellings:SPELLINGS"),
@@ -85,13 +86,17 @@ def runs() -> list[Run]:
 
 
 def newest() -> list[Run]:
-    """Of each kind on each device the runs of the last day, by kind."""
+    """Of each kind on each device the runs of the last day, by kind.
+
+    Raises:
+        ValueError: of a kind that is not in `KINDS`.
+    """
     kept = runs()
     last: dict[tuple[str, str], str] = {}
     for run in kept:
         last[run.kind, run.device] = max(run.date, last.get((run.kind, run.device), ""))
     of = [run for run in kept if run.date == last[run.kind, run.device]]
-    return sorted(of, key=lambda run: (run.kind, run.device, run.level))
+    return sorted(of, key=lambda run: (KINDS.index(run.kind), run.device, run.level))
 
 
 def kill_scores() -> str:
