@@ -11,13 +11,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "docs"
-
-
-def build(source: Path, into: Path) -> subprocess.CompletedProcess[str]:
-    """As `mkdocs build --strict` does it, from a folder like docs/site."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(source / "mkdocs.yml"), "-d", str(into)]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+PAGES = {"index", "quick-start", "guide", "vendors", "reading-a-report", "bounds", "kill-score"}
+PAGES |= {"selector", "options", "support"}
 
 
 class Page(HTMLParser):
@@ -67,7 +62,20 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its folder."""
     folder = tmp_path_factory.mktemp("site")
-    ended = build(SOURCE / "site", folder)
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-f",
+        f"{SOURCE}/site/mkdocs.yml",
+        "-d",
+        f"{folder}",
+    ]
+    env = {**os.environ, "PYTHONPATH": path}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder
 
