@@ -120,6 +120,7 @@ def test_the_example_of_a_sum_follows_from_the_formula(pages: dict[str, Page]) -
         "Q, the root of the sum of squared products",
     )
     k, z, p, q = (float(cells(page, name)[0]) for name in names)
+    assert "eps32 = 2 u sqrt(K P^2 + (K + n^2) Q^2) + m u |z| + K t\n" in page.words
     u, n, m, t = 2**-24, accumulation.PRODUCT_ROUNDINGS, accumulation.SCALE_ROUNDINGS, accumulation.TINY
     eps = 2 * u * math.sqrt(k * p**2 + (k + n**2) * q**2) + m * u * abs(z) + k * t
     bound, computed, error, ratio = cells(page, "fp32")
@@ -131,6 +132,7 @@ def test_the_example_of_a_sum_follows_from_the_formula(pages: dict[str, Page]) -
 
 def test_the_example_of_an_element_follows_from_the_formula(pages: dict[str, Page]) -> None:
     page = pages["bounds"]
+    assert "E1 = |output - R| / (2 hulp(|R| + B0 + F) + B0 + F)\n" in page.words
     names = ("R, the recipe oracle's", "d = y - R", "B0, errors that add up", "F, flips", "hulp, half a bf16 spacing")
     columns = list(zip(*(map(float, cells(page, name)) for name in names), strict=True))
     limits, ratios = cells(page, "limit, 2 hulp + B0 + F"), cells(page, "E1 = &#124;d&#124; / limit")
