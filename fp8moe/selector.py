@@ -135,10 +135,10 @@ def decide(query: Query) -> Decision:
 
     # R4: DeepGEMM, where either of its variables is set.
     if env.deep_gemm is not None:
-        if not env.deep_gemm:  # R4a
+        if not env.deep_gemm:  # R4a: off, and on with the rules
             disabled |= candidates.deep_gemm
             listed &= ~disabled
-        else:  # R4b
+        else:  # R4b: on, and the one for this layout
             return _must_use(query, "R4b", "DEEPGEMM" if standard else "BATCHED_DEEPGEMM", listed, disabled)
 
     # R5: Marlin by force.
@@ -147,10 +147,10 @@ def decide(query: Query) -> Decision:
 
     # R6: AITER, where either of its variables is set.
     if env.aiter is not None:
-        if not env.aiter:  # R6a
+        if not env.aiter:  # R6a: off, and on with the rules
             disabled |= candidates.aiter
             listed &= ~disabled
-        else:  # R6b
+        else:  # R6b: on, and AITER
             return _must_use(query, "R6b", "AITER", listed, disabled)
 
     # R7: vLLM's CUTLASS only where the caller allows it.

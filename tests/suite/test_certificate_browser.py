@@ -12,7 +12,7 @@ import pytest
 from conformance.certificate.page import comparison, page
 from conformance.certificate.verifying import Verified, verify
 from conformance.gate.shown import svg
-from tests.unit.browser import Browser, NoBrowser
+from tests.unit.browser import CONTRAST, Browser, NoBrowser
 from tests.unit.certificates import SMALL, cases_of, forged, invented, written
 from tests.unit.gate_runs import HOSTILE
 
@@ -22,32 +22,6 @@ HEADLINES = {
     "hostile": "does not hold",
     "two": "fp8moe certificates side by side: TOY passed, TOY failed",
 }
-CONTRAST = """
-(() => {
-    const linear = part => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
-    const light = colour => {
-        const [red, green, blue] = colour.match(/[\\d.]+/g).map(Number).map(linear);
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-    };
-    const ground = element => {
-        for (let each = element; each; each = each.parentElement) {
-            const colour = getComputedStyle(each).backgroundColor;
-            if (colour !== "rgba(0, 0, 0, 0)") return colour;
-        }
-    };
-    const low = [];
-    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (walk.nextNode()) {
-        const element = walk.currentNode.parentElement;
-        if (!walk.currentNode.data.trim() || element.closest("style, title, desc")) continue;
-        const both = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
-        const ratio = (both[0] + 0.05) / (both[1] + 0.05);
-        if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${walk.currentNode.data.trim().slice(0, 60)}`);
-    }
-    return low;
-})()
-"""
-"""Texts whose contrast is below what WCAG 2.2 asks for at level AA (1.4.3), by its formula."""
 
 
 def small(folder: Path) -> Verified:

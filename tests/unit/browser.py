@@ -24,6 +24,34 @@ os.execvp(sys.argv[3], sys.argv[3:])
 """
 """The browser reads from descriptor 3 and writes to 4."""
 SECONDS = 60.0
+KEYS = {"Tab": 9, "Enter": 13, "Shift": 16, "k": 75}
+"""Their codes."""
+CONTRAST = """
+(() => {
+    const linear = part => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    const light = colour => {
+        const [red, green, blue] = colour.match(/[\\d.]+/g).map(Number).map(linear);
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    };
+    const ground = element => {
+        for (let each = element; each; each = each.parentElement) {
+            const colour = getComputedStyle(each).backgroundColor;
+            if (colour !== "rgba(0, 0, 0, 0)") return colour;
+        }
+    };
+    const low = [];
+    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const element = walk.currentNode.parentElement;
+        if (!walk.currentNode.data.trim() || element.closest("style, title, desc")) continue;
+        const both = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
+        const ratio = (both[0] + 0.05) / (both[1] + 0.05);
+        if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${walk.currentNode.data.trim().slice(0, 60)}`);
+    }
+    return low;
+})()
+"""
+"""Texts whose contrast is below what WCAG 2.2 asks for at level AA (1.4.3), by its formula."""
 
 
 class NoBrowser(RuntimeError):
@@ -125,8 +153,12 @@ class Browser:
 
     def open(self, file: Path) -> None:
         """Shows a file, and waits until it is loaded; events of before are forgotten."""
+        self.visit(file.as_uri())
+
+    def visit(self, address: str) -> None:
+        """Likewise, what is at an address."""
         self.events.clear()
-        self.ask("Page.navigate", url=file.as_uri())
+        self.ask("Page.navigate", url=address)
         self.wait("Page.loadEventFired")
 
     def scheme(self, name: str) -> None:
@@ -138,7 +170,13 @@ class Browser:
 
     def press(self, key: str) -> None:
         for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"Tab": 9}[key])
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+
+    def write(self, words: str) -> None:
+        """Types them into what has the focus."""
+        for letter in words:
+            self.ask("Input.dispatchKeyEvent", type="keyDown", key=letter, text=letter)
+            self.ask("Input.dispatchKeyEvent", type="keyUp", key=letter)
 
     def value(self, script: str) -> Any:
         """Of an expression on the page, which its own policy does not stop."""
