@@ -240,29 +240,28 @@ def outline(case: Case) -> dict[str, str]:
     told |= {name: str(getattr(config.moe_parallel_config, name)) for name in TOLD_OF_PARALLEL}
     told["routing_method"] = config.routing_method.name
     told["weight_key"], told["activation_key"] = str(quant.weight_key), str(quant.activation_key)
-    return told | {name: f"{dtype} {shape}" for name, (dtype, shape) in _forms(case, config, quant).items()}
+    return told | {name: f"{dtype} {shape}" for name, (dtype, shape) in forms(case).items()}
 
 
-def _forms(
-    case: Case, config: FusedMoEConfig, quant: FusedMoEQuantConfig
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def forms(case: Case) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """dtype and shape of every tensor that `build` makes, without making any."""
+    config, quant = config_of(case), quant_of(case)
     fp8 = torch.float8_e4m3fnuz if case.fnuz else torch.float8_e4m3fn
-    forms: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for projection in weights.projections(config):
         name = projection.name
         quantised = quant.w1.dtype is not None
         shape = (projection.experts, projection.rows, projection.columns)
-        forms[name] = (fp8 if quantised else config.in_dtype, shape)
+        found[name] = (fp8 if quantised else config.in_dtype, shape)
         if quantised:
-            forms[f"{name}_scale"] = (torch.float32, projection.grid(quant.w1.shape or GroupShape.PER_TENSOR))
+            found[f"{name}_scale"] = (torch.float32, projection.grid(quant.w1.shape or GroupShape.PER_TENSOR))
         if case.bias:
-            forms[f"{name}_bias"] = (config.in_dtype, shape[:2])
+            found[f"{name}_bias"] = (config.in_dtype, shape[:2])
     if quant.a1.static and quant.a1.dtype is not None:
-        forms["a13_scale"] = forms["a2_scale"] = (torch.float32, (1,))
-    forms["hidden_states"] = (config.in_dtype, (case.tokens, case.hidden))
-    forms["topk_weights"] = (torch.float32, (case.tokens, case.top_k))
-    forms["topk_ids"] = (torch.int32, (case.tokens, case.top_k))
+        found["a13_scale"] = found["a2_scale"] = (torch.float32, (1,))
+    found["hidden_states"] = (config.in_dtype, (case.tokens, case.hidden))
+    found["topk_weights"] = (torch.float32, (case.tokens, case.top_k))
+    found["topk_ids"] = (torch.int32, (case.tokens, case.top_k))
     if case.ep is not None:
-        forms["expert_map"] = (torch.int32, (case.experts,))
-    return forms
+        found["expert_map"] = (torch.int32, (case.experts,))
+    return found

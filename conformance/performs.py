@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conformance.bits import difference
-from conformance.build import CaseTensors, build, config_of
+from conformance.build import CaseTensors, build, config_of, expert_map_of, forms, routing
 from conformance.cases import Case
 from conformance.pinned import is_checkpoints, model_cases
 from conformance.plan import Target
@@ -36,6 +37,8 @@ REPLAYS = 30
 FLUSHED_BYTES = 512 << 20
 """Written before each measured call: twice the largest cache of a device (MI300X, 256 MiB), so that the weights come
 from memory, as they do in a model whose other layers ran in between, and as the floor assumes."""
+
+OF_EXPERTS = ("w13", "w2", "w13_scale", "w2_scale", "w13_bias", "w2_bias")
 
 
 @dataclass(frozen=True)
@@ -104,22 +107,30 @@ def timed_cases(target: Target, schemes: set[str], backends: set[str]) -> list[S
 
 def work_of(tensors: CaseTensors) -> Work:
     """Bytes and flops of a case, from its own ids."""
-    weights = tensors.weights
-    experts, rows, hidden = weights.w13.shape
-    local = local_ids(tensors.topk_ids, tensors.expert_map, experts)
+    sizes = {name: (tuple(one.shape), one.element_size()) for name, one in tensors.named().items()}
+    return _work(sizes, tensors.topk_ids, tensors.expert_map)
+
+
+def work_of_case(case: Case) -> Work:
+    """The same from the case alone: its ids are drawn again, and nothing else of it."""
+    sizes = {name: (shape, dtype.itemsize) for name, (dtype, shape) in forms(case).items()}
+    return _work(sizes, routing(case)[1], expert_map_of(case))
+
+
+def _work(sizes: Mapping[str, tuple[tuple[int, ...], int]], topk_ids: Tensor, expert_map: Tensor | None) -> Work:
+    """
+    Args:
+        sizes: shape, and bytes of an element, of a case's tensors by name.
+    """
+    (experts, rows, hidden), _ = sizes["w13"]
+    inter = sizes["w2"][0][2]
+    local = local_ids(topk_ids, expert_map, experts)
     here = local >= 0
     pairs, tokens = int(here.sum()), int(here.any(dim=1).sum())
-    inter = weights.w2.shape[2]
     touched = int((torch.bincount(local[here], minlength=experts) > 0).sum())
-    of_experts = [weights.w13, weights.w2, weights.w13_scale, weights.w2_scale, weights.w13_bias, weights.w2_bias]
-    held = sum(_bytes(tensor) for tensor in of_experts if tensor is not None)
-    states, width = tensors.hidden_states, tensors.hidden_states.element_size()
-    moved = held * touched // experts + (tokens + len(states)) * hidden * width
+    held = sum(math.prod(sizes[name][0]) * sizes[name][1] for name in OF_EXPERTS if name in sizes)
+    moved = held * touched // experts + (tokens + len(topk_ids)) * hidden * sizes["hidden_states"][1]
     return Work(moved, 2 * pairs * (rows * hidden + hidden * inter))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def floor_of(work: Work, rates: Rates, scheme: str) -> Floor:

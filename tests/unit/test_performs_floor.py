@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from conformance import performs
 from conformance.build import build
 from conformance.cases import Case
 from conformance.matrix import performs_table, render
-from conformance.performs import Floor, Selected, Timing, Work, floor_of, not_timed, timed_cases, verdict_of, work_of
+from conformance.performs import (
+    Floor,
+    Selected,
+    Timing,
+    Work,
+    floor_of,
+    not_timed,
+    timed_cases,
+    verdict_of,
+    work_of,
+    work_of_case,
+)
 from conformance.plan import Target
 from conformance.rates import RATES, Rates, rates_of
 from conformance.results import CheckResult, Evidence, Status
+from conformance.vocabulary import SCHEME_NAMES
 from fp8moe.platforms import PLATFORMS
 
 ROUND = Rates(bandwidth=1e12, fp8=2e12, sixteen_bit=1e12, source="a round device")
@@ -56,6 +69,20 @@ def test_experts_of_other_ranks_are_not_counted() -> None:
     work = work_of(with_ids(tensors(ep="2:1"), [[0, 1], [0, 2], [1, 2]]))
     assert work.bytes == 256 * 256 + 256 * 128 + 24 + (2 + 3) * 256 * 2
     assert work.flops == 2 * 2 * (256 * 256 + 256 * 128)
+
+
+@pytest.mark.parametrize("scheme", SCHEME_NAMES)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bias": True, "law": "masked", "tokens": 9},
+        {"ep": "4:3", "experts": 8, "tokens": 33, "dtype": "fp16", "layout": "strided"},
+        {"activation": "relu2_no_mul", "tokens": 0, "experts": 5, "inter": 72},
+    ],
+)
+def test_work_is_the_same_from_the_case_alone(scheme: str, fields: dict[str, object]) -> None:
+    found = tensors(scheme=scheme, **fields)
+    assert work_of_case(found.case) == work_of(found)
 
 
 def test_the_floor_is_the_larger_time() -> None:
