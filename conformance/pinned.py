@@ -17,6 +17,7 @@ CPU_TOKENS = 4
 GPU_TOKENS = (1, 7, 64, 1000, 4096)
 WIDE_BYTES = 1 << 30
 WIDE_TOKENS = 64
+CHECKPOINT_BYTES = 1 << 30
 MODEL_SCHEMES = ("block", "channel_tok", "tensor_tok", "tensor_static", "tensor_dyn")
 TILE_EDGES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129)
 
@@ -126,3 +127,8 @@ def model_cases(target: Target) -> list[Case]:
 def is_checkpoints(case: Case) -> bool:
     """Whether a model is published in a case's scheme."""
     return case.model is not None and case.scheme in model_and_split(case.model)[0].schemes
+
+
+def checkpoint_cases(target: Target) -> list[Case]:
+    """The published models in the schemes of their checkpoints, as far as every backend can hold some of each layer."""
+    return [case for case in model_cases(target) if is_checkpoints(case) and case.weight_bytes <= CHECKPOINT_BYTES]

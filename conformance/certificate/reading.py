@@ -6,17 +6,21 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from conformance.certificate.statement import EVIDENCE, payload_of
-from conformance.certificate.writing import FORMAT, STATEMENT_FILE
+from conformance.certificate.times.kept import ROUNDS, TABLE, TAKEN, Times
+from conformance.certificate.times.reading import rounds_from, status_from
+from conformance.certificate.writing import FORMAT, STATEMENT_FILE, TIMES
 from conformance.report import Report
 from conformance.results import CheckResult
 
 MOST_PACKED, MOST_UNPACKED, MOST_STATEMENT = 5 << 20, 64 << 20, 1 << 20
+MOST_TIMES, MOST_STRANGERS = 1 << 20, 10
 MOST_CHECKS, MOST_TEXT, MOST_DEPTH = 50_000, 20_000, 12
 NAMED = {"str": str, "int": int, "float": float, "bool": bool}
 SURROUNDINGS = {"device": dict, "versions": dict, "suite": dict, "distribution": (dict, type(None))}
@@ -36,6 +40,10 @@ class Certificate:
         claimed: the verdict that the evidence says it has.
         statement: of the payload; `envelope` is around it.
         evidence_sha256: of the evidence's file as it is.
+        times: of the backend beside others.
+        table: the file of them that `fp8moe explain` reads, as it is; empty where there is none.
+        others: by name, the SHA-256 of the times' files.
+        strangers: names of what else is in the folder, and is no part of a certificate.
     """
 
     edition: str
@@ -45,6 +53,10 @@ class Certificate:
     statement: Mapping[str, Any]
     envelope: Mapping[str, Any]
     evidence_sha256: str
+    times: Times = field(default_factory=Times)
+    table: bytes = b""
+    others: Mapping[str, str] = field(default_factory=dict)
+    strangers: Sequence[str] = ()
 
 
 def read_certificate(folder: Path) -> Certificate:
@@ -70,6 +82,7 @@ def read_certificate(folder: Path) -> Certificate:
     for name, kind in kinds.items():
         if not isinstance(evidence.get(name), kind):
             raise Malformed(f"{EVIDENCE}: {name}={str(evidence.get(name))[:80]!r}: expected {kind}")
+    times, files = _times(folder, evidence.get(TIMES))
     return Certificate(
         evidence["edition"],
         {name: evidence[name] for name in SURROUNDINGS},
@@ -78,7 +91,32 @@ def read_certificate(folder: Path) -> Certificate:
         statement,
         envelope,
         hashlib.sha256(packed).hexdigest(),
+        times,
+        files.get(TABLE, b""),
+        {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        _strangers(folder, {STATEMENT_FILE, EVIDENCE, *files}),
     )
+
+
+def _times(folder: Path, told: Any) -> tuple[Times, dict[str, bytes]]:
+    """The times, and their files as they are."""
+    try:
+        times = status_from(told)
+        if times.status != TAKEN:
+            return times, {}
+        files = {name: _bytes(folder / name, MOST_TIMES) for name in (ROUNDS, TABLE)}
+        return rounds_from(_object(files[ROUNDS], ROUNDS)), files
+    except Malformed:
+        raise
+    except ValueError as error:
+        raise Malformed(str(error)) from None
+
+
+def _strangers(folder: Path, known: set[str]) -> list[str]:
+    try:
+        return sorted(islice((entry.name for entry in folder.iterdir() if entry.name not in known), MOST_STRANGERS))
+    except OSError as error:
+        raise Malformed(f"{folder.name}: {error.strerror or error}") from None
 
 
 def _bytes(path: Path, most: int) -> bytes:
@@ -155,7 +193,7 @@ def _report(told: Mapping[str, Any]) -> Report:
                 raise Malformed(f"{where}: {name}={str(value)[:80]!r}: expected {kinds[name]}")
     texts = ("backend", "origin", "level", "target", "device", "date", "shard")
     absent = {"waivers": [], "shard": ""}  # in earlier certificates
-    for name in (field.name for field in fields(Report)):
+    for name in (each.name for each in fields(Report)):
         value = told.get(name, absent.get(name))
         fits = (
             isinstance(value, str)

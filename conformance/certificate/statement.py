@@ -20,12 +20,19 @@ EVIDENCE = "evidence.json.gz"
 RESULTS = {PASSED: "PASSED", FAILED: "FAILED"}
 
 
-def statement_of(report: Report, edition: str, suite: Mapping[str, str], evidence_sha256: str) -> dict[str, Any]:
+def statement_of(
+    report: Report,
+    edition: str,
+    suite: Mapping[str, str],
+    evidence_sha256: str,
+    others: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """
     Args:
         report: a run that is complete.
         suite: its version and SHA-256.
         evidence_sha256: of the file EVIDENCE as it is stored.
+        others: by name, the same of the other files that are evidence.
     """
     tests: dict[str, set[str]] = {"passed": set(), "failed": set(), "waived": set()}
     for check in report.checks:
@@ -34,7 +41,7 @@ def statement_of(report: Report, edition: str, suite: Mapping[str, str], evidenc
     warned = tests["waived"] - tests["failed"]
     return {
         "_type": STATEMENT,
-        "subject": [{"name": EVIDENCE, "digest": {"sha256": evidence_sha256}}],
+        "subject": [subject_of(*each) for each in {EVIDENCE: evidence_sha256, **(others or {})}.items()],
         "predicateType": PREDICATE,
         "predicate": {
             "result": "WARNED" if warned and report.verdict == PASSED else RESULTS[report.verdict],
@@ -46,6 +53,11 @@ def statement_of(report: Report, edition: str, suite: Mapping[str, str], evidenc
             "failedTests": sorted(tests["failed"]),
         },
     }
+
+
+def subject_of(name: str, sha256: str) -> dict[str, Any]:
+    """A file, as the statement names it."""
+    return {"name": name, "digest": {"sha256": sha256}}
 
 
 def enveloped(statement: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from conformance.bounds import pooled
 from conformance.cases import Case, InvalidCase
 from conformance.certificate.reading import Certificate, Malformed, read_certificate
 from conformance.certificate.signing import is_by
-from conformance.certificate.statement import statement_of
+from conformance.certificate.statement import EVIDENCE, statement_of, subject_of
 from conformance.certificate.surroundings import suite_digest
+from conformance.certificate.times.judged import contradictions as times_against
+from conformance.certificate.times.kept import ROUNDS, TABLE, TAKEN
 from conformance.certification import POOLED, excluded
 from conformance.checks import EQUIVALENCE
 from conformance.editions import DEVICES, KINDS, Edition, UnknownEdition, edition, manifest, target_of
@@ -97,6 +99,7 @@ def verify(folder: Path, key: Path | None = None, editions: Callable[[str], Edit
     found.findings += _digests(report)
     found.findings += _totals(report, items)
     found.findings += _surroundings(certificate, found.notes)
+    found.findings += _times(certificate, found.notes)
     found.findings += _statement(certificate)
     return found
 
@@ -289,6 +292,22 @@ def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
         notes.append("the backend came from no installed distribution: what ran cannot be named")
 
 
+def _times(certificate: Certificate, notes: list[str]) -> Iterator[str]:
+    times, report = certificate.times, certificate.report
+    found = list(times_against(times, report, certificate.surroundings["device"]))
+    yield from found
+    if times.status == TAKEN and not found:
+        try:
+            table = times.files(report.versions)[TABLE]
+        except ValueError as error:
+            yield f"{ROUNDS}: no table can be made of it: {error}"
+        else:
+            if certificate.table != table:
+                yield f"{TABLE}: not the table that {ROUNDS} comes to"
+    yield from (f"{name[:80]!r}: in the folder, and no part of the certificate" for name in certificate.strangers)
+    notes.append(f"times {times.status}{f': {times.reason}' if times.reason else f' on {len(times.cases)} cases'}")
+
+
 def _statement(certificate: Certificate) -> Iterator[str]:
     if certificate.claimed != certificate.report.verdict:
         yield f"report.verdict={certificate.claimed[:40]!r}: its results come to {certificate.report.verdict!r}"
@@ -297,11 +316,20 @@ def _statement(certificate: Certificate) -> Iterator[str]:
         return
     given = (certificate.report, certificate.edition, certificate.surroundings["suite"], certificate.evidence_sha256)
     try:
-        expected = statement_of(*given)
+        expected = statement_of(*given, certificate.others)
     except (KeyError, TypeError):
         yield "suite: no SHA-256"
         return
     for name in sorted({*expected, *certificate.statement}):
         if certificate.statement.get(name) != expected.get(name):
-            told = "the evidence's file has changed" if name == "subject" else "not what the evidence comes to"
+            told = _changed(certificate) if name == "subject" else "not what the evidence comes to"
             yield f"statement: {name}: {told}"
+
+
+def _changed(certificate: Certificate) -> str:
+    """Which file is not the one that the statement is about."""
+    subject = certificate.statement.get("subject")
+    if not isinstance(subject, list) or subject_of(EVIDENCE, certificate.evidence_sha256) not in subject:
+        return "the evidence's file has changed"
+    others = [name for name, sha256 in certificate.others.items() if subject_of(name, sha256) not in subject]
+    return f"{', '.join(others)} changed" if others else "it is about other files, too"

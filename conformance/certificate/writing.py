@@ -14,10 +14,14 @@ from typing import Any
 
 from conformance.certificate.signing import signature_by
 from conformance.certificate.statement import EVIDENCE, enveloped, statement_of
+from conformance.certificate.times.kept import NOT_TAKEN, Times
 from conformance.report import INCOMPLETE, Report
 
 FORMAT = 1
 STATEMENT_FILE = "statement.dsse.json"
+TIMES = "times"
+"""In the evidence: whether times were taken."""
+NONE_ASKED_FOR = Times(NOT_TAKEN, "none were asked for")
 
 
 class NoCertificate(ValueError):
@@ -25,7 +29,12 @@ class NoCertificate(ValueError):
 
 
 def write_certificate(
-    folder: Path, report: Report, edition: str, surroundings: Mapping[str, Any], key: Path | None = None
+    folder: Path,
+    report: Report,
+    edition: str,
+    surroundings: Mapping[str, Any],
+    key: Path | None = None,
+    times: Times = NONE_ASKED_FOR,
 ) -> None:
     """
     Args:
@@ -33,6 +42,7 @@ def write_certificate(
         report: of a complete run at the edition's level; one that failed has a certificate, too, which says so.
         surroundings: `conformance.certificate.surroundings.surroundings` of the backend.
         key: to sign with; None: without a signature.
+        times: of the backend beside others.
 
     Raises:
         NoCertificate: the folder is there already, or the run is not complete.
@@ -43,16 +53,20 @@ def write_certificate(
         raise NoCertificate(f"{folder} is there already: name a folder that is not, or move that one away")
     if report.verdict == INCOMPLETE:
         raise NoCertificate(f"the run is incomplete ({report.counts.get('not_run', 0)} not run): go on with --resume")
-    evidence = {"format": FORMAT, "edition": edition, **surroundings, "report": json.loads(report.to_json())}
+    evidence = {"format": FORMAT, "edition": edition, **surroundings, TIMES: times.told}
+    evidence["report"] = json.loads(report.to_json())
     packed = gzip.compress(json.dumps(evidence, indent=1).encode(), mtime=0)
-    statement = statement_of(report, edition, surroundings["suite"], hashlib.sha256(packed).hexdigest())
+    others = times.files(report.versions)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in others.items()}
+    statement = statement_of(report, edition, surroundings["suite"], hashlib.sha256(packed).hexdigest(), digests)
     envelope = enveloped(statement)
     if key is not None:
         envelope["signatures"] = [signature_by(key, envelope)]
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     try:
-        for name, content in ((EVIDENCE, packed), (STATEMENT_FILE, (json.dumps(envelope, indent=1) + "\n").encode())):
+        stated = (json.dumps(envelope, indent=1) + "\n").encode()
+        for name, content in {EVIDENCE: packed, **others, STATEMENT_FILE: stated}.items():
             with open(made / name, "wb") as file:
                 file.write(content)
                 file.flush()

@@ -76,8 +76,8 @@ class SideBySide:
     memory: Mapping[str, Memory]
 
     def typical_us(self, name: str) -> float:
-        """The interquartile mean of a backend's rounds."""
-        return float(np.exp(interquartile_mean(np.log(self.us[name]))))
+        """Of a backend's rounds."""
+        return typical(self.us[name])
 
     @property
     def best(self) -> str:
@@ -108,6 +108,11 @@ class Standing:
     def of(cls, largest: Case) -> Standing:
         """For calls of at most this case's tokens."""
         return cls(Layers.of(largest, "cuda"))
+
+
+def typical(us: NDArray[np.float64]) -> float:
+    """The interquartile mean of rounds, on the scale of logarithms."""
+    return float(np.exp(interquartile_mean(np.log(us))))
 
 
 def side_by_side(

@@ -40,12 +40,13 @@ class Version:
     Args:
         name: in messages, such as "A".
         checkout: a folder with `fp8moe/` and `conformance/`.
+        seconds: until it must be there; None: `SECONDS`.
 
     Raises:
         WorkerFailed: it is no checkout that can be timed, or its protocol is another.
     """
 
-    def __init__(self, name: str, checkout: Path) -> None:
+    def __init__(self, name: str, checkout: Path, seconds: float | None = None) -> None:
         self.name, self.checkout = name, checkout.resolve()
         if not (self.checkout / "conformance" / "timing" / "worker.py").is_file():
             raise WorkerFailed(f"{checkout}: no conformance/timing/worker.py: expected a checkout of this project")
@@ -61,7 +62,7 @@ class Version:
             text=True,
         )
         try:
-            self.told = self.ask("hello")
+            self.told = self.ask("hello", seconds)
             if self.told["protocol"] != worker.PROTOCOL:
                 other = self.told["protocol"]
                 raise WorkerFailed(f"{name}: {checkout} times by protocol {other}, not {worker.PROTOCOL}")

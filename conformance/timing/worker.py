@@ -5,6 +5,7 @@ A line of JSON comes in, one goes out. The protocol has a number, since the othe
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -13,13 +14,19 @@ from typing import Any, TextIO
 
 import torch
 
+from conformance.cases import Case
+from conformance.plan import resolve_target
 from conformance.timing.cells import Prepared, TimedCell
 from conformance.timing.graphs import replays
 from conformance.timing.recorded import recorded
 from conformance.timing.shared import Given, released
+from conformance.timing.side_by_side import contenders, side_by_side
 from conformance.versions import versions
+from fp8moe.detection import describe_device
 
 PROTOCOL = 2
+DIGITS = 4
+"""Of microseconds: far below the timer's resolution."""
 
 
 class Server:
@@ -54,6 +61,25 @@ class Server:
         record, state = recorded(asked["cells"], asked["planted"], asked["ours"])
         return {"record": json.loads(record.to_json()), "state": state}
 
+    def beside(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A case on every backend that could be selected and on "backend", or on that one alone; each round of each."""
+        self.kept.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+        case, target = Case.parse(asked["case"]), resolve_target(asked["target"])
+        who, backend = contenders(case, target), asked["backend"]
+        every = list(dict.fromkeys([*who.eligible, backend]))
+        times = side_by_side(case, [backend] if asked["alone"] else every, who.absent)
+        torch.cuda.synchronize()  # what a call left behind shows here, and not in the next case
+        device = describe_device()
+        return {
+            "selected": who.selected,
+            "us": {name: [round(us, DIGITS) for us in rounds.tolist()] for name, rounds in times.us.items()},
+            "absent": dict(times.absent),
+            "left": [name for name in every if name not in times.us and name not in times.absent],
+            "device": {name: getattr(device, name) for name in ("name", "kind", "architecture")},
+        }
+
 
 def serve(source: TextIO, sink: TextIO) -> None:
     """Answers until the input ends; what goes wrong is the answer."""
@@ -64,6 +90,7 @@ def serve(source: TextIO, sink: TextIO) -> None:
         "replay": server.replay,
         "record": server.record,
         "drop": server.drop,
+        "beside": server.beside,
     }
     for line in source:
         asked = json.loads(line)

@@ -12,6 +12,9 @@ from conformance import kept_text
 from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign
 from conformance.certificate.surroundings import surroundings
+from conformance.certificate.times.judged import TARGETS, summary
+from conformance.certificate.times.kept import FAILED, Times
+from conformance.certificate.times.taking import ASKED_S, take
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.editions import DEVICES, UnknownEdition, edition, names
@@ -35,6 +38,7 @@ def certify(
     waivers: Path | None = None,
     shard: str | None = None,
     shards: Sequence[Path] = (),
+    times_s: float = ASKED_S,
 ) -> Report:
     """Runs the edition's level, and writes the certificate of a complete run. What a budget or an interruption left is
     kept beside `out`, and the next call goes on with it.
@@ -42,6 +46,7 @@ def certify(
     Args:
         shard: "K/N": run this piece alone, whose report goes beside `out`.
         shards: the reports of all pieces; what is of the whole run is then run here.
+        times_s: for the times beside other backends, taken when all else is done; 0: none.
 
     Raises:
         BadInput: an edition, device or backend that is not there; a folder that is; a key that cannot sign; shards that
@@ -80,13 +85,24 @@ def certify(
     if report.verdict == INCOMPLETE:
         told.print(f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it")
         return report
+    times = _times(report, times_s)
     try:
-        write_certificate(out, report, which.edition, surroundings(report.origin), key)
+        write_certificate(out, report, which.edition, surroundings(report.origin), key, times)
     except (NoCertificate, CannotSign, OSError) as error:
         raise BadInput(f"{error}; what was run is kept in {kept}") from None
     kept.unlink()
     tables.console().print(f"certificate of edition {which.edition}: {escape(str(out))}")
     return report
+
+
+def _times(report: Report, seconds: float) -> Times:
+    """As the certificate has them; told when they are there."""
+    if seconds > 0 and report.target in TARGETS:
+        tables.console(stderr=True).print(f"times beside the other backends: at most {seconds:g} s")
+    times = take(report, seconds)
+    style = "bold red" if times.status == FAILED else ""
+    tables.console().print(Text("\n".join(summary(times, report)), style=style), soft_wrap=True)
+    return times
 
 
 def partial(out: Path) -> Path:

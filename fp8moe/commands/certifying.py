@@ -33,6 +33,10 @@ def certify_command(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A report of a piece, once for each of all N; then the certificate is made."),
     ] = None,
+    times: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Time it beside the other backends so long, on a GPU; 0: not."),
+    ] = 120,
 ) -> None:
     """Run an edition of the suite on a backend, and write a certificate that others can verify.
 
@@ -45,7 +49,7 @@ def certify_command(
         from fp8moe.commands.check import told_error
 
         try:
-            found = certify(backend, out, edition, device, budget, sign, waivers, shard, shards or ())
+            found = certify(backend, out, edition, device, budget, sign, waivers, shard, shards or (), times)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
         raise typer.Exit(status_of_certify(found))

@@ -12,25 +12,22 @@ import torch
 from rich.text import Text
 
 from conformance import kept_text
-from conformance.build import config_of
 from conformance.cases import Case
-from conformance.models import model_and_split
 from conformance.performs import Floor, floor_of
-from conformance.pinned import is_checkpoints, model_cases
+from conformance.pinned import checkpoint_cases
 from conformance.plan import Target, resolve_target
 from conformance.rates import rates_of
 from conformance.timing.measured_rates import measured_rates
+from conformance.timing.rows import SOURCE, VERSIONS, ranks, rows_of
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
 from fp8moe.measured import MeasuredTable, policy_regret
 from fp8moe.measured.here import installed_versions
-from fp8moe.measured.rows import Certificate, LayerShape, MeasuredDevice, MeasuredRow
+from fp8moe.measured.rows import Certificate, MeasuredDevice
 
-LARGEST_BYTES = 1 << 30
 LARGEST_TOKENS = 1 << 14
 """Of all ranks together, as engines bound a step's tokens."""
-VERSIONS = ("fp8moe", "torch", "triton")
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ def measured(also: Sequence[str], budget: float | None, tokens: Sequence[int] = 
         target = resolve_target("cuda")
     except ValueError:
         raise BadInput(f"fp8moe measure needs a CUDA device, and torch {torch.__version__} sees none here") from None
-    cases = [case for case in model_cases(target) if is_checkpoints(case) and case.weight_bytes <= LARGEST_BYTES]
+    cases = checkpoint_cases(target)
     if tokens:
-        cases = list(dict.fromkeys(replace(case, tokens=number * _ranks(case)) for case in cases for number in tokens))
+        cases = list(dict.fromkeys(replace(case, tokens=number * ranks(case)) for case in cases for number in tokens))
         cases = [case for case in cases if case.tokens <= LARGEST_TOKENS]
     layers: dict[Case, list[Case]] = {}
     for case in cases:
@@ -240,30 +237,5 @@ def _device() -> MeasuredDevice:
 
 def table_of(found: Sequence[Measured], certificates: Mapping[str, Certificate]) -> MeasuredTable:
     """The times as `fp8moe explain --measured` takes them."""
-    rows: dict[tuple[LayerShape, int, str], MeasuredRow] = {}
-    for one in found:
-        shape = _shape(one.case)
-        tokens = max(one.case.tokens // _ranks(one.case), 1)
-        for name in one.times.us:
-            if ":" not in name:
-                us = round(one.times.typical_us(name), 2)
-                rows.setdefault((shape, tokens, name), MeasuredRow(shape, tokens, name, us))
-    source = "fp8moe measure: interquartile means of rounds of graph replays, on as many layers as no cache holds"
-    return MeasuredTable(_device(), installed_versions(*VERSIONS), tuple(rows.values()), certificates, source)
-
-
-def _ranks(case: Case) -> int:
-    """Over how many ranks the experts are divided: a rank has so many times fewer pairs than tokens times top-k."""
-    return case.ep_size if case.model is None else model_and_split(case.model)[1].ep_size
-
-
-def _shape(case: Case) -> LayerShape:
-    config = config_of(case)
-    return LayerShape(
-        config.num_local_experts,
-        config.experts_per_token,
-        config.hidden_dim,
-        config.intermediate_size_per_partition,
-        case.scheme,
-        case.activation,
-    )
+    rows = rows_of((one.case, {name: one.times.typical_us(name) for name in one.times.us}) for one in found)
+    return MeasuredTable(_device(), installed_versions(*VERSIONS), rows, certificates, SOURCE)

@@ -13,10 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conformance.certificate.page import page
 from conformance.certificate.statement import EVIDENCE
+from conformance.certificate.times.judged import summary
+from conformance.certificate.times.kept import ROUNDS
 from conformance.certificate.verifying import verify
 from conformance.certificate.writing import STATEMENT_FILE
 from tests.unit.certificates import SMALL, evidence_in, invented, written
+from tests.unit.timed_certificates import times, with_times
 
 ANYTHING = st.recursive(
     st.none()
@@ -59,6 +63,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_times(tmp_path_factory.mktemp("fuzz") / "timed", times(2))
+
+
+@pytest.fixture(scope="module")
 def evidence(folder: Path) -> dict[str, Any]:
     return evidence_in(folder)
 
@@ -73,6 +82,25 @@ def test_any_value_anywhere_in_the_evidence(data: st.DataObject, folder: Path, e
     found = verify(folder, editions=lambda name: SMALL)
     assert not found.holds  # the statement is about another file
     assert all(isinstance(text, str) for text in found.findings)
+
+
+@given(data=st.data())
+@SETTINGS
+def test_any_value_anywhere_in_the_rounds(data: st.DataObject, timed: Path) -> None:
+    kept = (timed / ROUNDS).read_bytes()
+    changed = json.loads(kept)
+    path = data.draw(st.sampled_from(list(places(changed))))
+    whole = put(changed, path, data.draw(ANYTHING))
+    told = json.dumps(changed if whole is None else whole).encode()
+    (timed / ROUNDS).write_bytes(told)
+    try:
+        found = verify(timed, editions=lambda name: SMALL)
+        assert not found.holds  # the statement is about another file
+        if found.certificate is not None:
+            page(found)
+            summary(found.certificate.times, found.certificate.report)
+    finally:
+        (timed / ROUNDS).write_bytes(kept)
 
 
 @given(content=st.binary(max_size=200), which=st.sampled_from([EVIDENCE, STATEMENT_FILE]), inside=st.booleans())

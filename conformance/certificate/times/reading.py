@@ -1,0 +1,87 @@
+"""A certificate's times, read as what they are: untrusted. Each field of its type and range, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from conformance.certificate.times.kept import BEFORE, FAILED, FORMAT, NOT_TAKEN, ROUNDS, TAKEN, TimedCase, Times
+from conformance.timing.side_by_side import ROUNDS as EACH
+
+LEAST_US, MOST_US = 1e-3, 1e9
+MOST_CASES, MOST_BACKENDS, MOST_NAME = 500, 64, 500
+DEVICE = {"name", "kind", "architecture"}
+RATES = {"bandwidth", "fp8", "sixteen_bit", "source"}
+
+
+def status_from(told: Any) -> Times:
+    """Whether there are any, by the evidence.
+
+    Args:
+        told: None in certificates of before.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if told is None:
+        return Times(NOT_TAKEN, BEFORE)
+    _keys("times", told, {"status", "reason"})
+    status, reason = told["status"], told["reason"]
+    if status not in (TAKEN, NOT_TAKEN, FAILED) or not isinstance(reason, str) or bool(reason) == (status == TAKEN):
+        raise ValueError(f"times={str(told)[:80]!r}: expected taken, or not taken or failed with a reason")
+    return Times(status, reason)
+
+
+def rounds_from(told: Mapping[str, Any]) -> Times:
+    """
+    Args:
+        told: what `rounds.json` holds.
+
+    Raises:
+        ValueError: it is none; the text names the place.
+    """
+    if told.get("format") != FORMAT:
+        raise ValueError(f"{ROUNDS}: format={str(told.get('format'))[:80]!r}: expected {FORMAT}")
+    _keys(ROUNDS, told, {"format", "device", "rates", "cases"})
+    _keys(f"{ROUNDS}: device", told["device"], DEVICE)
+    _keys(f"{ROUNDS}: rates", told["rates"], RATES)
+    for name, value in told["device"].items():
+        _text(f"{ROUNDS}: device.{name}", value)
+    cases = told["cases"]
+    if not isinstance(cases, list) or len(cases) > MOST_CASES:
+        raise ValueError(f"{ROUNDS}: cases: expected a list of at most {MOST_CASES}")
+    found = [_case(f"{ROUNDS}: cases[{number}]", case) for number, case in enumerate(cases)]
+    return Times(TAKEN, "", told["device"], told["rates"], found)
+
+
+def _case(where: str, told: Any) -> TimedCase:
+    _keys(where, told, {"case", "selected", "us", "absent"})
+    _text(f"{where}: case", told["case"])
+    if told["selected"] != "":
+        _text(f"{where}: selected", told["selected"])
+    for name in ("us", "absent"):
+        if not isinstance(told[name], dict) or len(told[name]) > MOST_BACKENDS:
+            raise ValueError(f"{where}: {name}: expected an object of at most {MOST_BACKENDS} backends")
+        for backend in told[name]:
+            _text(f"{where}: {name}", backend)
+    for backend, us in told["us"].items():
+        if not isinstance(us, list) or len(us) != EACH or not all(map(_is_time, us)):
+            raise ValueError(f"{where}: us[{backend[:80]!r}]: expected {EACH} times of {LEAST_US:g} to {MOST_US:g} us")
+    for backend, why in told["absent"].items():
+        if not isinstance(why, str) or not why:
+            raise ValueError(f"{where}: absent[{backend[:80]!r}]: expected a reason")
+    return TimedCase(**told)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and LEAST_US <= value <= MOST_US
+
+
+def _text(where: str, value: Any) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= MOST_NAME:
+        raise ValueError(f"{where}={str(value)[:80]!r}: expected a text of at most {MOST_NAME} characters")
+
+
+def _keys(where: str, told: Any, expected: set[str]) -> None:
+    if not isinstance(told, dict) or told.keys() != expected:
+        raise ValueError(f"{where}: expected an object of {', '.join(sorted(expected))}, and nothing else")
