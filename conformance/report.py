@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from conformance.results import CheckResult, Evidence, Status, finite
+from conformance.vocabulary import SCHEME_NAMES
+from fp8moe.config import ACTIVATIONS
 
 FORMAT = 1
 PASSED, FAILED, INCOMPLETE = "passed", "failed", "incomplete"
@@ -109,6 +111,14 @@ class Report:
         return [check for check in self.checks if check.status is Status.WAIVED]
 
     @property
+    def scope(self) -> str:
+        """Which schemes the backend takes, and which it does not, in words: a verdict is of the former alone."""
+        taken = [_with_activations(name, self.takes[name]) for name in SCHEME_NAMES if self.takes.get(name)]
+        refused = [name for name in SCHEME_NAMES if not self.takes.get(name)]
+        told = f"takes {len(taken)} of {len(SCHEME_NAMES)} schemes: {', '.join(taken) or 'none'}"
+        return f"{told}; does not take {', '.join(refused)}" if refused else told
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many checks have each status."""
         return dict(Counter(check.status.value for check in self.checks))
@@ -163,6 +173,14 @@ class Report:
             return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"a report of check_backend that lacks {error}: run again without resuming") from None
+
+
+def _with_activations(scheme: str, activations: Sequence[str]) -> str:
+    """Such as "block (silu alone)", "block (5 of 9 activations)"; the bare scheme where every activation is taken."""
+    taken = [name for name in ACTIVATIONS if name in activations]
+    if len(taken) == len(ACTIVATIONS):
+        return scheme
+    return f"{scheme} ({f'{taken[0]} alone' if len(taken) == 1 else f'{len(taken)} of {len(ACTIVATIONS)} activations'})"
 
 
 def _check(data: dict[str, Any]) -> CheckResult:

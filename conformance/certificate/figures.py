@@ -202,6 +202,8 @@ def environment(certificate: Certificate) -> Iterator[tuple[str, Any]]:
     yield from (("backend", report.backend), ("backend named as", report.origin))
     distribution = certificate.surroundings["distribution"]
     yield from _parts("distribution", distribution) if distribution else [("distribution", "none that is installed")]
+    release = certificate.surroundings.get("release")
+    yield from _parts("release", release) if release else [("release", "not recorded")]
     yield from _parts("device", certificate.surroundings["device"])
     yield "target", report.target
     yield from _parts("version of", certificate.surroundings["versions"])

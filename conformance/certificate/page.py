@@ -7,7 +7,7 @@ the certificate says is escaped, and of bounded size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from conformance.axes import AXES
@@ -16,6 +16,7 @@ from conformance.certificate.figures import STATUSES
 from conformance.certificate.histogram import binned, histogram, names
 from conformance.certificate.reading import Certificate
 from conformance.certificate.tabled import Field, Table, field, lines, table
+from conformance.certificate.times.shown import compared, shown
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified
 from conformance.gate.shown import svg
 from conformance.gate.shown.words import clipped, counted
@@ -98,7 +99,7 @@ def page(found: Verified) -> str:
             [name.replace("_", " ") for name in figures.WAIVER],
             ([waiver.get(name) for name in figures.WAIVER] for waiver in report.waivers),
         ),
-        times=_times(certificate),
+        times=shown(certificate),
         surroundings=table(
             "What the certificate says of where it was made, and of the run.",
             ("name", "value"),
@@ -131,7 +132,7 @@ def comparison(first: Verified, second: Verified) -> str:
                 [Field(name), Field(a, told[0]["kind"] if name == "verdict" else ""), Field(b, told[1]["kind"])]
                 if name == "verdict"
                 else [Field(name), Field(a), Field(b)]
-                for (name, a), (_, b) in zip(*([("verdict", of["status"]), *of["facts"]] for of in told), strict=True)
+                for (name, a), (_, b) in zip(*map(_summary, told), strict=True)
             ],
         ),
         surroundings=table(f"What differs; {counted(same, 'row')} the same.", ("name", *sides), changed),
@@ -154,6 +155,8 @@ def comparison(first: Verified, second: Verified) -> str:
                 if any(name in of for of in spreads)
             ),
         ),
+        times=list(zip(sides, map(shown, both), strict=True)),
+        times_compared=compared(*both),
         counts=cases,
         cases=table(
             f"Cases whose status or digest differs, or that one has alone; at most {CASES_COMPARED}.",
@@ -199,8 +202,14 @@ def _told(found: Verified) -> dict[str, Any]:
         "holds": found.holds,
         "findings": lines(found.findings),
         "notes": lines(note for note in found.notes if note != facts["signature"]),
+        "scope": report.scope,
         "facts": [(name, clipped(field(value).text, 2 * BRIEF)) for name, value in facts.items()],
     }
+
+
+def _summary(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of one of two: the verdict, what it is of, and the facts."""
+    return [("verdict", told["status"]), ("schemes", told["scope"]), *told["facts"]]
 
 
 def _verdicts(found: Verified) -> Table:
@@ -241,15 +250,6 @@ def _bins(values: list[float]) -> Table:
     return table(
         "The same in figures.", ("error/bound", "cases"), ((name, f"{count:,}") for name, count in rows if count)
     )
-
-
-def _times(certificate: Certificate) -> str:
-    """Why there are no times; "" where there are."""
-    told = [check for check in certificate.report.checks if check.verdict == "performs"]
-    if any(check.status is not Status.NOT_RUN for check in told):
-        return ""
-    why = "; ".join(dict.fromkeys(check.reason for check in told if check.reason)) or "no reason was given"
-    return field(f"Times and regret are not part of this certificate: {why}.").text
 
 
 def _fitting(checks: Sequence[CheckResult], report: Report) -> tuple[list[figures.Failure], int]:

@@ -23,7 +23,8 @@ MOST_PACKED, MOST_UNPACKED, MOST_STATEMENT = 5 << 20, 64 << 20, 1 << 20
 MOST_TIMES, MOST_STRANGERS = 1 << 20, 10
 MOST_CHECKS, MOST_TEXT, MOST_DEPTH = 50_000, 20_000, 12
 NAMED = {"str": str, "int": int, "float": float, "bool": bool}
-SURROUNDINGS = {"device": dict, "versions": dict, "suite": dict, "distribution": (dict, type(None))}
+MAYBE = (dict, type(None))
+SURROUNDINGS = {"device": dict, "versions": dict, "suite": dict, "distribution": MAYBE, "release": MAYBE}
 
 
 class Malformed(ValueError):
@@ -85,7 +86,7 @@ def read_certificate(folder: Path) -> Certificate:
     times, files = _times(folder, evidence.get(TIMES))
     return Certificate(
         evidence["edition"],
-        {name: evidence[name] for name in SURROUNDINGS},
+        {name: evidence.get(name) for name in SURROUNDINGS},
         _report(evidence["report"]),
         str(evidence["report"].get("verdict")),
         statement,

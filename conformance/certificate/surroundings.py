@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from importlib.resources import files
@@ -10,6 +11,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from conformance.versions import versions
+from conformance.waivers.release import Release
 from fp8moe import __version__
 from fp8moe.detection import describe_device
 
@@ -18,17 +20,29 @@ SOURCE = (".py", ".json")
 GROUP = "fp8moe.backends"
 
 
-def surroundings(origin: str) -> dict[str, Any]:
+def surroundings(origin: str, release: Release) -> dict[str, Any]:
     """
     Args:
         origin: of the backend, a registered name or "module:Class".
+        release: whose kernels it runs, which for an adapter is not the distribution that brings it.
     """
     return {
         "device": asdict(describe_device()),
         "versions": versions(),
         "suite": {"version": __version__, "sha256": suite_digest()},
         "distribution": distribution_of(origin),
+        "release": asdict(release),
     }
+
+
+def released(told: Mapping[str, Any]) -> Release:
+    """The release that a certificate's surroundings tell; in earlier ones, the backend's own distribution."""
+    given = told.get("release")
+    if given is not None:
+        return Release(*(str(given.get(name, "")) for name in ("distribution", "version", "why")))
+    own = told["distribution"] or {}
+    version = str(own.get("version", ""))
+    return Release(str(own.get("name", "no distribution")), version, "" if version else "no version is recorded")
 
 
 def suite_digest() -> str:

@@ -14,20 +14,31 @@ FIELD = 1_000
 """Characters of one field."""
 ROOM = 100_000
 """Characters of one table or list as HTML; a page has a dozen of them."""
-MARKUP, PART = 60, 40
-"""Characters around a field, at most, and around each of its parts between commas."""
+MARKUP, PART, BAR = 60, 40, 260
+"""Characters around a field, at most, around each of its parts between commas, and of a bar."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """Text on one line, and the class that it has: one of the page's own words, never the certificate's."""
+    """Text on one line, and the class that it has: one of the page's own words, never the certificate's.
+
+    Args:
+        bar: a part of one, which is drawn beside the text that says it, too; None for no bar.
+    """
 
     text: str
     kind: str = ""
+    bar: float | None = None
 
     @property
     def size(self) -> int:
-        return len(escape(self.text)) + MARKUP + PART * self.text.count(", ")
+        drawn = 0 if self.bar is None else BAR
+        return len(escape(self.text)) + MARKUP + PART * self.text.count(", ") + drawn
+
+    @property
+    def drawn(self) -> str:
+        """The length of the bar, of 100; "" for none."""
+        return "" if self.bar is None else f"{100 * min(max(self.bar, 0.0), 1.0):.1f}"
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,16 @@ def said(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], most: int | None = None) -> Table:
+def table(
+    caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], most: int | None = None, room: int = ROOM
+) -> Table:
     """
     Args:
         rows: of Fields, or of values that become one.
         most: rows, at most; None: as many as fit.
+        room: characters, as HTML.
     """
-    shown, left, room = list[list[Field]](), 0, ROOM
+    shown, left = list[list[Field]](), 0
     for row in rows:
         if room >= 0 and (most is None or len(shown) < most):
             fields = [each if isinstance(each, Field) else field(each) for each in row]

@@ -23,7 +23,7 @@ from conformance.cases import Case, InvalidCase
 from conformance.certificate.reading import Certificate, Malformed, read_certificate
 from conformance.certificate.signing import is_by
 from conformance.certificate.statement import EVIDENCE, statement_of, subject_of
-from conformance.certificate.surroundings import suite_digest
+from conformance.certificate.surroundings import released, suite_digest
 from conformance.certificate.times.judged import contradictions as times_against
 from conformance.certificate.times.kept import ROUNDS, TABLE, TAKEN
 from conformance.certification import POOLED, excluded
@@ -95,7 +95,7 @@ def verify(folder: Path, key: Path | None = None, editions: Callable[[str], Edit
     items = items_for(which.level, report.takes, target_of(report.target), which.seed, fnuz=report.fnuz)
     found.findings += _plan(report, items, which)
     found.findings += [text for check in report.checks for text in _result(check, report, which)]
-    found.findings += contradictions(report, items)
+    found.findings += contradictions(report, items, released(certificate.surroundings))
     found.findings += _digests(report)
     found.findings += _totals(report, items)
     found.findings += _surroundings(certificate, found.notes)
@@ -288,7 +288,10 @@ def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
         notes.append(f"made by a suite {__version__} whose source is not the one installed here: compare the two")
     elif suite.get("version") != __version__:
         notes.append(f"made by suite {suite.get('version')}; this is {__version__}")
-    if told["distribution"] is None:
+    own, release = told["distribution"], released(told)
+    if own is not None and own.get("name") == release.distribution and own.get("version") != release.version:
+        yield f"release: {str(release)[:200]}: the backend's distribution is {own.get('name')} {own.get('version')}"
+    if own is None:
         notes.append("the backend came from no installed distribution: what ran cannot be named")
 
 

@@ -14,8 +14,11 @@ from typing import Any
 
 from conformance.certificate.signing import signature_by
 from conformance.certificate.statement import EVIDENCE, enveloped, statement_of
+from conformance.certificate.surroundings import released
 from conformance.certificate.times.kept import NOT_TAKEN, Times
 from conformance.report import INCOMPLETE, Report
+from conformance.waivers.kept import out_of_range, waivers_of
+from conformance.waivers.waiver import WaiverError
 
 FORMAT = 1
 STATEMENT_FILE = "statement.dsse.json"
@@ -45,7 +48,8 @@ def write_certificate(
         times: of the backend beside others.
 
     Raises:
-        NoCertificate: the folder is there already, or the run is not complete.
+        NoCertificate: the folder is there already, the run is not complete, or one of its waivers is for other versions
+            of the backend than the one that is here.
         conformance.certificate.signing.CannotSign: by this key.
         OSError: as writing raises it; nothing is left then.
     """
@@ -53,6 +57,12 @@ def write_certificate(
         raise NoCertificate(f"{folder} is there already: name a folder that is not, or move that one away")
     if report.verdict == INCOMPLETE:
         raise NoCertificate(f"the run is incomplete ({report.counts.get('not_run', 0)} not run): go on with --resume")
+    try:
+        wrong = list(out_of_range(waivers_of(report), released(surroundings)))
+    except WaiverError as error:
+        wrong = [str(error)]
+    if wrong:
+        raise NoCertificate("; ".join(wrong))
     evidence = {"format": FORMAT, "edition": edition, **surroundings, TIMES: times.told}
     evidence["report"] = json.loads(report.to_json())
     packed = gzip.compress(json.dumps(evidence, indent=1).encode(), mtime=0)

@@ -62,7 +62,7 @@ class InForce:
             if self.plan.items:  # else it does not run here at all, and its library may be missing
                 self.rotten.append(f"{waiver} is for versions {waiver.backend_version}, and {here}")
             return False
-        return waiver.versions.contains(self.release.version, prereleases=True)
+        return waiver.holds_for(self.release.version)
 
     def covering(self, check: str, case: Case) -> Waiver | None:
         """The first that covers a case: of a failure, the case that it was found as, not the one that it shrinks to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 
 from conformance.levels import Item
 from conformance.report import Report
@@ -11,26 +11,49 @@ from conformance.results import CheckResult, Status
 from conformance.waivers.file import TABLE, waivers_from
 from conformance.waivers.in_force import CHECK, excuse, rotten
 from conformance.waivers.patterns import matches
+from conformance.waivers.release import Release
 from conformance.waivers.waiver import WaiverError, Waivers
 
 SOURCE = "report.waivers"
 
 
-def contradictions(report: Report, items: Sequence[Item]) -> Iterator[str]:
+def waivers_of(report: Report) -> Waivers:
+    """Those that a report names.
+
+    Raises:
+        WaiverError: they break the rules of a file of waivers on the day of the run.
+    """
+    if not report.waivers:
+        return Waivers()
+    return waivers_from({TABLE: [dict(waiver) for waiver in report.waivers]}, SOURCE, today=_day(report))
+
+
+def _day(report: Report) -> date:
+    return datetime.fromisoformat(report.date).astimezone(timezone.utc).date()
+
+
+def out_of_range(file: Waivers, release: Release) -> Iterator[str]:
+    """Waivers for other versions of the backend than was judged."""
+    for waiver in file.waivers:
+        if not waiver.holds_for(release.version):
+            yield f"{SOURCE}: {waiver} is for versions {waiver.backend_version}: judged was {release}"
+
+
+def contradictions(report: Report, items: Sequence[Item], release: Release) -> Iterator[str]:
     """What about a report's waivers cannot be, each with its place.
 
     Args:
         report: whose date is one.
-        items: what its level goes through on what the backend takes. Nothing here knows the backend's version.
+        items: what its level goes through on what the backend takes.
+        release: that was judged.
     """
-    day = datetime.fromisoformat(report.date).astimezone(timezone.utc).date()
-    file = Waivers()
-    if report.waivers:
-        try:
-            file = waivers_from({TABLE: [dict(waiver) for waiver in report.waivers]}, SOURCE, today=day)
-        except WaiverError as error:
-            yield str(error)
-            return
+    day = _day(report)
+    try:
+        file = waivers_of(report)
+    except WaiverError as error:
+        yield str(error)
+        return
+    yield from out_of_range(file, release)
     for waiver in file.waivers:
         if waiver.backend not in (report.backend, report.origin):
             yield f"{SOURCE}: {waiver} is for backend {waiver.backend!r}: the report is on {report.backend!r}"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING
 
+from packaging.version import InvalidVersion
+
 from conformance.cases import Case
 from conformance.waivers.patterns import CasePattern, matches
 
@@ -50,6 +52,13 @@ class Waiver:
 
     def covers(self, check: str, case: Case) -> bool:
         return matches(self.check, check) and self.cases.holds(case)
+
+    def holds_for(self, version: str) -> bool:
+        """Whether a backend's version is in its range; "" and what is no version are not."""
+        try:
+            return bool(version) and self.versions.contains(version, prereleases=True)
+        except InvalidVersion:
+            return False
 
     def days_left(self, today: date) -> int:
         """0 on the last day, less than 0 once it has expired."""

@@ -17,9 +17,12 @@ from conformance.certificate.times.kept import FAILED, Times
 from conformance.certificate.times.taking import ASKED_S, take
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
+from conformance.contain import Worker
 from conformance.editions import DEVICES, UnknownEdition, edition, names
+from conformance.planned import reference_to
 from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
+from conformance.waivers.release import Release, release_of
 from fp8moe.commands import tables
 from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.question import BadInput
@@ -87,12 +90,18 @@ def certify(
         return report
     times = _times(report, times_s)
     try:
-        write_certificate(out, report, which.edition, surroundings(report.origin), key, times)
+        where = surroundings(report.origin, _release(report))
+        write_certificate(out, report, which.edition, where, key, times)
     except (NoCertificate, CannotSign, OSError) as error:
         raise BadInput(f"{error}; what was run is kept in {kept}") from None
     kept.unlink()
     tables.console().print(f"certificate of edition {which.edition}: {escape(str(out))}")
     return report
+
+
+def _release(report: Report) -> Release:
+    with Worker(report.target) as worker:
+        return release_of(worker, reference_to(report.origin))
 
 
 def _times(report: Report, seconds: float) -> Times:
@@ -185,5 +194,7 @@ def print_verified(found: Verified) -> None:
     if found.holds:
         out.print(PROVES, soft_wrap=True)
         out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
+        if found.certificate is not None:
+            out.print(Text(found.certificate.report.scope), soft_wrap=True)
     else:
         out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))

@@ -15,12 +15,15 @@ from conformance.gate.shown import svg
 from tests.unit.browser import CONTRAST, Browser, NoBrowser
 from tests.unit.certificates import SMALL, cases_of, forged, invented, written
 from tests.unit.gate_runs import HOSTILE
+from tests.unit.timed_certificates import CASES, times, with_times
 
 HEADLINES = {
     "passed": "fp8moe certificate: TOY passed",
     "failed": "fp8moe certificate: TOY failed",
     "hostile": "does not hold",
     "two": "fp8moe certificates side by side: TOY passed, TOY failed",
+    "timed": "fp8moe certificate: TOY passed",
+    "timed two": "fp8moe certificates side by side: TOY passed, TOY passed",
 }
 
 
@@ -57,6 +60,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": page(small(hostile)),
         "two": comparison(small(passed), small(failed)),
     }
+    timed = small(with_times(folder / "d", times(len(CASES))))
+    made |= {"timed": page(timed), "timed two": comparison(timed, small(with_times(folder / "e")))}
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in made}
@@ -73,7 +78,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, pages: dict[str, Pa
 
 def test_it_says_the_verdict_and_is_alone(opened: Browser) -> None:
     assert HEADLINES[opened.name] in opened.value("document.querySelector('h1').innerText")
-    assert HEADLINES[opened.name] in opened.value("document.title") or opened.name == "two"
+    assert HEADLINES[opened.name] in opened.value("document.title") or "two" in opened.name
     asked = [request["request"]["url"] for request in opened.told("Network.requestWillBeSent")]
     assert asked == [opened.value("location.href")]
     complaints = (
@@ -143,3 +148,22 @@ def test_it_reflows_on_a_narrow_screen(opened: Browser) -> None:
     """WCAG 2.2, 1.4.10: at 320 pixels nothing but wide tables scrolls sideways, each within its own frame."""
     opened.width(320)
     assert opened.value("document.documentElement.scrollWidth") <= 320
+
+
+def test_bars_are_drawn_in_both_schemes(opened: Browser) -> None:
+    """In the palette's blue, as long as the words beside them say."""
+    if "timed" not in opened.name:
+        assert opened.value("document.querySelectorAll('.f8-bar').length") == 0
+        return
+    for scheme, palette in (("light", svg.LIGHT), ("dark", svg.DARK)):
+        opened.scheme(scheme)
+        fill = opened.value("getComputedStyle(document.querySelector('.f8-bar-part')).fill")
+        colour = palette["faster"]
+        assert fill == f"rgb({', '.join(str(int(colour[place : place + 2], 16)) for place in (1, 3, 5))})"
+    bar = "document.querySelector('#times ~ .wide td .f8-bar')"
+    assert opened.value(f"{bar}.closest('td').innerText.trim()") == "33.3%"
+    part, whole = (
+        opened.value(f"{bar}.querySelector('{of}').getBoundingClientRect().width")
+        for of in (".f8-bar-part", ".f8-bar-whole")
+    )
+    assert abs(part / whole - 0.333) < 1 / whole

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from conformance.certificate.reading import read_certificate
 from conformance.certificate.verifying import Verified, verify
+from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.results import Status
 from conformance.waivers import parse_waivers
 from conformance.waivers.in_force import excuse
@@ -25,7 +27,13 @@ def folder(tmp_path: Path) -> Path:
     report = invented()
     number = next(n for n, check in enumerate(report.checks) if check.case)
     failed = report.checks[number]
-    known = {"case": failed.case, "backend": "TOY", "device": "a GPU", "expires": in_days(90)}
+    known = {
+        "case": failed.case,
+        "backend": "TOY",
+        "device": "a GPU",
+        "expires": in_days(90),
+        "backend_version": ">=1,<2",
+    }
     (waiver,) = parse_waivers(toml(known)).waivers
     reason = f"{excuse(waiver)}; what failed: E1 = 3 > 1"
     checks = list(report.checks)
@@ -44,8 +52,27 @@ def test_one_with_a_waiver_holds_and_says_so(folder: Path) -> None:
     assert found.certificate.statement["predicate"]["result"] == "WARNED"
 
 
+@pytest.mark.parametrize("version", ["1", "1.9.3+cu129", "1.5rc1"])
+def test_its_range_is_compared_with_the_kernels_release(version: str, folder: Path) -> None:
+    forged(folder, release(version=version))
+    assert verdict_on(folder).findings == []
+
+
+def test_none_is_written_with_a_waiver_of_another_version(folder: Path, tmp_path: Path) -> None:
+    certificate = read_certificate(folder)
+    where = dict(certificate.surroundings) | {"release": {"distribution": "acme-kernels", "version": "2.0", "why": ""}}
+    with pytest.raises(NoCertificate, match=r"is for versions >=1,<2: judged was acme-kernels 2\.0"):
+        write_certificate(tmp_path / "other", certificate.report, certificate.edition, where)
+    assert not (tmp_path / "other").exists()
+
+
 def waived(**fields: Any) -> Callable[[dict[str, Any]], object]:
     return lambda evidence: evidence["report"]["waivers"][0].update(fields)
+
+
+def release(**fields: str) -> Callable[[dict[str, Any]], object]:
+    told = {"distribution": "acme-kernels", "version": "1.5", "why": ""} | fields
+    return lambda evidence: evidence.update(release=told)
 
 
 def all_waived(evidence: dict[str, Any]) -> None:
@@ -75,6 +102,12 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "of another owner": (waived(owner="nobody"), "waived, by none of the 1 waivers"),
     "of another backend": (waived(backend="OTHER"), "is for backend 'OTHER'"),
     "of another device": (waived(device="a TPU"), "is for device 'a TPU'"),
+    "of another version": (waived(backend_version=">=1.2,<1.4"), "is for versions >=1.2,<1.4: judged was toy 1"),
+    "of a later version than was judged": (release(version="3"), "is for versions >=1,<2: judged was acme-kernels 3"),
+    "of a version that is none": (release(version="new"), "is for versions >=1,<2: judged was acme-kernels new"),
+    "of no version": (release(version="", why="lost"), "is for versions >=1,<2: judged was acme-kernels (lost)"),
+    "of an own version made up": (release(distribution="toy", version="1.5"), "the backend's distribution is toy 1"),
+    "of no distribution": (lambda evidence: evidence.update(distribution=None), "(no version is recorded)"),
     "expired": (waived(expires=YESTERDAY), "had expired on the day of the run"),
     "without end": (waived(expires="2999-01-01"), "at most 180"),
     "with a field more": (waived(why="x"), "unknown key 'why'"),
