@@ -28,6 +28,7 @@ from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.question import BadInput
 
 SHOWN = 20
+MOST_TIMES_S = 3600
 PROVES = f"proven: {PROVEN}. Not proven: {NOT_PROVEN}"
 
 
@@ -61,6 +62,8 @@ def certify(
         raise BadInput(f"--edition: {error}") from None
     if device is not None and device not in DEVICES:
         raise BadInput(f"--device {device}: a certificate is of a run on {', '.join(DEVICES)}")
+    if not times_s <= MOST_TIMES_S:
+        raise BadInput(f"--times {times_s:g}: at most {MOST_TIMES_S} seconds, 0 for none")
     if out.exists():
         raise BadInput(f"--out {out}: is there already; name a folder that is not")
     piece = None if shard is None else _shard(shard)

@@ -11,11 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from conformance.certificate.statement import EVIDENCE
+from conformance.certificate.times.kept import FAILED, Times
 from conformance.editions import edition
+from conformance.report import Report
 from conformance.shards import InvalidShard, Shard, gathered
+from fp8moe import __version__
 from fp8moe.cli import app
 from tests.unit.certificates import SMALL, cases_of, invented
 
+SCOPE = "takes 1 of 10 schemes: block (silu alone); does not take tensor_static, "
 BACKEND = "tests.unit.certificates:BlockAlone"
 
 
@@ -42,15 +46,20 @@ def test_from_a_run_to_a_certificate_that_holds(tmp_path: Path) -> None:
 
     status, told = run(*asked)
     assert (status, "goes on with" in told, "certificate of edition test.1" in told) == (0, True, True), told
+    assert "times: not taken: of a cpu device" in told
+    assert SCOPE in told
     assert [path.name for path in tmp_path.iterdir()] == ["certificate"]
 
     status, told = run("verify", out)
-    assert (status, "holds: the backend passed" in told, "Not proven" in told) == (0, True, True), told
+    assert (status, "Not proven" in told) == (0, True), told
+    assert f"holds: the backend passed\n{SCOPE}" in told
+    assert "note  times not taken: of a cpu device" in told
 
     status, told = run("verify", out, "--spot-check", 3)
     assert (status, "3 cases run again on this device: 3 with the same bits" in told) == (0, True), told
 
     evidence = json.loads(gzip.decompress((out / EVIDENCE).read_bytes()))
+    assert evidence["release"] == {"distribution": "fp8moe", "version": __version__, "why": ""}
     cases_of(evidence)[0]["digest"] = "0" * 16
     (out / EVIDENCE).write_bytes(gzip.compress(json.dumps(evidence).encode()))
     status, told = run("verify", out)
@@ -59,15 +68,34 @@ def test_from_a_run_to_a_certificate_that_holds(tmp_path: Path) -> None:
     assert run(*asked)[0] == 64  # the folder is there
 
 
+def test_times_that_fail_cost_the_checks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU whose process of times ends: told in red, kept in the certificate, and the verdict stays."""
+    asked: list[float] = []
+
+    def failed(report: Report, seconds: float) -> Times:
+        asked.append(seconds)
+        return Times(FAILED, f"{report.origin} has no time: its process ended with status -11")
+
+    monkeypatch.setattr("fp8moe.commands.certify.take", failed)
+    out = tmp_path / "certificate"
+    status, told = run("certify", BACKEND, "--device", "cpu", "--edition", SMALL.edition, "--out", out, "--times", 30)
+    assert (status, asked) == (0, [30.0])
+    assert f"times: failed: {BACKEND} has no time: its process ended with status -11" in told
+    status, told = run("verify", out)
+    assert (status, "note  times failed: " in told, "holds: the backend passed" in told) == (0, True, True), told
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--edition", "1999"), "--edition"),
         (("--device", "interpreter"), "a certificate is of a run on cpu, cuda, rocm, xpu"),
+        (("--times", "1e9"), "--times 1e+09: at most 3600 seconds"),
     ],
 )
 def test_what_is_refused(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
     status, output = run("certify", BACKEND, "--out", tmp_path / "certificate", *arguments)
+    output = " ".join(output.split())
     assert status == 64
     assert told in output
     assert list(tmp_path.iterdir()) == []

@@ -27,9 +27,7 @@ from conformance.pages import PageUnavailable
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report
 from conformance.results import CheckResult, Status
-from conformance.vocabulary import SCHEME_NAMES
 from fp8moe.cli import app
-from fp8moe.config import ACTIVATIONS
 from tests.unit.certificates import SMALL, cases_of, forged, invented, surroundings, written
 from tests.unit.elements import Elements
 from tests.unit.gate_runs import HOSTILE
@@ -178,19 +176,6 @@ def test_what_speaks_against_it_comes_first() -> None:
     assert text.index("12 cases are missing") < text.index('id="verdicts"')
     assert PROVEN not in text
     assert "verdict, as claimed" in text
-
-
-def test_the_headline_says_what_the_verdict_is_of() -> None:
-    told = (
-        "takes 1 of 10 schemes: block (2 of 7 activations); does not take tensor_static, tensor_dyn, tensor_tok, "
-        "channel_tok, tensor_128, none, tensor_none, channel_none, block_none"
-    )
-    assert f"</h1>\n<p><strong>{told}</strong></p>" in page(held())
-    everything = replace(invented(), takes=dict.fromkeys(SCHEME_NAMES, ACTIVATIONS))
-    assert everything.scope == f"takes 10 of 10 schemes: {', '.join(SCHEME_NAMES)}"
-    assert replace(invented(), takes={"none": ["gelu"]}).scope.startswith("takes 1 of 10 schemes: none (gelu alone); ")
-    text = comparison(held(), held(everything))
-    assert f'<th scope="row">schemes</th><td>{told}</td><td>{everything.scope}</td>' in text
 
 
 def test_one_that_cannot_be_read_has_no_page() -> None:

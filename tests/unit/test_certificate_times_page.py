@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conformance.cases import Case
 from conformance.certificate.page import comparison, page
 from conformance.certificate.times.kept import BEFORE, FAILED, NOT_TAKEN, TAKEN, TimedCase, Times
 from conformance.certificate.verifying import Verified, verify
@@ -24,9 +25,11 @@ def of(kept: Times) -> Verified:
     return replace(found, certificate=replace(found.certificate, times=kept))
 
 
-def row(text: str, case: str) -> list[str]:
+def row(text: str, head: str | Case) -> list[str]:
     """The texts of one row, and of its bars their lengths."""
-    (inner,) = re.findall(rf'<tr><th scope="row">{re.escape(case)}</th>(.*)</tr>', text)
+    if isinstance(head, Case):
+        head = f"{head.model}, {head.scheme}, {head.tokens} tokens"
+    (inner,) = re.findall(rf'<tr><th scope="row">{re.escape(head)}</th>(.*)</tr>', text)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", inner)
     return [re.sub(r' ?<svg.*width="([\d.]+)" height="8"/></svg>', r" |\1", cell) for cell in cells]
 
@@ -34,10 +37,10 @@ def row(text: str, case: str) -> list[str]:
 def test_a_case_has_its_floor_share_and_regrets(tmp_path: Path) -> None:
     text = page(verify(with_times(tmp_path / "certificate"), editions=lambda _name: SMALL))
     shown = unharmed(text)
-    floor, took, share, over, selected, regret, others = row(text, str(CASES[0]))
+    floor, took, share, over, regret, others = row(text, CASES[0])
     assert (floor, took, share) == ("9.452, by bytes", "28.37", "33.3% |33.3")
-    assert (over, selected, others) == ("the fastest |0.0", "TRITON", "TRITON 37.83")
-    assert re.fullmatch(r"33\.3% \(3[\d.]+% to 3[\d.]+%\) over TOY \|33\.3", regret)
+    assert (over, others) == ("the fastest |0.0", "TRITON 37.83")
+    assert re.fullmatch(r"TRITON: 33\.3% \(3[\d.]+% to 3[\d.]+%\) over TOY \|33\.3", regret)
     said = " ".join(shown.texts)
     assert "TOY on 3 of 36 published cases: the floor is 33% to 33% of its time, median 33%" in said
     assert "regret of the selected backend: median 33.3%, most 33.3%, in 3 cases" in said
@@ -70,11 +73,11 @@ def test_one_that_is_slower_alone_or_not_timed() -> None:
     third = replace(third, us={"TRITON": third.us["TRITON"]}, absent={"TOY": "it raised <RuntimeError>"})
     text = page(of(replace(times(), cases=[first, second, third])))
     unharmed(text)
-    slower, alone, absent = (row(text, str(case)) for case in CASES[:3])
+    slower, alone, absent = (row(text, case) for case in CASES[:3])
     assert slower[3].startswith("125.0% (12")
     assert slower[3].endswith("over TRITON |100.0")
-    assert slower[5] == "the fastest |0.0"
-    assert (alone[3], alone[4:]) == ("alone here |0.0", ["nothing", "-", "-"])
+    assert slower[4] == "TRITON: the fastest |0.0"
+    assert alone[3:] == ["alone here |0.0", "nothing: -", "-"]
     assert absent[1:4] == ["no time", "-", "-"]
     assert row(text, "TOY") == ["it raised &lt;RuntimeError&gt;", "1"]
 
@@ -83,31 +86,43 @@ def test_two_side_by_side() -> None:
     slower = replace(times(2), cases=[replace(one, us={"TOY": rounds(500.0)}) for one in times(2).cases])
     text = comparison(of(times()), of(slower))
     unharmed(text)
-    assert row(text, str(CASES[0])) == [
+    assert row(text, CASES[0]) == [
         "28.37",
         "33.3% |33.3",
         "the fastest |0.0",
-        "500",
+        "500.3",
         "1.9% |1.9",
         "alone here |0.0",
     ]
-    assert row(text, str(CASES[2]))[3:] == ["not timed", "-", "-"]
+    assert row(text, CASES[2])[3:] == ["not timed", "-", "-"]
     assert text.count("TOY on 3 of 36 published cases") == text.count("TOY on 2 of 36 published cases") == 1
     neither = comparison(of(Times()), of(Times()))
     assert neither.count("not part of this certificate") == 2
     assert "floor over time" not in neither
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_times_stay_text_and_small(name: str) -> None:
-    long = f"{name}{'<&' * 200}"[:500]
-    crowd = {f"{number}{long}"[:500]: rounds(1e5) for number in range(63)}
+def hostile(name: str, count: int, others: int) -> Verified:
+    """With this name for everything that a certificate names."""
+    long = f"{name}{'<&' * 250}"[:500]
+    crowd = {f"{number}{long}"[:500]: rounds(1e5) for number in range(others)}
     cases = [
         TimedCase(one.case, long, one.us | crowd | {long: rounds(1e4)}, {long: f"{long}{one.case}"})
-        for one in times(len(CASES)).cases
+        for one in times(count).cases
     ]
-    hostile = of(Times(TAKEN, "", H200, times().rates, cases))
-    unharmed(page(hostile))
-    unharmed(comparison(hostile, hostile))
+    return of(Times(TAKEN, "", H200, times(count).rates, cases))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_times_stay_text(name: str) -> None:
+    found = hostile(name, 2, 3)
+    unharmed(page(found))
+    unharmed(comparison(found, found))
     unharmed(page(of(Times(FAILED, name))))
     unharmed(page(of(replace(times(1), cases=[TimedCase(name, name, {name: rounds(1.0)}, {})]))))
+
+
+def test_as_many_as_may_be_are_still_a_page() -> None:
+    found = hostile("<&", len(CASES), 61)
+    shown = unharmed(page(found))
+    assert "more rows, in the certificate's evidence" in " ".join(shown.texts)
+    unharmed(comparison(found, found))

@@ -68,7 +68,8 @@ def all_judged(times: Times, report: Report) -> list[Judged]:
     if times.status != TAKEN or rates is None or report.target not in TARGETS:
         return []
     known = set(map(str, planned(report.takes, target_of(report.target))))
-    return [judged(one, report.origin, rates) for one in times.cases if one.case in known]
+    cases = {one.case: one for one in times.cases if one.case in known}  # each once, however often it is there
+    return [judged(one, report.origin, rates) for one in cases.values()]
 
 
 def summary(times: Times, report: Report) -> list[str]:

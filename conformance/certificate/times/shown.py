@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conformance.certificate.reading import Certificate
 from conformance.certificate.tabled import Field, Table, field, lines, table
 from conformance.certificate.times.judged import Judged, absent, all_judged, summary
 from conformance.certificate.times.kept import FAILED, TAKEN
+from conformance.gate.shown.words import counted
 from conformance.timing.side_by_side import Regret
 
 NONE = "-"
 CASES = "Microseconds of a call beside the floor, which is the least that the device's data sheet allows."
-COLUMNS = ("case", "floor", "its time", "floor over time", "over the fastest", "selected", "regret of it", "others")
+COLUMNS = ("layer", "floor", "its time", "floor over time", "over the fastest", "regret of the selected", "others")
 ROOM = 250_000
 """Characters of the cases as HTML: a hundred rows with their bars."""
 COMPARED = ("its time", "floor over time", "over the fastest")
@@ -54,15 +55,19 @@ def shown(certificate: Certificate) -> Shown:
 def _row(one: Judged, backend: str) -> list[Field]:
     us = one.timed.typical_us
     others = ", ".join(f"{name} {us[name]:.4g}" for name in us if name != backend)
-    selected = field(one.timed.selected) if one.timed.selected else Field("nothing")
+    cost = _cost(one, one.selected)
     return [
-        field(one.timed.case),
+        _layer(one),
         Field(f"{one.floor.us:.4g}, by {one.floor.by}"),
         *_own(one, backend),
-        selected,
-        _cost(one, one.selected),
+        replace(cost, text=field(f"{one.timed.selected or 'nothing'}: {cost.text}").text),
         field(others) if others else Field(NONE),
     ]
+
+
+def _layer(one: Judged) -> Field:
+    """In words; a published one has one case of each."""
+    return Field(f"{one.case.model}, {one.case.scheme}, {counted(one.case.tokens, 'token')}")
 
 
 def _own(one: Judged, backend: str) -> list[Field]:
@@ -92,12 +97,12 @@ def compared(first: Certificate, second: Certificate) -> Table:
     found = [{one.timed.case: one for one in all_judged(each.times, each.report)} for each in both]
 
     def row(case: str) -> list[Field]:
-        fields = [field(case)]
+        fields = [_layer(next(of[case] for of in found if case in of))]
         for certificate, of in zip(both, found, strict=True):
             fields += (
                 _own(of[case], certificate.report.origin) if case in of else [Field("not timed"), *[Field(NONE)] * 2]
             )
         return fields
 
-    columns = ("case", *(f"{name} ({side})" for side in ("first", "second") for name in COMPARED))
+    columns = ("layer", *(f"{name} ({side})" for side in ("first", "second") for name in COMPARED))
     return table(CASES, columns, map(row, dict.fromkeys([*found[0], *found[1]])), room=ROOM)
