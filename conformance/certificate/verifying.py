@@ -308,7 +308,8 @@ def _times(certificate: Certificate, notes: list[str]) -> Iterator[str]:
             if certificate.table != table:
                 yield f"{TABLE}: not the table that {ROUNDS} comes to"
     yield from (f"{name[:80]!r}: in the folder, and no part of the certificate" for name in certificate.strangers)
-    notes.append(f"times {times.status}{f': {times.reason}' if times.reason else f' on {len(times.cases)} cases'}")
+    if times.status != TAKEN:
+        notes.append(f"times {times.status}: {times.reason}")
 
 
 def _statement(certificate: Certificate) -> Iterator[str]:

@@ -105,9 +105,11 @@ class Version:
         if not line:
             raise WorkerFailed(f"{self.name}: its process ended with status {self._process.wait()}")
         try:
-            answer: dict[str, Any] = json.loads(line)
+            answer = json.loads(line)
         except ValueError:
-            raise WorkerFailed(f"{self.name}: its answer to {verb!r} is no JSON: {line.strip()[:200]!r}") from None
+            answer = None
+        if not isinstance(answer, dict):
+            raise WorkerFailed(f"{self.name}: its answer to {verb!r} is no object of JSON: {line.strip()[:200]!r}")
         if "error" in answer:
             raise WorkerFailed(f"{self.name}: {answer['error']}")
         return answer

@@ -13,7 +13,7 @@ from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign
 from conformance.certificate.surroundings import surroundings
 from conformance.certificate.times.judged import TARGETS, summary
-from conformance.certificate.times.kept import FAILED, Times
+from conformance.certificate.times.kept import FAILED, TAKEN, Times
 from conformance.certificate.times.taking import ASKED_S, take
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
@@ -198,6 +198,8 @@ def print_verified(found: Verified) -> None:
         out.print(PROVES, soft_wrap=True)
         out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
         if found.certificate is not None:
-            out.print(Text(found.certificate.report.scope), soft_wrap=True)
+            report, times = found.certificate.report, found.certificate.times
+            told = summary(times, report) if times.status == TAKEN else []
+            out.print(Text("\n".join([report.scope, *told])), soft_wrap=True)
     else:
         out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from conformance.certificate.reading import Malformed, read_certificate
 from conformance.certificate.times.judged import all_judged, summary
@@ -28,6 +29,7 @@ from conformance.editions import target_of
 from conformance.performs import floor_of, work_of_case
 from conformance.pinned import checkpoint_cases
 from conformance.vocabulary import SCHEME_NAMES
+from fp8moe.cli import app
 from fp8moe.config import ACTIVATIONS
 from fp8moe.measured import MeasuredTable
 from fp8moe.registry import BackendSpec
@@ -58,11 +60,21 @@ def folder(tmp_path: Path) -> Path:
 def test_one_with_times_holds_and_is_small(folder: Path) -> None:
     found = verdict_on(folder)
     assert (found.findings, found.verdict) == ([], "passed")
-    assert "times taken on 3 cases" in found.notes
+    assert found.notes == ["not signed: whoever made it is not known"]
     assert [subject["name"] for subject in statement_in(folder)["subject"]] == ["evidence.json.gz", ROUNDS, TABLE]
     assert found.certificate is not None
     assert found.certificate.times == times()
     assert sum(file.stat().st_size for file in folder.iterdir()) < 5 << 20
+
+
+def test_the_command_tells_shares_and_regrets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conformance.certificate.verifying.verify.__defaults__", (None, lambda _name: SMALL))
+    found = CliRunner().invoke(app, ["verify", str(folder)])
+    assert found.exit_code == 0
+    assert "\ntakes 1 of 10 schemes: block (2 of 7 activations); does not take" in found.output
+    assert "\ntimes: TOY on 3 of 36 published cases: the floor is 33% to 33% of its time" in found.output
+    assert "\ntimes: regret of the selected backend: median 33.3%, most 33.3%, in 3 cases" in found.output
+    assert "\ntimes: absent: MARLIN, in 3 cases: its library is not installed" in found.output
 
 
 def test_its_table_is_one_that_explain_reads(folder: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,7 @@ from conformance.certificate.times.taking import take
 from conformance.performs import Work
 from conformance.timing import worker
 from conformance.timing.side_by_side import Contenders, SideBySide
-from conformance.timing.two_processes import WorkerFailed
+from conformance.timing.two_processes import Version, WorkerFailed
 from tests.unit.certificates import invented
 from tests.unit.timed_certificates import CASES, H200, on_h200, rounds, timed
 
@@ -128,6 +130,30 @@ def test_the_backend_itself_ends_the_process(played: Taken) -> None:
     assert found.cases[1].absent == {"TOY": "status -9; and alone: status -11"}
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"us": {"TOY": [0.0] * 16}},
+        {"us": {"TOY": rounds(50.0)[:3]}},
+        {"us": "fast"},
+        {"absent": {"MARLIN": 3}},
+        {"absent": None},
+        {"left": 7},
+        {"device": {"name": "NVIDIA H200"}},
+        {"selected": ["TRITON"]},
+    ],
+)
+def test_an_answer_that_is_none(wrong: dict[str, Any], played: Taken) -> None:
+    """A backend runs in the process, and may have answered in its place."""
+    found, _ = played(lambda case, alone: answer(case, alone, **wrong), 100)
+    assert found.status == FAILED
+    assert "the process gave no times" in found.reason
+    found, _ = played(lambda case, alone: answer(case, alone, **({} if alone else wrong)), 100)
+    assert (found.status, set(found.cases[0].us)) == (TAKEN, {"TOY"})
+    found, _ = played(lambda case, alone: {}, 100)
+    assert found.status == FAILED
+
+
 def test_no_process_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -192,6 +218,47 @@ def test_a_real_process_without_a_gpu() -> None:
         pytest.skip("there is a GPU here")
     found = take(on_h200(), 100.0)
     assert (found.status, found.reason.startswith("TOY has no time: no process that could time: ")) == (FAILED, True)
+
+
+WORKER = """
+import json, os, pathlib, sys, time
+answers = json.loads(pathlib.Path(__file__).with_name("answers.json").read_text())
+for line in sys.stdin:
+    asked = json.loads(line)
+    number = asked.get("case") and list(answers).index(asked["case"])
+    if number == 1 and not asked["alone"]:
+        os.abort()
+    if number == 3:
+        time.sleep(600)
+    hello = {"protocol": 2, "versions": {}, "device": "played"}
+    print(json.dumps(answers[asked["case"]][asked["alone"]] if asked["verb"] == "beside" else hello), flush=True)
+"""
+
+
+def test_real_processes_that_end_and_hang(tmp_path: Path) -> None:
+    """The second case ends its process, and is timed alone in another; the fourth hangs until the time is over."""
+    timing = tmp_path / "conformance" / "timing"
+    timing.mkdir(parents=True)
+    for package in (timing, timing.parent):
+        (package / "__init__.py").write_text("")
+    (timing / "worker.py").write_text(WORKER)
+    both = {str(case): [answer(case, alone) for alone in (False, True)] for case in CASES}
+    (timing / "answers.json").write_text(json.dumps(both))
+    started: list[Version] = []
+
+    def start(left: float) -> Version:
+        started.append(Version("the process that times", tmp_path, left))
+        return started[-1]
+
+    begin = time.monotonic()
+    found = take(on_h200(), 8.0, start)
+    assert time.monotonic() - begin < 30
+    assert (found.status, [set(one.us) for one in found.cases]) == (
+        TAKEN,
+        [{"TOY", "TRITON"}, {"TOY"}, {"TOY", "TRITON"}],
+    )
+    assert "its process ended with status -6" in found.cases[1].absent["TRITON"]
+    assert len(started) == 2
 
 
 def test_the_process_times_a_case_beside_the_others_or_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_an_answer_that_is_none_is_told(tmp_path: Path) -> None:
     a, b = Version("A", checkout(tmp_path / "a", 1.0)), Version("B", checkout(tmp_path / "b", 1.0))
     with (
         TwoProcessPairs({"loud": ("LOUD", "X")}, (a, b), Watch(polls=[])) as sampler,
-        pytest.raises(WorkerFailed, match="A: its answer to 'make' is no JSON: \"a library's own words\""),
+        pytest.raises(WorkerFailed, match="A: its answer to 'make' is no object of JSON: \"a library's own words\""),
     ):
         sampler.pairs("loud", 2)
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def rounds(us: float) -> list[float]:
     return [round(us * (1 + 0.01 * float(np.cos(number))), 4) for number in range(16)]
 
 
+@lru_cache
 def timed(number: int) -> TimedCase:
     """Of the invented backend: three times the floor, of TRITON: four times, which is selected."""
     case = CASES[number]

@@ -1,4 +1,5 @@
-"""A certificate's times, read as what they are: untrusted. Each field of its type and range, and no other."""
+"""Times from a certificate, or from the process that takes them: untrusted. Each field of its type and range, and no
+other."""
 
 from __future__ import annotations
 
@@ -43,18 +44,26 @@ def rounds_from(told: Mapping[str, Any]) -> Times:
     if told.get("format") != FORMAT:
         raise ValueError(f"{ROUNDS}: format={str(told.get('format'))[:80]!r}: expected {FORMAT}")
     _keys(ROUNDS, told, {"format", "device", "rates", "cases"})
-    _keys(f"{ROUNDS}: device", told["device"], DEVICE)
+    device = device_from(f"{ROUNDS}: device", told["device"])
     _keys(f"{ROUNDS}: rates", told["rates"], RATES)
-    for name, value in told["device"].items():
-        _text(f"{ROUNDS}: device.{name}", value)
     cases = told["cases"]
     if not isinstance(cases, list) or len(cases) > MOST_CASES:
         raise ValueError(f"{ROUNDS}: cases: expected a list of at most {MOST_CASES}")
-    found = [_case(f"{ROUNDS}: cases[{number}]", case) for number, case in enumerate(cases)]
-    return Times(TAKEN, "", told["device"], told["rates"], found)
+    found = [case_from(f"{ROUNDS}: cases[{number}]", case) for number, case in enumerate(cases)]
+    return Times(TAKEN, "", device, told["rates"], found)
 
 
-def _case(where: str, told: Any) -> TimedCase:
+def device_from(where: str, told: Any) -> Mapping[str, str]:
+    """Name, kind and architecture; raises as `rounds_from`."""
+    _keys(where, told, DEVICE)
+    for name, value in told.items():
+        _text(f"{where}.{name}", value)
+    found: Mapping[str, str] = told
+    return found
+
+
+def case_from(where: str, told: Any) -> TimedCase:
+    """One case; raises as `rounds_from`."""
     _keys(where, told, {"case", "selected", "us", "absent"})
     _text(f"{where}: case", told["case"])
     if told["selected"] != "":

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from conformance.cases import Case
 from conformance.certificate.times.judged import TARGETS, contradictions, judged
 from conformance.certificate.times.kept import FAILED, NOT_TAKEN, TAKEN, TimedCase, Times, planned
+from conformance.certificate.times.reading import case_from, device_from
 from conformance.editions import target_of
 from conformance.rates import Rates, rates_of
 from conformance.report import Report
@@ -109,14 +110,27 @@ class _Process:
         for alone in (False, True):
             try:
                 answer = self._ask(case, alone)
+                return self._read(case, answer, f"with all of them the case failed: {first}")
             except WorkerFailed as error:
                 first = f"{first}; and alone: {error}" if alone else str(error)
-                continue
-            self.device = answer["device"]
-            failed = dict.fromkeys(answer["left"], f"with all of them the case failed: {first}")
-            absent = {name: why[:MOST_TEXT] for name, why in {**answer["absent"], **failed}.items()}
-            return TimedCase(str(case), answer["selected"], answer["us"], absent)
         return TimedCase(str(case), "", {}, {self.report.origin: first[:MOST_TEXT]})
+
+    def _read(self, case: Case, answer: Mapping[str, Any], why: str) -> TimedCase:
+        """What a process answered, which a backend ran in.
+
+        Args:
+            why: backends were left out.
+        """
+        try:
+            self.device = device_from("its device", answer["device"])
+            absent = {**answer["absent"], **dict.fromkeys(answer["left"], why)}
+            told = {name: answer[name] for name in ("selected", "us")}
+            return case_from(
+                "its answer", {"case": str(case), **told, "absent": {name: absent[name][:MOST_TEXT] for name in absent}}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            self._close()
+            raise WorkerFailed(f"the process gave no times: {type(error).__name__}: {error}") from None
 
     def _ask(self, case: Case, alone: bool) -> dict[str, Any]:
         given = {"case": str(case), "backend": self.report.origin, "target": self.report.target, "alone": alone}
