@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +112,11 @@ def _times(report: Report, seconds: float) -> Times:
     """As the certificate has them; told when they are there."""
     if seconds > 0 and report.target in TARGETS:
         tables.console(stderr=True).print(f"times beside the other backends: at most {seconds:g} s")
-    times = take(report, seconds)
+    try:
+        times = take(report, seconds)
+    except Exception as error:  # the checks have been run, and their certificate is made all the same
+        traceback.print_exc()
+        times = Times(FAILED, f"an error of the suite itself: {type(error).__name__}: {error}")
     style = "bold red" if times.status == FAILED else ""
     tables.console().print(Text("\n".join(summary(times, report)), style=style), soft_wrap=True)
     return times

@@ -68,21 +68,28 @@ def test_from_a_run_to_a_certificate_that_holds(tmp_path: Path) -> None:
     assert run(*asked)[0] == 64  # the folder is there
 
 
-def test_times_that_fail_cost_the_checks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU whose process of times ends: told in red, kept in the certificate, and the verdict stays."""
+@pytest.mark.parametrize("raises", [False, True])
+def test_times_that_fail_cost_the_checks_nothing(raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU whose process of times ends, or where our own code goes wrong: told, kept, and the verdict stays."""
     asked: list[float] = []
 
     def failed(report: Report, seconds: float) -> Times:
         asked.append(seconds)
+        if raises:
+            raise KeyError("what nobody thought of")
         return Times(FAILED, f"{report.origin} has no time: its process ended with status -11")
 
     monkeypatch.setattr("fp8moe.commands.certify.take", failed)
     out = tmp_path / "certificate"
     status, told = run("certify", BACKEND, "--device", "cpu", "--edition", SMALL.edition, "--out", out, "--times", 30)
-    assert (status, asked) == (0, [30.0])
-    assert f"times: failed: {BACKEND} has no time: its process ended with status -11" in told
+    why = (
+        "an error of the suite itself: KeyError: 'what nobody thought of'"
+        if raises
+        else f"{BACKEND} has no time: its process ended with status -11"
+    )
+    assert (status, asked, f"times: failed: {why}" in told) == (0, [30.0], True), told
     status, told = run("verify", out)
-    assert (status, "note  times failed: " in told, "holds: the backend passed" in told) == (0, True, True), told
+    assert (status, f"note  times failed: {why}" in told, "holds: the backend passed" in told) == (0, True, True), told
 
 
 @pytest.mark.parametrize(
