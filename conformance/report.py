@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from conformance.results import CheckResult, Evidence, Status, finite
+from conformance.results import CheckResult, Status, finite
 from conformance.typed import check_object
 from conformance.untrusted import Malformed, object_of, shown
 
@@ -178,17 +178,5 @@ class Report:
         check_object(known, cls, where, may_lack)
         known |= {name: tuple(known.get(name, ())) for name in ("coverage", "excluded", "waivers")}
         known["takes"] = {scheme: tuple(names) for scheme, names in known.get("takes", {}).items()}
-        known |= {"checks": tuple(_check(check) for check in known["checks"]), "seconds": float(known["seconds"])}
+        known |= {"checks": tuple(map(CheckResult.from_object, known["checks"])), "seconds": float(known["seconds"])}
         return cls(**known)
-
-
-def _check(data: Mapping[str, Any]) -> CheckResult:
-    found = dict(data)
-    if found.get("error_over_bound") is not None:
-        found["error_over_bound"] = float(found["error_over_bound"])
-    for name in ("statistics", "measured"):
-        found[name] = {key: float(value) for key, value in found.get(name, {}).items()}
-    evidence = found.get("evidence")
-    return CheckResult(
-        **{**found, "status": Status(found["status"]), "evidence": None if evidence is None else Evidence(evidence)}
-    )
