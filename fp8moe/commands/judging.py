@@ -39,6 +39,9 @@ def check_command(
         Path | None,
         typer.Option(metavar="FILE", help="Known failures, in TOML; a waiver that is rotten fails the run."),
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every result as JUnit XML, as CI systems read it.")
+    ] = None,
 ) -> None:
     """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
 
@@ -46,12 +49,17 @@ def check_command(
     """
     with told():
         from conformance.contain import SuiteError
-        from fp8moe.commands.check import checked, print_report, status_of, told_error
+        from fp8moe.commands.check import checked, print_report, status_of, told_error, write_junit
+        from fp8moe.commands.files import check_folders
 
+        if junit is not None:
+            check_folders({"--junit": junit})
         try:
             found = checked(backend, level, device, seed, budget, report, resume, seconds, waivers)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
+        if junit is not None:
+            write_junit(junit, found)
         print_report(found)
         raise typer.Exit(status_of(found))
 
