@@ -1,4 +1,4 @@
-"""Commands about certificates: certify, verify, show."""
+"""Commands about certificates, and the forms of files: certify, verify, show, schema."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fp8moe.commands.app import app, told
+from fp8moe.commands.app import app, print_json, told
 
 
 @app.command("certify")
@@ -102,3 +102,19 @@ def show_command(
             if path is not None:
                 typer.echo(f"{name}: {path}")
         raise typer.Exit(0 if all(each.holds for each in found) else 1)
+
+
+@app.command("schema")
+def schema_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Of the file's form, such as report; default: list them.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema (draft 2020-12) of a report, a certificate's parts, a measured table, or waivers."""
+    with told():
+        from fp8moe.commands.schema import named, print_names
+
+        if name is None:
+            print_names()
+        else:
+            print_json(named(name))
