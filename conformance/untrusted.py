@@ -18,18 +18,22 @@ class Malformed(ValueError):
     """A file that cannot be read as what it should be; the text names the file, the place and what is expected."""
 
 
-def bytes_of(path: Path, most: int) -> bytes:
+def bytes_of(path: Path, most: int, where: object = None) -> bytes:
     """
+    Args:
+        where: names the file in errors; None: its own name.
+
     Raises:
         Malformed: it cannot be read, or has more than `most` bytes.
     """
+    where = path.name if where is None else where
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)
     except OSError as error:
-        raise Malformed(f"{path.name}: {error.strerror or error}") from None
+        raise Malformed(f"{where}: {error.strerror or error}") from None
     if len(content) > most:
-        raise Malformed(f"{path.name}: more than {most >> 20} MiB: it is none of ours")
+        raise Malformed(f"{where}: more than {most >> 20} MiB: it is none of ours")
     return content
 
 
@@ -52,7 +56,19 @@ def unpacked(packed: bytes, where: str) -> bytes:
 
 
 def object_of(content: bytes | str, where: str, most: int = MOST_TEXT) -> dict[str, Any]:
-    """The one object of a JSON text.
+    """As `json_of`, of a text that holds an object.
+
+    Raises:
+        Malformed: it does not.
+    """
+    found = json_of(content, where, most)
+    if not isinstance(found, dict):
+        raise Malformed(f"{where}: expected an object")
+    return found
+
+
+def json_of(content: bytes | str, where: str, most: int = MOST_TEXT) -> Any:
+    """The value of a JSON text.
 
     Args:
         where: names the text in errors.
@@ -80,8 +96,6 @@ def object_of(content: bytes | str, where: str, most: int = MOST_TEXT) -> dict[s
         if isinstance(error, Malformed):
             raise
         raise Malformed(f"{where}: no JSON of ours ({type(error).__name__})") from None
-    if not isinstance(found, dict):
-        raise Malformed(f"{where}: expected an object")
     _bounded(found, where, MOST_DEPTH, most)
     return found
 

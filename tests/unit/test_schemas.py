@@ -35,8 +35,8 @@ from fp8moe.measured.table import MeasuredTable
 from fp8moe.schemes import SCHEMES
 from tests.unit.certificates import BlockAlone, evidence_in, invented, written
 from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
+from tests.unit.hostile import places, put
 from tests.unit.measured_tables import LAYER, carried_over, rows_of, table_of
-from tests.unit.test_certificate_fuzz import places, put
 from tests.unit.waiver_files import TODAY
 from tests.unit.waiver_files import written as waivers_written
 
