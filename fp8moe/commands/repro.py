@@ -32,6 +32,8 @@ LISTED = 20
 NOT_RUN, SUITE_ERROR = 2, 70
 STATUSES = {Status.PASSED: 0, Status.FAILED: 1}
 SUFFIX = ".safetensors"
+MOST_BYTES = 32 << 30
+"""Of a case that a file names; those of the suite have a tenth at most."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,9 @@ def _of_failure(failure: Failure, found: Recorded, given: Given) -> tuple[Case, 
         case = _seeded(Case.parse(result.case), given.seed)
     except ValueError as error:
         raise BadInput(field(str(error)).text) from None
+    activations = 8 * case.tokens * (case.hidden + case.top_k * (2 * case.inter + case.hidden))
+    if case.weight_bytes + activations > MOST_BYTES:
+        raise CannotRun(f"{case} is larger than {MOST_BYTES >> 30} GiB, and none of the suite's; give its id to run it")
     try:
         subject = load_subject(origin)
     except (ValueError, BackendContractError) as error:

@@ -207,6 +207,12 @@ def test_what_is_not_here(change: dict[str, str], told: str, tmp_path: Path) -> 
     assert told in run("repro", str(tmp_path / "report.json"), status=2).stderr
 
 
+@pytest.mark.parametrize("case", ["v1:M=9999999999999", "v1:E=9999999999999,M=1", "v1:H=9999999999,M=1"])
+def test_a_case_without_end_is_not_begun(case: str, tmp_path: Path) -> None:
+    done = run("repro", str(kept(tmp_path, failed(Case.parse(case)))), status=2)
+    assert "is larger than 32 GiB" in done.stderr
+
+
 def test_what_a_newer_version_wrote_is_told_as_such(tmp_path: Path) -> None:
     done = run("repro", str(kept(tmp_path, replace(failed(), check="computes.relation.tomorrow"))), status=64)
     assert "written by a newer version of fp8moe? upgrade it" in done.stderr
