@@ -22,6 +22,8 @@ from conformance.results import CheckResult, Mismatch, Status, finite
 from conformance.trial import Trial, run
 from conformance.versions import versions
 
+SCALES = 4
+"""Of a row, that are shown."""
 FORMAT = 1
 """Of the metadata and names of a dump: a name is added without a new one."""
 
@@ -85,15 +87,16 @@ def _scale_there(again: Again, trial: Trial, found: Mismatch) -> str:
     scale = tensors.weights.w2_scale
     if scale is None or group is None:
         return f"none, scheme {again.case.scheme}"
-    row = 0 if group.is_per_tensor() else found.column // group.row if group.is_block() else found.column
+    row = () if group.is_per_tensor() else (found.column // group.row if group.is_block() else found.column,)
     local = found.expert
     if local is not None and tensors.expert_map is not None:
         local = int(tensors.expert_map[local])
     if local is None or not 0 <= local < len(scale):
-        return f"w2_scale[expert, {row}]"
-    values = scale[local].reshape(-1) if group.is_per_tensor() else scale[local, row].reshape(-1)
-    shown = ", ".join(f"{value:.6g}" for value in values[:4].tolist())
-    return f"w2_scale[{local}, {row}] = {shown}{', …' if len(values) > 4 else ''}"
+        return f"w2_scale[{', '.join(map(str, ('expert', *row)))}]"
+    values = scale[(local, *row)].reshape(-1)
+    shown = ", ".join(f"{value:.6g}" for value in values[:SCALES].tolist())
+    more = ", …" if len(values) > SCALES else ""
+    return f"w2_scale[{', '.join(map(str, (local, *row)))}] = {shown}{more}"
 
 
 def stages_of(again: Again) -> Sequence[StageResult] | str:

@@ -153,22 +153,30 @@ def _of_failure(failure: Failure, found: Recorded, given: Given) -> tuple[Case, 
     activations = 8 * case.tokens * (case.hidden + case.top_k * (2 * case.inter + case.hidden))
     if case.weight_bytes + activations > MOST_BYTES:
         raise CannotRun(f"{case} is larger than {MOST_BYTES >> 30} GiB, and none of the suite's; give its id to run it")
+    target = _target(given.device, found.target)  # before a backend is loaded: its kernels may be for the interpreter
     try:
         subject = load_subject(origin)
     except (ValueError, BackendContractError) as error:
         if given.backend is not None:
             raise BadInput(str(error)) from None
         raise CannotRun(f"its backend is not here ({error}): install it, or name another with --backend") from None
-    try:
-        return case, subject, resolve_target(given.device or found.target), check
-    except ValueError as error:
-        if given.device is not None:
-            raise BadInput(str(error)) from None
+    if target is None:
         elsewhere = "interpreter" if is_triton(subject.experts_cls) else "cpu"
         where = f"{field(found.target).text} ({field(found.device).text})"
         raise CannotRun(
             f"it failed on {where}, and no such device is here; --device {elsewhere} runs it on this machine"
-        ) from None
+        )
+    return case, subject, target, check
+
+
+def _target(given: str | None, recorded_on: str) -> Target | None:
+    """The device that is asked for, or that a file tells of; None where there is none of the latter here."""
+    try:
+        return resolve_target(given or recorded_on)
+    except ValueError as error:
+        if given is not None:
+            raise BadInput(str(error)) from None
+        return None
 
 
 def _seeded(case: Case, seed: int | None) -> Case:

@@ -6,6 +6,7 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ from conformance.report import Report
 from conformance.repro import run_again, told_mismatch
 from conformance.results import CheckResult, Evidence, Status
 from conformance.untrusted import Malformed
+from conformance.vocabulary import SCHEME_NAMES
 from conformance.zoo import TORCH
+from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.commands import repro
 from fp8moe.commands.question import BadInput
 from tests.unit.certificates import invented, written
@@ -71,6 +74,23 @@ def test_the_element_where_it_fails_most_is_told_in_full() -> None:
     assert found.error_over_bound > 1
     assert found.error / found.bound == found.error_over_bound
     assert f"{found}" in again.result.reason
+
+
+@pytest.mark.parametrize("scheme", SCHEME_NAMES)
+def test_the_scale_there_is_that_of_the_scheme(scheme: str) -> None:
+    """With one expert for all tokens it is the one to blame, and the scale is told."""
+    case = replace(SMALL, scheme=scheme, experts=2, top_k=1, ep="2:1", law="all_to_one", values="iid")
+    again = run_again(case, Subject("loud", Loud, "tests.unit.test_repro:Loud"), HERE, EQUIVALENCE)
+    told = dict(told_mismatch(again))
+    assert (told["expert to blame"], told["column"]) == ("1", "130 of 144")
+    weights = tensors_of(case, "cpu").weights
+    if weights.w2_scale is None:
+        assert told["scale of w2 there"] == f"none, scheme {scheme}"
+        return
+    where, _, value = told["scale of w2 there"].partition(" = ")
+    expected = {1: "w2_scale[0]", 3: f"w2_scale[0, {1 if 'block' in scheme else 130}]"}
+    assert where == expected[weights.w2_scale.dim()]
+    assert float(value.partition(",")[0]) > 0
 
 
 def test_of_bits_that_must_be_equal_the_bound_is_nothing() -> None:
@@ -129,6 +149,16 @@ def test_where_there_is_no_such_device_it_says_what_runs_it(tmp_path: Path) -> N
     (tmp_path / "triton.json").write_text(ours.to_json())
     done = run("repro", str(tmp_path / "triton.json"), status=2)
     assert "--device interpreter runs it" in done.stderr
+
+
+def test_what_failed_in_the_interpreter_runs_there_again(tmp_path: Path) -> None:
+    case = replace(SMALL, experts=2, hidden=128, tokens=3)
+    told = replace(report(failed(case), target="interpreter"), origin="TRITON")
+    (tmp_path / "report.json").write_text(told.to_json())
+    done = python("from fp8moe.cli import main; main()", "repro", str(tmp_path / "report.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"TRITON on interpreter: {case}" in done.stdout
+    assert "evidence: simulated" in done.stdout
 
 
 def test_a_certificates_failure(tmp_path: Path) -> None:
@@ -287,6 +317,15 @@ def test_of_a_backend_that_cannot_be_made_the_case_is_written(tmp_path: Path) ->
     assert "w13" in tensors
     assert not {"got", "expected"} & set(tensors)
     assert "its constructor raised RuntimeError" in told["reason"]
+
+
+class Loud(TorchExperts):
+    """One column is too large."""
+
+    def apply(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result = super().apply(*args, **kwargs)
+        result[:, 130] *= 2
+        return result
 
 
 class Raises(TORCH.expert0_scale):  # type: ignore[misc]
