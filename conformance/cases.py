@@ -11,10 +11,11 @@ changes within a version: `tests/data/golden_case_ids.txt` watches that. Nothing
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from conformance.models import Split, SplitError, model_and_split
+from conformance.models import MODELS, Split, SplitError, model_and_split
 from conformance.vocabulary import (
     CHOICES,
     DTYPES,
@@ -22,11 +23,13 @@ from conformance.vocabulary import (
     KEYS,
     LAWS,
     LAYOUTS,
+    NEWER,
     PLAIN_SIZES,
     SCHEME_NAMES,
     SIZE_FIELDS,
     VALUES,
     InvalidCase,
+    hint,
     one_of,
 )
 from fp8moe.config import NON_GATED_ACTIVATIONS
@@ -46,6 +49,8 @@ __all__ = [
 ]
 
 VERSION = "v1"
+LONGEST = 1000
+"""Characters of an id; all fields together have some 250."""
 
 
 @dataclass(frozen=True)
@@ -185,18 +190,26 @@ class Case:
         """
         version, colon, body = text.partition(":")
         if version != VERSION or not colon:
-            raise InvalidCase("id", text, f"an id that starts with {VERSION!r}: and fields such as M=16,seed=1")
+            later = re.fullmatch(r"v[0-9]+", version) is not None
+            told = f"an id that starts with {VERSION!r}: and fields such as M=16,seed=1" + (
+                f"; {NEWER}" if later else ""
+            )
+            raise InvalidCase("id", text, told)
+        if len(text) > LONGEST:
+            raise InvalidCase("id", text, f"at most {LONGEST} characters, not {len(text)}")
         names = {key: name for name, key in KEYS.items()}
         found: dict[str, Any] = {}
         for pair in body.split(",") if body else ():
             key, equals, value = pair.partition("=")
             if key not in names:
-                raise InvalidCase("id", text, f"a key of {one_of(key, tuple(names))}, not {key!r}")
+                what = f"{', '.join(names)}, not {key!r} (with the value {value!r})"
+                raise InvalidCase("id", text, f"a key of {what}{hint(key, tuple(names), written=True)}")
             if not equals or not value:
                 raise InvalidCase(names[key], value, f"{key}=VALUE in {text!r}")
             if names[key] in found:
                 raise InvalidCase(names[key], value, f"{key} once in {text!r}")
             found[names[key]] = _parse_value(names[key], value)
+            _check_known(names[key], value)
         return cls(**found)
 
 
@@ -235,6 +248,17 @@ def _parse_ep(text: object) -> tuple[int, int]:
 
 def _print_value(value: object) -> str:
     return "on" if value is True else str(value)
+
+
+def _check_known(name: str, text: str) -> None:
+    """Whether a name in an id is one of this version.
+
+    Raises:
+        InvalidCase: it is none.
+    """
+    value, known = (text.partition(":")[0], tuple(MODELS)) if name == "model" else (text, CHOICES.get(name, (text,)))
+    if value not in known:
+        raise InvalidCase(name, text, f"one of {one_of(value, known, written=True)}")
 
 
 def value_of(name: str, text: str) -> object:

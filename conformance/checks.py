@@ -17,7 +17,7 @@ from conformance.relations import RELATIONS
 from conformance.results import CheckResult, Status
 from conformance.trial import Check, Ended, Exactness, Trial
 
-__all__ = ["CHECKS", "EQUIVALENCE", "check_case", "reproduction"]
+__all__ = ["CHECKS", "EQUIVALENCE", "check_case", "reproduction", "tried"]
 
 CHECKS: Mapping[str, Check] = {
     check.id: check
@@ -39,24 +39,38 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
     Raises:
         KeyError: no such check.
     """
+    return tried(case, subject, target, check)[0]
+
+
+def tried(
+    case: Case, subject: Subject, target: Target, check: str, *, keep: bool = False
+) -> tuple[CheckResult, Trial | None]:
+    """As `check_case`, with what the verdict was come to by; None where the case has nothing to show for the check.
+
+    Args:
+        keep: the outputs, in `Trial.kept`.
+    """
     chosen = CHECKS[check]
     why_not = chosen.why_not(case)
     if why_not:
-        return CheckResult(
+        left = CheckResult(
             "computes", check, Status.NOT_APPLICABLE, subject.name, case.scheme, str(case), reason=why_not
         )
+        return left, None
     trial = Trial(case, subject, target)
+    trial.kept = [] if keep else None
     status, reason = Status.PASSED, ""
     try:
         trial.start()
         chosen.run(trial)
     except Ended as ended:
         status, reason, trial.judgement = ended.status, str(ended), ended.judgement or trial.judgement
+        trial.mismatch = ended.mismatch
     if status is Status.FAILED:
         forget()  # whatever went wrong may have left its marks in tensors that others would get
     judgement = trial.judgement
     judged = status in (Status.PASSED, Status.FAILED)
-    return CheckResult(
+    result = CheckResult(
         "computes",
         check,
         status,
@@ -72,6 +86,7 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
         measured=dict(judgement.sums) if judgement is not None and status is Status.PASSED else {},
         digest=trial.digest if judged else "",
     )
+    return result, trial
 
 
 def reproduction(case: Case, subject: Subject, target: Target, check: str) -> str:

@@ -25,11 +25,12 @@ from conformance.bits import (
 from conformance.bounds import judge, judge_ideal
 from conformance.build import CaseTensors
 from conformance.cases import Case
+from conformance.mismatches import in_bits, told_judgement, worst_of
 from conformance.oracles import Oracles, is_small, oracles_of, tensors_of
 from conformance.plan import Subject, Target
 from conformance.results import Status
 from conformance.tokens import broken_relation, captured_differs
-from conformance.trial import Ended, Trial, guarded, told_judgement
+from conformance.trial import Ended, Trial, guarded
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.reference.replay import Replay
 
@@ -65,7 +66,8 @@ class _Equivalence:
         outputs = self._outputs()
         again = difference(outputs[0], outputs[-1])
         if trial.contract.deterministic and again.differing:
-            raise Ended(Status.FAILED, f"it declares that it is deterministic, and two calls differ: {again}")
+            told = f"it declares that it is deterministic, and two calls differ: {again}"
+            raise Ended(Status.FAILED, told, mismatch=in_bits(again, again.row, outputs[0].shape[1]))
         oracles = oracles_of(
             self.case, trial.contract.recipe, trial.arithmetic, trial.target.device, by_bits=trial.by_bits
         )
@@ -110,16 +112,21 @@ class _Equivalence:
         except StageShapeError as error:
             raise Ended(Status.FAILED, str(error)) from error
         if found.differing or parted:
-            raise Ended(Status.FAILED, _told_difference(found, parted, replay))
+            where = None
+            if found.differing:
+                where = in_bits(found, int(replay.tokens[found.row]), judged.shape[1])
+            raise Ended(Status.FAILED, _told_difference(found, parted, replay), mismatch=where)
 
     def _judge_by_bound(self, judged: Tensor, oracles: Oracles) -> None:
         judgement = self.trial.judgement = judge(oracles.trace, judged, self.trial.arithmetic)
         if not judgement.passed:
-            raise Ended(Status.FAILED, told_judgement(judgement, oracles.tokens))
+            where = worst_of(judgement, oracles.tokens)
+            raise Ended(Status.FAILED, told_judgement(judgement, oracles.tokens), mismatch=where)
         wide = judge_ideal(oracles.ideal, judged, oracles.trace)
         if not wide.passed:
             told = told_judgement(wide, oracles.tokens)
-            raise Ended(Status.FAILED, f"outside the band of the ideal oracle: {told}", wide)
+            where = worst_of(wide, oracles.tokens)
+            raise Ended(Status.FAILED, f"outside the band of the ideal oracle: {told}", wide, where)
 
     def _relate(self, output: Tensor, oracles: Oracles) -> None:
         """What reaches the tokens that were not judged, and what a graph makes of other inputs."""

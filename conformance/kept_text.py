@@ -6,7 +6,9 @@ import gzip
 import zlib
 from pathlib import Path
 
-MOST_BYTES = 1 << 28
+from conformance.untrusted import MOST_UNPACKED, Malformed
+
+MOST_BYTES = MOST_UNPACKED
 """Of a text once it is unpacked; a report at level certify has some millions."""
 
 
@@ -14,17 +16,16 @@ def read_bytes(path: Path) -> bytes:
     """
     Raises:
         OSError: as reading raises it.
-        ValueError: no gzip though it is named so, cut off, or longer than MOST_BYTES.
+        conformance.untrusted.Malformed: (a ValueError) no gzip though it is named so, cut off, or longer than
+            MOST_BYTES.
     """
-    if path.suffix != ".gz":
-        return path.read_bytes()
     try:
-        with gzip.open(path) as packed:
-            text = packed.read(MOST_BYTES + 1)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path.name} is no whole gzip file ({error}): pack it again, or give it plain") from None
+        raise Malformed(f"{path.name} is no whole gzip file ({error}): pack it again, or give it plain") from None
     if len(text) > MOST_BYTES:
-        raise ValueError(f"{path.name} holds more than {MOST_BYTES >> 20} MiB: that is no report")
+        raise Malformed(f"{path.name} holds more than {MOST_BYTES >> 20} MiB: that is no report")
     return text
 
 
@@ -32,9 +33,12 @@ def read_text(path: Path) -> str:
     """As `read_bytes`, which is UTF-8.
 
     Raises:
-        OSError, ValueError: as `read_bytes`; other bytes than UTF-8.
+        OSError, Malformed: as `read_bytes`; other bytes than UTF-8.
     """
-    return read_bytes(path).decode("utf-8")
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{path.name}: no text in UTF-8 ({error})") from None
 
 
 def write_text(path: Path, text: str) -> None:

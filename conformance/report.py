@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from conformance.results import CheckResult, Evidence, Status, finite
+from conformance.results import CheckResult, Status, finite
+from conformance.typed import check_object
+from conformance.untrusted import Malformed, object_of, shown
 from conformance.vocabulary import SCHEME_NAMES
 from fp8moe.config import ACTIVATIONS
 
@@ -18,6 +20,10 @@ NOT_MEASURED = "not_run"
 BEYOND = "is beyond the declared"
 """What the reason of a case says that passes a backend's declared limits."""
 VERDICTS = ("selects", "computes", "performs")
+DERIVED = ("format", "verdict", "verdicts")
+"""What the file of a report tells on top of its fields, for whoever does not want to derive it."""
+LATER = ("date", "takes", "fnuz", "shard", "waivers")
+"""Fields that older reports lack."""
 
 
 @dataclass(frozen=True)
@@ -155,24 +161,35 @@ class Report:
         return json.dumps(told, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
-        """A report that `to_json` wrote.
+    def from_json(cls, text: str | bytes) -> Report:
+        """A report that `to_json` wrote. It need not be trusted.
 
         Raises:
-            ValueError: it is none, or of another format.
+            conformance.untrusted.Malformed: (a ValueError) it is none, or of another format.
         """
-        data: dict[str, Any] = json.loads(text)
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f"no report of check_backend in format {FORMAT}: run again without resuming")
-        try:
-            later = {"date": "", "takes": {}, "fnuz": False, "shard": "", "waivers": ()}  # older reports have none
-            known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name not in later}
-            known |= {name: data.get(name, none) for name, none in later.items()}
-            known |= {name: tuple(known[name]) for name in ("coverage", "excluded", "waivers")}
-            known["takes"] = {scheme: tuple(names) for scheme, names in dict(known["takes"]).items()}
-            return cls(**{**known, "checks": tuple(_check(check) for check in data["checks"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a report of check_backend that lacks {error}: run again without resuming") from None
+        data = object_of(text, "report")
+        if data.get("format") != FORMAT or "backend" not in data:
+            told = f"no report of check_backend in format {FORMAT} (format={shown(data.get('format'))})"
+            raise Malformed(f"{told}: name another file, or upgrade fp8moe where a newer one wrote it")
+        return cls.from_object(data, "report")
+
+    @classmethod
+    def from_object(cls, data: Mapping[str, Any], where: str, may_lack: Collection[str] = LATER) -> Report:
+        """The same, of JSON that has been read and is bounded.
+
+        Args:
+            where: names it in errors.
+            may_lack: fields that need not be there.
+
+        Raises:
+            conformance.untrusted.Malformed: (a ValueError) a field is missing, unknown, or of another type.
+        """
+        known = {name: value for name, value in data.items() if name not in DERIVED}
+        check_object(known, cls, where, may_lack)
+        known |= {name: tuple(known.get(name, ())) for name in ("coverage", "excluded", "waivers")}
+        known["takes"] = {scheme: tuple(names) for scheme, names in known.get("takes", {}).items()}
+        known |= {"checks": tuple(map(CheckResult.from_object, known["checks"])), "seconds": float(known["seconds"])}
+        return cls(**known)
 
 
 def _with_activations(scheme: str, activations: Sequence[str]) -> str:
@@ -181,14 +198,3 @@ def _with_activations(scheme: str, activations: Sequence[str]) -> str:
     if len(taken) == len(ACTIVATIONS):
         return scheme
     return f"{scheme} ({f'{taken[0]} alone' if len(taken) == 1 else f'{len(taken)} of {len(ACTIVATIONS)} activations'})"
-
-
-def _check(data: dict[str, Any]) -> CheckResult:
-    numbers = {name: float(data[name]) for name in ("error_over_bound",) if name in data}
-    tables: dict[str, dict[str, float]] = {
-        name: {key: float(value) for key, value in data[name].items()}
-        for name in ("statistics", "measured")
-        if name in data
-    }
-    evidence = Evidence(data["evidence"]) if "evidence" in data else None
-    return CheckResult(**{**data, **numbers, **tables, "status": Status(data["status"]), "evidence": evidence})

@@ -1,84 +1,178 @@
-"""`fp8moe repro CASE`: runs one case on one backend again, and shows what differs."""
+"""One case on one backend again: the verdict, where it shows most, each stage beside the replay, and all tensors."""
 
 from __future__ import annotations
 
-import sys
-import traceback
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from rich.console import Console
-from rich.table import Table
+import torch
+from torch import Tensor
 
-from conformance.bits import StageShapeError, compare_stages, observed
+from conformance.bits import StageResult, StageShapeError, compare_stages, difference, observed
+from conformance.bounds import allowance_for
+from conformance.bounds.statistics import element_bound
+from conformance.bounds.suspect import BLOCK
 from conformance.cases import Case
-from conformance.checks import CHECKS, EQUIVALENCE, check_case
+from conformance.checks import EQUIVALENCE, tried
 from conformance.computes import make, replay_of
-from conformance.oracles import tensors_of
-from conformance.plan import Subject, Target, load_subject, resolve_target
-from conformance.results import Status
-from conformance.trial import run
-from fp8moe.registry import BackendContractError
+from conformance.oracles import Oracles, oracles_of, tensors_of
+from conformance.plan import Subject, Target
+from conformance.results import CheckResult, Mismatch, Status, finite
+from conformance.trial import Trial, run
+from conformance.versions import versions
 
-BAD_INPUT = 64
-SUITE_ERROR = 70
-
-
-def run_case(case_text: str, backend: str, device: str | None = None, check: str | None = None) -> int:
-    """Prints the verdict on one case; 0 passed, 1 failed, 2 not run, 64 bad input, 70 an error of the suite."""
-    check_id = EQUIVALENCE if check is None else f"computes.{check.removeprefix('computes.')}"
-    if check_id not in CHECKS:
-        known = ", ".join(known.removeprefix("computes.") for known in CHECKS)
-        print(f"fp8moe repro: --check={check}: expected one of {known}", file=sys.stderr)
-        return BAD_INPUT
-    try:
-        case = Case.parse(case_text)
-        target = resolve_target(device or "auto")
-        subject = load_subject(backend)
-    except (ValueError, BackendContractError) as error:
-        print(f"fp8moe repro: {error}", file=sys.stderr)
-        return BAD_INPUT
-    try:
-        result = check_case(case, subject, target, check_id)
-    except Exception:
-        traceback.print_exc()
-        print("fp8moe repro: an error of the suite itself, no verdict on the backend", file=sys.stderr)
-        return SUITE_ERROR
-    console = Console(soft_wrap=True, markup=False)
-    console.print(f"{subject.name} on {target.name}: {case}", highlight=False)
-    console.print(f"status: {result.status.value}" + (f": {result.reason}" if result.reason else ""), highlight=False)
-    if result.error_over_bound is not None:
-        console.print(f"largest error/bound: {result.error_over_bound:.4g} (limit 1)", highlight=False)
-    for name, value in result.statistics.items():
-        console.print(f"  {name}: {value:.4g}", highlight=False)
-    if result.judged_by:
-        console.print(f"judged by: {result.judged_by}", highlight=False)
-    if check_id == EQUIVALENCE and result.status in (Status.PASSED, Status.FAILED):
-        show_stages(console, case, subject, target)
-    if result.evidence is not None:
-        console.print(f"evidence: {result.evidence.value}", highlight=False)
-    return {Status.PASSED: 0, Status.FAILED: 1}.get(result.status, 2)
+SCALES = 4
+"""Of a row, that are shown."""
+FORMAT = 1
+"""Of the metadata and names of a dump: a name is added without a new one."""
 
 
-def show_stages(console: Console, case: Case, subject: Subject, target: Target) -> None:
-    """Each stage beside the replay of what the backend declares; nothing where it cannot be replayed or made."""
+@dataclass(frozen=True)
+class Again:
+    """
+    Args:
+        result: of the case.
+        trial: what it was come to by; None where the case has nothing to show for the check.
+    """
+
+    case: Case
+    subject: Subject
+    target: Target
+    result: CheckResult
+    trial: Trial | None
+
+    @property
+    def mismatch(self) -> Mismatch | None:
+        """Where it fails most, if that can be told."""
+        return None if self.trial is None else self.trial.mismatch
+
+
+def run_again(case: Case, subject: Subject, target: Target, check: str, *, keep: bool = False) -> Again:
+    """
+    Args:
+        keep: the outputs, for `dumped`.
+
+    Raises:
+        Exception: of the suite's own; no verdict on the backend.
+    """
+    return Again(case, subject, target, *tried(case, subject, target, check, keep=keep))
+
+
+def told_mismatch(again: Again) -> Iterator[tuple[str, str]]:
+    """Name and value of all that is known of the element where a case fails most."""
+    found, trial = again.mismatch, again.trial
+    if found is None or trial is None:
+        return
+    case, tensors = again.case, trial.tensors
+    yield "token", f"{found.token} of {case.tokens}"
+    if 0 <= found.token < len(tensors.topk_ids):
+        ids, weights = tensors.topk_ids[found.token].tolist(), tensors.topk_weights[found.token].tolist()
+        slots = [f"{expert} (weight {weight:.6g})" for expert, weight in zip(ids, weights, strict=True)]
+        yield "experts of the token", ", ".join(slots)
+    yield "expert to blame", "cannot be told" if found.expert is None else str(found.expert)
+    yield "column", f"{found.column} of {case.hidden}"
+    yield "block of columns", f"{found.columns[0] // BLOCK}: columns {found.columns[0]} to {found.columns[1]}"
+    yield "scale of w2 there", _scale_there(again, trial, found)
+    yield "expected", f"{found.expected:.9g}"
+    yield "got", f"{found.got:.9g}"
+    yield "error", f"{found.error:.6g}"
+    yield "bound", "0: the bits must be equal" if found.bound == 0 else f"{found.bound:.6g}"
+    yield "error/bound", f"{found.error_over_bound:.4g} (limit 1)"
+
+
+def _scale_there(again: Again, trial: Trial, found: Mismatch) -> str:
+    """Which scale the second weight's rows of that column have, and of the expert to blame its values."""
+    tensors, group = trial.tensors, trial.tensors.quant.w1.shape
+    scale = tensors.weights.w2_scale
+    if scale is None or group is None:
+        return f"none, scheme {again.case.scheme}"
+    row = () if group.is_per_tensor() else (found.column // group.row if group.is_block() else found.column,)
+    local = found.expert
+    if local is not None and tensors.expert_map is not None:
+        local = int(tensors.expert_map[local])
+    if local is None or not 0 <= local < len(scale):
+        return f"w2_scale[{', '.join(map(str, ('expert', *row)))}]"
+    values = scale[(local, *row)].reshape(-1)
+    shown = ", ".join(f"{value:.6g}" for value in values[:SCALES].tolist())
+    more = ", …" if len(values) > SCALES else ""
+    return f"w2_scale[{', '.join(map(str, (local, *row)))}] = {shown}{more}"
+
+
+def stages_of(again: Again) -> Sequence[StageResult] | str:
+    """Each stage beside the replay of what the backend declares; or why there is none to compare ("": none is due)."""
+    case, subject, target = again.case, again.subject, again.target
+    if again.result.check != EQUIVALENCE or again.result.status not in (Status.PASSED, Status.FAILED):
+        return ""
     try:
         backend = make(case, subject, target)
         with observed(backend) as seen:
             output = run(backend, tensors_of(case, target.device))
     except Exception as error:  # the verdict stands as it is, this only explains it
-        console.print(
-            f"stages: not compared, since the backend raised {type(error).__name__}: {error}", highlight=False
-        )
-        return
+        return f"not compared, since the backend raised {type(error).__name__}: {error}"
     found = replay_of(case, backend, target)
     if isinstance(found, str):
-        return
+        return ""
     try:
-        stages = list(compare_stages(seen, output, *found))
+        return list(compare_stages(seen, output, *found))
     except StageShapeError as error:
-        console.print(f"stages: {error}", highlight=False)
-        return
-    table = Table("stage", "beside the replay", box=None, title="stages, in order", title_justify="left")
-    for stage in stages:
-        told = "not shown by the backend" if stage.difference is None else str(stage.difference)
-        table.add_row(stage.stage, told + (f"; {stage.where}" if stage.where else ""))
-    console.print(table)
+        return str(error)
+
+
+def dumped(again: Again) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a case that was run with `keep`, on the CPU, and texts that say what they are.
+
+    Those of the case have the names of `MoEWeights` and of `apply`'s arguments. `got` is the output, (M, H); further
+    calls that gave other bits are `got_2` …. `tokens`, (T,) int64, are those that were judged; `expected` and `bound`,
+    (T, H) float64, what the declared recipe comes to for them and how far the output may be from it, and `replay`, (T,
+    H), where the arithmetic is declared, the bits that it must have.
+    """
+    case, trial = again.case, again.trial
+    tensors = tensors_of(case, again.target.device)
+    found = tensors.named()
+    if trial is not None:
+        found |= _outputs(trial.kept or ())
+        if trial.judged_by:  # it was started: there is a backend, and what it declares
+            oracles = oracles_of(
+                case, trial.contract.recipe, trial.arithmetic, again.target.device, by_bits=trial.by_bits
+            )
+            found |= _judged_by(oracles, trial)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    result = again.result
+    told = {
+        "format": str(FORMAT),
+        "case": str(case),
+        "check": result.check,
+        "backend": again.subject.name,
+        "origin": again.subject.origin,
+        "target": again.target.name,
+        "status": result.status.value,
+        "reason": result.reason,
+        "judged_by": result.judged_by,
+        "digest": result.digest,
+        "scheme": case.scheme,
+        "apply_router_weight_on_input": str(case.weight_on_input).lower(),
+        "versions": json.dumps(versions()),
+        "mismatch": json.dumps(None if again.mismatch is None else finite(asdict(again.mismatch))),
+    }
+    return on_cpu, told
+
+
+def _outputs(kept: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """The first, and those that differ from it."""
+    others = [output for output in kept[1:] if kept[0].shape == output.shape and difference(kept[0], output).differing]
+    named = {f"got_{number}": output for number, output in enumerate(others, 2)}
+    return {"got": kept[0], **named} if kept else {}
+
+
+def _judged_by(oracles: Oracles, trial: Trial) -> Mapping[str, Tensor]:
+    trace = oracles.trace
+    allowance = allowance_for(trace, trial.arithmetic)
+    found = {
+        "tokens": oracles.tokens.to(torch.int64),
+        "expected": trace.smooth.double(),
+        "bound": element_bound(trace.smooth, allowance.total, trace.problem.carrier).double(),
+    }
+    if trial.by_bits and trial.arithmetic is not None and trial.steps is not None:
+        found["replay"] = oracles.replay(trial.arithmetic, trial.steps).output
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -35,7 +35,8 @@ class Mismatch:
     """Where an output is farthest outside its bound.
 
     `expert` is the one to which the error can be laid, None where it cannot be told; `columns` is the block of 128
-    that holds `column`.
+    that holds `column`. `error` is what was judged: |got - expected|, less the flipped roundings that the output shows;
+    `bound` is what it may be, 0 where the bits must be equal.
     """
 
     token: int
@@ -45,6 +46,8 @@ class Mismatch:
     expected: float
     got: float
     error_over_bound: float
+    error: float
+    bound: float
 
     def __str__(self) -> str:
         expert = "" if self.expert is None else f"expert {self.expert}, "
@@ -95,10 +98,19 @@ class CheckResult:
 
     @classmethod
     def from_json(cls, text: str) -> CheckResult:
-        data: dict[str, Any] = json.loads(text)
-        data["status"] = Status(data["status"])
-        data["evidence"] = None if data["evidence"] is None else Evidence(data["evidence"])
-        return cls(**data)
+        return cls.from_object(json.loads(text))
+
+    @classmethod
+    def from_object(cls, data: Mapping[str, Any]) -> CheckResult:
+        """Of JSON with its fields, each of its type; what is no finite number is a text there, as `finite` makes it."""
+        found = {name: value for name, value in data.items() if value is not None}
+        for name in ("statistics", "measured"):
+            found[name] = {key: float(value) for key, value in found.get(name, {}).items()}
+        if "error_over_bound" in found:
+            found["error_over_bound"] = float(found["error_over_bound"])
+        if "evidence" in found:
+            found["evidence"] = Evidence(found["evidence"])
+        return cls(**{**found, "status": Status(found["status"])})
 
 
 class Ledger:

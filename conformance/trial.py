@@ -17,6 +17,7 @@ from conformance.bounds import Judgement, judge
 from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.matrix import BY_BITS, BY_BOUND
+from conformance.mismatches import in_bits, told_judgement, worst_of
 from conformance.oracles import tensors_of, trace_of
 from conformance.plan import SIMULATED_PLATFORM, Subject, Target, is_triton
 from conformance.results import Evidence, Mismatch, Status
@@ -38,12 +39,16 @@ class Ended(Exception):
         status: of the result.
         reason: why.
         judgement: by the bound, where that is what convicts.
+        mismatch: where it shows most, in the case's own tokens.
     """
 
-    def __init__(self, status: Status, reason: str, judgement: Judgement | None = None) -> None:
+    def __init__(
+        self, status: Status, reason: str, judgement: Judgement | None = None, mismatch: Mismatch | None = None
+    ) -> None:
         super().__init__(reason)
         self.status = status
         self.judgement = judgement
+        self.mismatch = mismatch
 
 
 class Trial:
@@ -61,6 +66,8 @@ class Trial:
         judged_by: how `CheckResult.judged_by` says it.
         judgement: the last one by the bound.
         digest: of the first output.
+        mismatch: where it convicts, if that can be told.
+        kept: on the CPU, outputs on the case's own tensors, where they are asked for.
     """
 
     backend: FusedMoEPermuteExpertsUnpermute
@@ -77,7 +84,9 @@ class Trial:
         self.watch = Watch(self.tensors)
         self.judged_by = ""
         self.judgement: Judgement | None = None
+        self.mismatch: Mismatch | None = None
         self.digest = ""
+        self.kept: list[Tensor] | None = None
 
     @property
     def platform(self) -> Platform:
@@ -158,6 +167,8 @@ class Trial:
             raise Ended(Status.FAILED, broken)
         if not self.digest:
             self.digest = digest(result)
+        if self.kept is not None and tensors is None:
+            self.kept.append(result.detach().cpu().clone())
         if output is not None and result.data_ptr() != output.data_ptr():
             raise Ended(Status.FAILED, "apply did not write to the output it was given")
         return result
@@ -178,6 +189,7 @@ class Trial:
                 Status.FAILED,
                 f"{what}: {found.differing} of {found.elements} elements differ, the farthest of token {token}, "
                 f"column {found.column}: expected {found.expected:.9g}, got {found.got:.9g}",
+                mismatch=in_bits(found, token, expected.shape[1]),
             )
 
     def within(
@@ -211,7 +223,8 @@ class Trial:
         if not judgement.passed:
             self.judgement = judgement
             whose = tokens if named is None else named[tokens]
-            raise Ended(Status.FAILED, f"{what}: {told_judgement(judgement, whose)}", judgement)
+            told = f"{what}: {told_judgement(judgement, whose)}"
+            raise Ended(Status.FAILED, told, judgement, worst_of(judgement, whose))
 
     def same(
         self,
@@ -319,16 +332,6 @@ def refused(
     with guarded("its predicate"):
         supported, reason = cls.is_supported_config(cls, config, *keys, layout, platform=platform, env=Env.of({}))
     return "" if supported else f"its predicate refuses this layer: {getattr(reason, 'value', reason)}"
-
-
-def told_judgement(judgement: Judgement, tokens: Tensor) -> str:
-    """Why it failed and where, in the caller's tokens."""
-    worst: Mismatch | None = judgement.worst
-    if worst is None:
-        return judgement.reason
-    token = int(tokens[worst.token])
-    told = Mismatch(token, worst.expert, worst.column, worst.columns, worst.expected, worst.got, worst.error_over_bound)
-    return f"{judgement.reason}: {told}"
 
 
 def beyond_limits(contract: Contract, case: Case) -> str:

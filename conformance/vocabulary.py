@@ -95,11 +95,33 @@ class InvalidCase(ValueError):
     """A case that cannot be; `field` names what is wrong."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
-        super().__init__(f"case {field}={value!r}: expected {expected}")
+        super().__init__(f"case {field}={_shown(value)}: expected {expected}")
         self.field = field
 
 
-def one_of(value: object, known: tuple[str, ...]) -> str:
-    """The known names, and the one that was probably meant."""
-    close = difflib.get_close_matches(str(value), known, 1)
-    return ", ".join(known) + (f" (did you mean {close[0]}?)" if close else "")
+SHOWN = 200
+"""Characters of a value in an error."""
+NEWER = "written by a newer version of fp8moe? upgrade it"
+
+
+def one_of(value: object, known: tuple[str, ...], *, written: bool = False) -> str:
+    """The known names, and the one that was probably meant; `written` as of `hint`."""
+    return ", ".join(known) + hint(value, known, written=written)
+
+
+def hint(value: object, known: tuple[str, ...], *, written: bool = False) -> str:
+    """What may be the matter with a name that is not known.
+
+    Args:
+        written: it is of an id that somebody's fp8moe wrote: where no name is near, theirs may know it.
+    """
+    close = difflib.get_close_matches(str(value)[:SHOWN], known, 1)
+    return f" (did you mean {close[0]}?)" if close else f"; {NEWER}" if written else ""
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a huge number"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

@@ -56,7 +56,7 @@ def judge_ideal(ideal: Tensor, output: Tensor, trace: RecipeTrace, arithmetic: A
         ratio,
         per_expert_maxima(trace, ratio),
         {"ideal": largest},
-        mismatch_at(trace, got, error, token, column, largest),
+        mismatch_at(trace, got, error, token, column, largest, error, elements),
     )
 
 

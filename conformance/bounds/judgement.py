@@ -13,7 +13,7 @@ from conformance.bounds.aggregates import Residuals, bias_ratio, case_sums, colu
 from conformance.bounds.allowance import Allowance, allowance_for
 from conformance.bounds.decode import decode_flips, one_thread
 from conformance.bounds.pooled import as_floats
-from conformance.bounds.statistics import element_ratio, gain_ratio, token_norm_ratio
+from conformance.bounds.statistics import element_bound, element_ratio, gain_ratio, token_norm_ratio
 from conformance.bounds.suspect import experts_of_pairs, mismatch_at, per_expert_maxima
 from conformance.results import Mismatch
 from fp8moe.recipe import Arithmetic
@@ -81,10 +81,11 @@ def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> 
     allowance = allowance_for(trace, arithmetic)
     fmt = trace.problem.carrier
     error = got - trace.smooth
+    bound = element_bound(trace.smooth, allowance.total, fmt)
     broken, excused = not_finite(trace, got, allowance.total)
     if bool(broken.any()):
         ratio = torch.where(broken, torch.inf, 0.0)
-        found = _Found(ratio, ratio.amax(-1), {}, {"finite": torch.inf}, {})
+        found = _Found(ratio, ratio.amax(-1), {}, {"finite": torch.inf}, {}, error, bound)
         return _judgement(trace, allowance, got, error, found)
     # Overflow that the recipe shares; a token that it makes nothing of says nothing.
     error = torch.where(excused, 0.0, error)
@@ -92,7 +93,8 @@ def judge(trace: RecipeTrace, output: Tensor, arithmetic: Arithmetic | None) -> 
     ratio = torch.where(judged[:, None], element_ratio(error, trace.smooth, allowance.total, fmt), 0.0)
     first = float(ratio.max())
     if not first <= 1:
-        return _judgement(trace, allowance, got, error, _Found(ratio, ratio.amax(-1), {}, {"E1": first}, {}))
+        found = _Found(ratio, ratio.amax(-1), {}, {"E1": first}, {}, error, bound)
+        return _judgement(trace, allowance, got, error, found)
     found = _decoded(trace, allowance, error, judged, excused)
     return _judgement(trace, allowance, got, error, replace(found, statistics={"E1": first, **found.statistics}))
 
@@ -147,13 +149,16 @@ def may_overflow(trace: RecipeTrace) -> Tensor:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is left after the flips that the output shows: (T, H) E3, (T,) the largest ratio of each token, ..."""
+    """What is left after the flips that the output shows: (T, H) E3, (T,) the largest ratio of each token, ...; (T, H)
+    the error that was judged, and what it may be."""
 
     ratio: Tensor
     per_token: Tensor
     per_expert: Mapping[int, float]
     statistics: Mapping[str, float]
     sums: Mapping[str, float]
+    error: Tensor
+    bound: Tensor
 
 
 def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Tensor, excused: Tensor) -> _Found:
@@ -170,9 +175,10 @@ def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Te
     reference, slack, rest = trace.smooth + moved, allowance.smooth + undecided, error - moved
     if decodable:
         left = _ratios(reference, slack, rest, fmt)
+    bound = element_bound(reference, slack, fmt)
     of_elements = torch.where(judged[:, None], left["E3"], 0.0)
     if not bool(judged.any()):
-        return _Found(of_elements, of_elements.amax(-1), {}, {}, {})
+        return _Found(of_elements, of_elements.amax(-1), {}, {}, {}, rest, bound)
     rows = judged.nonzero()[:, 0]
     everything = Residuals.of(rest, reference, slack, fmt)
     residuals = everything.rows(rows)
@@ -185,7 +191,7 @@ def _decoded(trace: RecipeTrace, allowance: Allowance, error: Tensor, judged: Te
     sums = case_sums(residuals)
     per_expert, of_experts = _by_expert(trace, everything, judged)
     largest |= {"gain_pooled": float(together), "bias": bias_ratio(sums)} | of_experts
-    return _Found(of_elements, per_token.amax(0), per_expert, largest, as_floats(sums))
+    return _Found(of_elements, per_token.amax(0), per_expert, largest, as_floats(sums), rest, bound)
 
 
 def _by_expert(trace: RecipeTrace, residuals: Residuals, judged: Tensor) -> tuple[dict[int, float], dict[str, float]]:
@@ -235,6 +241,6 @@ def _judgement(trace: RecipeTrace, allowance: Allowance, got: Tensor, error: Ten
         found.per_token,
         {expert: max(value, found.per_expert.get(expert, 0.0)) for expert, value in per_expert.items()},
         statistics,
-        mismatch_at(trace, got, error, token, column, float(found.ratio[token, column])),
+        mismatch_at(trace, got, error, token, column, float(found.ratio[token, column]), found.error, found.bound),
         found.sums,
     )

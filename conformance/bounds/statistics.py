@@ -24,9 +24,14 @@ def element_ratio(error: Tensor, reference: Tensor, allowance: Tensor, fmt: Floa
 
     Where the reference and the allowance are 0 the output must be 0: anything else is infinitely wrong.
     """
-    limit = 2 * half_spacing(reference.abs() + allowance, fmt) + allowance
+    limit = element_bound(reference, allowance, fmt)
+    return torch.where(limit == 0, torch.where(error == 0, 0.0, torch.inf), error.abs() / limit)
+
+
+def element_bound(reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:
+    """What the error of each element may be: 2 hulp(|R| + B0 + X) + B0 + X; 0 where both are 0."""
     nothing = (reference == 0) & (allowance == 0)
-    return torch.where(nothing, torch.where(error == 0, 0.0, torch.inf), error.abs() / limit)
+    return torch.where(nothing, 0.0, 2 * half_spacing(reference.abs() + allowance, fmt) + allowance)
 
 
 def output_variance(reference: Tensor, allowance: Tensor, fmt: FloatFormat) -> Tensor:

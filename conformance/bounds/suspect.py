@@ -29,8 +29,22 @@ def per_expert_maxima(trace: RecipeTrace, per_token: Tensor) -> dict[int, float]
     return dict(sorted(found.items()))
 
 
-def mismatch_at(trace: RecipeTrace, got: Tensor, error: Tensor, token: int, column: int, ratio: float) -> Mismatch:
-    """One element of the output, `token` counting among the judged ones; `got` and `error` are (T, H)."""
+def mismatch_at(
+    trace: RecipeTrace,
+    got: Tensor,
+    error: Tensor,
+    token: int,
+    column: int,
+    ratio: float,
+    judged: Tensor,
+    bound: Tensor,
+) -> Mismatch:
+    """One element of the output, `token` counting among the judged ones.
+
+    Args:
+        got, error: (T, H), the output, and what it is off by.
+        judged, bound: (T, H), the error that was judged, and what it may be.
+    """
     first = column // BLOCK * BLOCK
     return Mismatch(
         token,
@@ -40,6 +54,8 @@ def mismatch_at(trace: RecipeTrace, got: Tensor, error: Tensor, token: int, colu
         float(trace.R[token, column]),
         float(got[token, column]),
         ratio,
+        abs(float(judged[token, column])),
+        float(bound[token, column]),
     )
 
 

@@ -20,10 +20,13 @@ from conformance.decisions.labels import outcome_text, parse_label, rule_text
 from conformance.decisions.table import Rule, Table, When, indices
 from conformance.selection.axes import AXES, AXIS
 from conformance.selection.grid import GRID, Product
+from conformance.untrusted import Malformed, bytes_of, json_of, shown
 
 FILE = Path(__file__).parents[1] / "decisions.json"
 FORMAT, VERSION = "fp8moe decisions", 1
 BYTES_AT_MOST = 500_000
+MOST_BYTES = 16 * BYTES_AT_MOST
+"""Of a file that is read; another version may write a larger one."""
 ACCEPT = "fp8moe table --write --reason TEXT"
 """The command that makes the current decisions the kept ones."""
 
@@ -139,20 +142,20 @@ def read_any_grid(path: Path) -> Kept:
         DecisionsError: there is no such file, or it is cut off, edited, or of another format.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        remedy = f"make it with `{ACCEPT}`" if isinstance(error, FileNotFoundError) else "name a file that can be read"
-        raise DecisionsError(f"{path}: {error.strerror}; {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        raise DecisionsError(f"{path}: cut off or edited, it is no JSON ({error}); {_RESTORE}") from None
+        content = bytes_of(path, MOST_BYTES, path)
+    except Malformed as error:
+        remedy = "name a file that can be read" if path.exists() else f"make it with `{ACCEPT}`"
+        raise DecisionsError(f"{error}; {remedy}") from None
+    try:
+        told = json_of(content, path.name)
+    except Malformed as error:
+        raise DecisionsError(f"{path}: cut off or edited, it is no JSON of ours ({error}); {_RESTORE}") from None
     if not isinstance(told, dict) or told.get("format") != FORMAT:
-        found = f"its format is {told.get('format')!r}" if isinstance(told, dict) else "it holds no object"
+        found = f"its format is {shown(told.get('format'))}" if isinstance(told, dict) else "it holds no object"
         raise DecisionsError(f"{path}: no decision table, {found} where {FORMAT!r} is expected; name another file")
     if told.get("version") != VERSION:
-        version = told.get("version")
-        raise DecisionsError(
-            f"{path}: its version is {version!r}, and {VERSION} is known here; use the fp8moe it is of"
-        )
+        version = shown(told.get("version"))
+        raise DecisionsError(f"{path}: its version is {version}, and {VERSION} is known here; use the fp8moe it is of")
     digest = told.pop("digest", None)
     if digest != _digest(told):
         raise DecisionsError(

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from conformance.gate.numerics import CaseFigures
 from conformance.gate.record import Record
+from conformance.typed import check_object
+from conformance.untrusted import MOST_UNPACKED, Malformed, bytes_of, json_of, shown
 
 FORMAT = 2
 KIND = "fp8moe gate baseline"
@@ -71,29 +73,41 @@ class Baseline:
             BadBaseline: it cannot be read, is no baseline, is cut short, was edited, or has another format.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadBaseline(f"{path}: {error.strerror}") from None
-        except ValueError as error:
+            packed = bytes_of(path, MOST_UNPACKED, path)
+        except Malformed as error:
+            raise BadBaseline(str(error)) from None
+        try:
+            content = _within(json_of(packed, path.name))
+        except Malformed as error:
             raise BadBaseline(f"{path}: no whole JSON ({error}): it was cut short, or is another file") from None
-        content = _within(content)
         if not isinstance(content, dict) or content.get("kind") != KIND:
             raise BadBaseline(f"{path}: no {KIND}: `fp8moe gate --write FILE` makes one")
         if content.get("format") != FORMAT:
-            raise BadBaseline(f"{path}: format {content.get('format')!r}, expected {FORMAT}: write it anew")
+            raise BadBaseline(f"{path}: format {shown(content.get('format'))}, expected {FORMAT}: write it anew")
         if content.pop(DIGEST, None) != _digest(content):
             raise BadBaseline(f"{path}: its digest is not that of its content: it was edited; write it anew")
         try:
-            numerics = {
-                cell: {case: _figures(figures) for case, figures in cases.items()}
-                for cell, cases in content["numerics"].items()
-            }
-            speed = [Record.from_json(json.dumps(record)) for record in content["speed"]]
-            rest = {name: content[name] for name in ("date", "target", "device", "versions", "seed", "command")}
-            states = [{str(k): str(v) for k, v in state.items()} for state in content["states"]]
-            return cls(**rest, decisions=content["decisions"], numerics=numerics, speed=speed, states=states)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BadBaseline(f"{path}: not the fields of a baseline: {error!r}; write it anew") from None
+            return cls._of(content)
+        except ValueError as error:
+            raise BadBaseline(f"{path}: not the fields of a baseline: {error}; write it anew") from None
+
+    @classmethod
+    def _of(cls, content: Mapping[str, Any]) -> Baseline:
+        """
+        Raises:
+            ValueError: a field is missing, or of another type.
+        """
+        given = {name: value for name, value in content.items() if name not in ("kind", "format")}
+        check_object({**given, "speed": []}, cls, "baseline", may_lack=())
+        records = given.get("speed")
+        if not isinstance(records, list):
+            raise Malformed("speed: expected a list of records")
+        given["speed"] = [Record.from_object(record) for record in records]
+        given["numerics"] = {
+            cell: {case: CaseFigures(**figures) for case, figures in cases.items()}
+            for cell, cases in given["numerics"].items()
+        }
+        return cls(**given)
 
     def check_comparable(self, other: Baseline) -> None:
         """Whether a run may be compared with this baseline.
@@ -117,13 +131,6 @@ class Baseline:
                 differing.append(f"{cell}: {len(missing)} cases are not in the baseline, such as {missing[0]}")
         if differing:
             raise BadBaseline("; ".join(differing) + ": such runs are not compared; write a baseline of this kind")
-
-
-def _figures(given: Mapping[str, Any]) -> CaseFigures:
-    digest, error, over = given["digest"], given["error"], given["error_over_bound"]
-    if not isinstance(digest, str) or not all(isinstance(one, (int, float)) for one in (error, over)):
-        raise TypeError(f"figures of a case: a digest and two numbers, not {given}")
-    return CaseFigures(digest, error, over)
 
 
 def _within(content: Any) -> Any:

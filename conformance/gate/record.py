@@ -15,8 +15,11 @@ from conformance.gate.families import checked_names
 from conformance.gate.interval import Estimate, estimate, interquartile_mean, timer_floor
 from conformance.gate.policy import DEFAULT, Policy
 from conformance.gate.samples import Flag, Rounds, RoundSampler, flags_in, valid_couples
+from conformance.typed import check_object
+from conformance.untrusted import Malformed, shown
 
 FORMAT = 1
+ANY_FLAG = sum(Flag)
 MAY_LACK = ("log_ratio", "spread")
 """Figures of a cell that are NaN where too few rounds were valid, and null in JSON, which has no NaN."""
 
@@ -77,25 +80,55 @@ class Record:
         Raises:
             ValueError: not JSON, another format, or a field that is missing, unknown or of another type.
         """
-        given = json.loads(text)
+        return cls.from_object(json.loads(text))
+
+    @classmethod
+    def from_object(cls, given: Any) -> Record:
+        """The same, of what the text holds.
+
+        Raises:
+            ValueError: as `from_json`.
+        """
         if not isinstance(given, dict) or given.get("format") != FORMAT:
             found = given.get("format") if isinstance(given, dict) else given
-            raise ValueError(f"format: {FORMAT}, not {found!r}: measure the baseline anew")
+            raise ValueError(f"format: {FORMAT}, not {shown(found)}: measure the baseline anew")
+        told = {name: value for name, value in given.items() if name != "format"}
+        cells = told.get("cells")
         try:
-            cells = {name: _cell_of(cell) for name, cell in given["cells"].items()}
-            yardsticks = {name: float(us) for name, us in given["yardsticks_us"].items()}
-            setting = {str(name): str(value) for name, value in given["setting"].items()}
-            return cls(setting, cells, yardsticks, float(given["spent_us"]))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a record of a run: {error!r}: measure the baseline anew") from error
+            if isinstance(cells, dict):
+                told["cells"] = {name: _with_nan(cell) for name, cell in cells.items()}
+            check_object(told, cls, "record")
+            told["cells"] = {name: _cell_of(cell) for name, cell in told["cells"].items()}
+            record = cls(**told)
+            record._check_figures()
+        except Malformed as error:
+            raise ValueError(f"not a record of a run: {error}: measure the baseline anew") from None
+        return record
+
+    def _check_figures(self) -> None:
+        """What the gate takes logarithms of and divides by is there, and positive.
+
+        Raises:
+            conformance.untrusted.Malformed: it is not.
+        """
+        wrong = [f"yardsticks_us[{shown(name)}]={us}" for name, us in self.yardsticks_us.items() if not us > 0]
+        for name, cell in self.cells.items():
+            known = cell.yardstick in self.yardsticks_us and 0 <= cell.trouble <= ANY_FLAG
+            if not known or cell.freedom < 1 or cell.spread < 0:
+                wrong.append(f"cells[{shown(name)}]")
+        if wrong:
+            raise Malformed(f"{wrong[0]}: no figures of a run")
+
+
+def _with_nan(cell: Any) -> Any:
+    """Figures that JSON has no number for as the text that stands for them."""
+    if not isinstance(cell, dict):
+        return cell
+    return {**cell, **{name: "nan" for name in MAY_LACK if name in cell and cell[name] is None}}
 
 
 def _cell_of(given: Mapping[str, Any]) -> CellRecord:
-    cell = CellRecord(**{**given, **{name: math.nan for name in MAY_LACK if given[name] is None}})
-    numbers = (cell.log_ratio, cell.spread, cell.freedom, cell.rounds, cell.dropped, cell.trouble)
-    if not isinstance(cell.yardstick, str) or not all(isinstance(number, (int, float)) for number in numbers):
-        raise TypeError(f"a cell's fields are a name and numbers, not {given}")
-    return cell
+    return CellRecord(**{**given, **{name: float(given[name]) for name in MAY_LACK}})
 
 
 def measure(cells: Iterable[str], sampler: RoundSampler, policy: Policy = DEFAULT) -> Record:

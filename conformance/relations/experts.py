@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conformance.build import CaseTensors
+from conformance.mismatches import exactly
 from conformance.relations.changed import every_expert, experts_of, shuffled
 from conformance.relations.grounds import (
     fewer_experts,
@@ -91,7 +92,9 @@ def _judge_shard(trial: Trial, whole: Tensor, experts: Tensor, ranks: int, rank:
         token, column = (int(place) for place in astray[0])
         value = float(got[token, column])
         raise Ended(
-            Status.FAILED, f"{what}: token {token} has no expert there: expected 0 at column {column}, got {value:.9g}"
+            Status.FAILED,
+            f"{what}: token {token} has no expert there: expected 0 at column {column}, got {value:.9g}",
+            mismatch=exactly(token, column, 0.0, value, got.shape[1]),
         )
     if bool(here.any()):
         trial.within(shard, got, what, here.nonzero()[:, 0], contract)

@@ -10,6 +10,7 @@ from torch import Tensor
 from conformance.bounds.accumulation import U
 from conformance.bounds.allowance import allowance_for, half_spacing
 from conformance.build import CaseTensors
+from conformance.mismatches import exactly
 from conformance.oracles import trace_of
 from conformance.relations.changed import busiest_expert, experts_of, with_weights
 from conformance.relations.grounds import (
@@ -194,6 +195,7 @@ def _no_traces(output: Tensor, local: Tensor, what: str) -> None:
         raise Ended(
             Status.FAILED,
             f"{what}: token {token} has no expert here: expected 0 at column {column}, got {value:.9g}",
+            mismatch=exactly(token, column, 0.0, value, output.shape[1]),
         )
 
 

@@ -39,7 +39,7 @@ class Cell:
     indices: Indices
 
     @classmethod
-    def of(cls, **names: str) -> Cell:
+    def of(cls, /, **names: str) -> Cell:
         """The cell with these values by name; axes left out have their first value.
 
         Raises:

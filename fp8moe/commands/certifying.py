@@ -1,4 +1,4 @@
-"""Commands about certificates: certify, verify, show."""
+"""Commands about certificates, and the forms of files: certify, verify, show, schema."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fp8moe.commands.app import app, told
+from fp8moe.commands.app import app, print_json, told
 
 
 @app.command("certify")
@@ -81,23 +81,44 @@ def verify_command(
 @app.command("show")
 def show_command(
     folder: Annotated[Path, typer.Argument(help="A certificate.")],
-    html: Annotated[Path, typer.Option(metavar="FILE", help="The page to write; it needs nothing else.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="The page to write; it needs nothing else.")] = None,
     other: Annotated[
         Path | None, typer.Argument(metavar="[OTHER]", help="Another one: the page shows the two side by side.")
     ] = None,
     key: Annotated[
         Path | None, typer.Option(metavar="KEY", help="The OpenSSH ed25519 public key that FOLDER must be signed with.")
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write FOLDER's results as JUnit XML, as CI systems read it.")
+    ] = None,
 ) -> None:
-    """Verify a certificate, and write it as a page for people.
+    """Verify a certificate, and write it as a page for people, or as JUnit XML for CI systems.
 
     Exit status 0: it is written, and each certificate holds; 1: it is written, and says what speaks against one.
     """
     with told():
         from fp8moe.commands.show import show
 
-        found = show(folder, other, html, key)
+        found = show(folder, other, html, key, junit)
         for each in found:
             typer.echo(each.verdict if each.holds else f"does not hold: {len(each.findings)} findings")
-        typer.echo(f"page: {html}")
+        for name, path in (("page", html), ("JUnit XML", junit)):
+            if path is not None:
+                typer.echo(f"{name}: {path}")
         raise typer.Exit(0 if all(each.holds for each in found) else 1)
+
+
+@app.command("schema")
+def schema_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Of the file's form, such as report; default: list them.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema (draft 2020-12) of a report, a certificate's parts, a measured table, or waivers."""
+    with told():
+        from fp8moe.commands.schema import named, print_names
+
+        if name is None:
+            print_names()
+        else:
+            print_json(named(name))

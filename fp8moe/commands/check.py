@@ -20,11 +20,13 @@ from conformance.levels import LEVELS
 from conformance.matrix import BY_BITS
 from conformance.planned import BadRequest
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
+from conformance.report_junit import of_report
 from conformance.results import CheckResult, Status
 from conformance.shards import Shard
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
+from fp8moe.commands.files import write_whole
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
 
@@ -84,6 +86,10 @@ def checked(
     if report is not None:
         kept_text.write_text(report, found.to_json())
     return found
+
+
+def write_junit(path: Path, report: Report) -> None:
+    write_whole(path, of_report(report))
 
 
 def status_of(report: Report) -> int:

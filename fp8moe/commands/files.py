@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fp8moe.commands.question import BadInput
@@ -28,9 +29,17 @@ def check_folders(paths: Mapping[str, Path]) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """All of it, or nothing: a reader never meets half a file."""
+    with beside(path) as made:
+        made.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A place in the same folder to write to; it becomes `path` at the end, and nothing is left where that is not
+    reached."""
     made = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        made.write_text(text, encoding="utf-8")
+        yield made
         made.replace(path)
     finally:
         made.unlink(missing_ok=True)

@@ -39,6 +39,9 @@ def check_command(
         Path | None,
         typer.Option(metavar="FILE", help="Known failures, in TOML; a waiver that is rotten fails the run."),
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every result as JUnit XML, as CI systems read it.")
+    ] = None,
 ) -> None:
     """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
 
@@ -46,12 +49,17 @@ def check_command(
     """
     with told():
         from conformance.contain import SuiteError
-        from fp8moe.commands.check import checked, print_report, status_of, told_error
+        from fp8moe.commands.check import checked, print_report, status_of, told_error, write_junit
+        from fp8moe.commands.files import check_folders
 
+        if junit is not None:
+            check_folders({"--junit": junit})
         try:
             found = checked(backend, level, device, seed, budget, report, resume, seconds, waivers)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
+        if junit is not None:
+            write_junit(junit, found)
         print_report(found)
         raise typer.Exit(status_of(found))
 
@@ -81,23 +89,48 @@ def waivers_command(
 
 @app.command("repro")
 def repro_command(
-    case: Annotated[str, typer.Argument(help="A case's id, as a report prints it.")],
-    backend: Annotated[str, typer.Option(metavar="NAME|MODULE:CLASS", help="The backend to run it on.")] = "TRITON",
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="CASE|FOLDER|FILE",
+            help="A case's id, as a report prints it; or a certificate or a report (.json, .json.gz) with failures.",
+        ),
+    ],
+    backend: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|MODULE:CLASS", help="The backend; default: the report's, of a case TRITON."),
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: what is here.")
+        str | None,
+        typer.Option(help="cpu, interpreter, cuda, rocm or xpu; default: the report's, of a case what is here."),
     ] = None,
     check: Annotated[
-        str | None, typer.Option(metavar="ID", help="The check, as a report names it; default: equivalence.")
+        str | None,
+        typer.Option(metavar="ID", help="As a report names it; default: the report's, of a case equivalence."),
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the values by this one; default: the case's own.")
+    ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Which of a report's failures; default: the first."),
+    ] = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all tensors, expected ones and bounds too, as FILE.safetensors."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="The file of --dump, if it is there.")] = False,
 ) -> None:
-    """Run one case of a report again, and show what differs.
+    """Run one case again, and show what differs; of a certificate or a report, a failure that it tells of.
 
-    Exit status 0: it passed; 1: it failed; 2: it could not be run.
+    It imports and runs the backend that the certificate or report names, if that is installed here.
+
+    Exit status 0: it passed; 1: it failed; 2: it could not be run, or no failure is there; 70: an error of the suite.
     """
     with told():
-        from conformance.repro import run_case
+        from fp8moe.commands.repro import Given, reproduced
 
-        raise typer.Exit(run_case(case, backend, device, check))
+        raise typer.Exit(reproduced(what, Given(backend, device, check, seed, number, dump, overwrite)))
 
 
 @app.command("emulate")

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from itertools import groupby
@@ -27,6 +28,7 @@ from fp8moe.measured.rows import (
     MeasuredDevice,
     MeasuredRow,
     check_count,
+    quoted,
     refuse,
 )
 
@@ -34,6 +36,8 @@ FORMAT = "fp8moe-measured/1"
 """Any change of what a file may hold takes a new number."""
 KEYS = ("format", "digest", "device", "versions", "source", "certificates", "shapes")
 SHAPE_KEYS = tuple(field.name for field in fields(LayerShape))
+NAMED, SHOWN = 5, 80
+"""Names in an error, and characters of one."""
 REMEDY = "the file was edited or cut; copy it again, or write it again with MeasuredTable.save"
 
 
@@ -127,9 +131,9 @@ def _parsed(text: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise InvalidMeasuredTable(f"{', '.join(twice)}", ": given more than once in one object; keep one")
+            counts = Counter(name for name, _ in pairs)
+            twice = [name for name, count in counts.items() if count > 1]
+            raise InvalidMeasuredTable(_listed(twice), ": given more than once in one object; keep one")
         return found
 
     def constant(name: str) -> Any:
@@ -177,7 +181,7 @@ def _rows(given: Any, known: frozenset[str]) -> Iterator[MeasuredRow]:
 def _check_backend(field: str, name: str, known: frozenset[str]) -> None:
     if name not in known:
         raise InvalidMeasuredTable(
-            f"{field}[{name!r}]",
+            f"{field}[{quoted(name)}]",
             f": no backend of this name; known: {', '.join(sorted(known))}; install the package that registers it, "
             "or measure without it",
         )
@@ -193,8 +197,14 @@ def _check_keys(what: str, given: Any, expected: tuple[str, ...]) -> None:
     found = _mapping(what, given).keys()
     if set(found) != set(expected):
         lacks, more = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-        told = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(more)} on top"] * bool(more)
+        told = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {_listed(more)} on top"] * bool(more)
         raise InvalidMeasuredTable(what, f" {' and '.join(told)}: expected exactly {', '.join(expected)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names that the file gives, the first few as they are spelt, where there is something odd about them quoted."""
+    shown = [name if name.isidentifier() and len(name) < SHOWN else quoted(name) for name in sorted(names)[:NAMED]]
+    return ", ".join(shown) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _built(cls: Any, given: Any, names: tuple[str, ...]) -> Any:

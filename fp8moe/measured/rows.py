@@ -42,9 +42,14 @@ class InvalidMeasuredTable(ValueError):
 
 
 def refuse(field: str, value: object, expected: str) -> InvalidMeasuredTable:
-    """The error for a field whose value is wrong; a long value is cut."""
+    """The error for a field whose value is wrong."""
+    return InvalidMeasuredTable(field, f"={quoted(value)}: expected {expected}")
+
+
+def quoted(value: object) -> str:
+    """A value in an error; a long one is cut."""
     shown = repr(value)
-    return InvalidMeasuredTable(field, f"={shown if len(shown) <= 80 else shown[:77] + '...'}: expected {expected}")
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def check_count(field: str, value: object) -> None:

@@ -30,6 +30,8 @@ from fp8moe.measured.rows import (
 from fp8moe.platforms import Platform
 from fp8moe.registry import SEED_ORDER, BackendSpec, registered_backends
 
+MOST_BYTES = 64 << 20
+"""Of a table's file."""
 KEPT_AT_MOST = 1024
 
 
@@ -214,10 +216,14 @@ class MeasuredTable:
             InvalidMeasuredTable: (a ValueError) the file cannot be read, too.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            with open(path, "rb") as given:
+                content = given.read(MOST_BYTES + 1)
+            text = content.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
             raise InvalidMeasuredTable(os.fspath(path), f" cannot be read: {reason}; give a file of save()") from None
+        if len(content) > MOST_BYTES:
+            raise InvalidMeasuredTable(os.fspath(path), f" has more than {MOST_BYTES >> 20} MiB; give a file of save()")
         return cls.loads(text, where=os.fspath(path), backends=backends)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,42 +19,12 @@ from conformance.certificate.times.judged import summary
 from conformance.certificate.times.kept import ROUNDS
 from conformance.certificate.verifying import verify
 from conformance.certificate.writing import STATEMENT_FILE
+from conformance.report_junit import of_certificate
 from tests.unit.certificates import SMALL, evidence_in, invented, written
+from tests.unit.hostile import ANYTHING, bytes_changed, places, put
 from tests.unit.timed_certificates import times, with_times
 
-ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=20)
-    | st.sampled_from(
-        ["inf", "nan", "passed", "failed", "waived", "not_run", "v1:M=3", "", "block", "hardware", "cuda"]
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in it; of a list the first few and the last."""
-    yield path
-    if isinstance(value, dict):
-        for key in value:
-            yield from places(value[key], (*path, key))
-    elif isinstance(value, list):
-        for index in sorted({*range(min(len(value), 4)), *range(max(len(value) - 1, 0), len(value))}):
-            yield from places(value[index], (*path, index))
-
-
-def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    for step in path[:-1]:
-        value = value[step]
-    value[path[-1]] = new
-    return None
 
 
 @pytest.fixture(scope="module")
@@ -110,5 +80,21 @@ def test_any_bytes(content: bytes, which: str, inside: bool, folder: Path) -> No
     (folder / which).write_bytes(gzip.compress(content) if inside and which == EVIDENCE else content)
     try:
         assert not verify(folder, editions=lambda name: SMALL).holds
+    finally:
+        (folder / which).write_bytes(kept)
+
+
+@given(data=st.data(), which=st.sampled_from([EVIDENCE, STATEMENT_FILE]), inside=st.booleans())
+@SETTINGS
+def test_a_file_with_mistakes(data: st.DataObject, which: str, inside: bool, folder: Path) -> None:
+    kept = (folder / which).read_bytes()
+    packed = inside and which == EVIDENCE
+    content = data.draw(bytes_changed(gzip.decompress(kept) if packed else kept))
+    (folder / which).write_bytes(gzip.compress(content, mtime=0) if packed else content)
+    try:
+        found = verify(folder, editions=lambda name: SMALL)
+        assert found.holds <= ((folder / which).read_bytes() == kept or which == STATEMENT_FILE)
+        if found.certificate is not None:
+            ElementTree.fromstring(of_certificate(found).encode())
     finally:
         (folder / which).write_bytes(kept)

@@ -299,11 +299,12 @@ def test_all_platforms() -> None:
 def test_repro_hands_over_and_returns_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def run_case(*asking: str | None) -> int:
+    def reproduced(*asking: Any) -> int:
         asked.append(asking)
         return len(asked)
 
-    monkeypatch.setitem(sys.modules, "conformance.repro", SimpleNamespace(run_case=run_case))
+    given = SimpleNamespace(Given=lambda *options: options, reproduced=reproduced)
+    monkeypatch.setitem(sys.modules, "fp8moe.commands.repro", given)
     run("repro", "v1:M=3", status=1)
     run(
         "repro",
@@ -317,6 +318,6 @@ def test_repro_hands_over_and_returns_the_status(monkeypatch: pytest.MonkeyPatch
         status=2,
     )
     assert asked == [
-        ("v1:M=3", "TRITON", None, None),
-        ("v1:M=3,seed=2", "acme.moe:Acme", "cpu", "relation.poison"),
+        ("v1:M=3", (None, None, None, None, None, None, False)),
+        ("v1:M=3,seed=2", ("acme.moe:Acme", "cpu", "relation.poison", None, None, None, False)),
     ]

@@ -165,7 +165,7 @@ def signed(path: Path, change: Any) -> str:
 
 
 BAD = {
-    "cut off": (cut, "cut off or edited, it is no JSON .* restore it"),
+    "cut off": (cut, "cut off or edited, it is no JSON of ours .* restore it"),
     "empty": (lambda path: "", "cut off or edited"),
     "a merge left open": (lambda path: "<<<<<<< ours\n" + path.read_text(), "cut off or edited"),
     "edited": (rule_changed, "edited, its digest '.*' is not that of what it holds; restore it"),

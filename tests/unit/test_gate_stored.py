@@ -135,7 +135,7 @@ def test_a_record_goes_through_a_file() -> None:
     ("change", "told"),
     [
         (lambda given: given | {"format": 0}, "format: 1, not 0: measure the baseline anew"),
-        (lambda given: {"format": 1}, "not a record of a run: KeyError"),
+        (lambda given: {"format": 1}, "not a record of a run: record.setting: is missing"),
         (lambda given: [given], "format: 1, not"),
         (lambda given: given | {"cells": {"a": {"yardstick": "memory"}}}, "not a record of a run"),
         (
