@@ -15,7 +15,8 @@ OF: Mapping[str, str] = {
     "evidence": "a certificate's evidence.json.gz, unpacked",
     "statement": "the payload of a certificate's statement.dsse.json",
     "envelope": "a certificate's statement.dsse.json",
-    "measured": "fp8moe measure --out FILE",
+    "rounds": "a certificate's rounds.json",
+    "measured": "fp8moe measure --out FILE, and a certificate's times.json",
     "waivers": "a file of waivers, as the values that its TOML comes to",
 }
 """What each is of."""

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def surroundings() -> dict[str, Any]:
         "versions": VERSIONS,
         "suite": {"version": __version__, "sha256": suite_digest()},
         "distribution": {"name": "toy", "version": "1", "record_sha256": "0" * 64},
+        "release": {"distribution": "toy", "version": "1", "why": ""},
     }
 
 
@@ -110,12 +112,17 @@ def forged(folder: Path, change: Change, *, restated: bool = True) -> None:
     packed = gzip.compress(json.dumps(evidence).encode(), mtime=0)
     (folder / EVIDENCE).write_bytes(packed)
     if restated:
-        report = Report.from_json(json.dumps(evidence["report"]))
-        evidence["report"]["verdict"], evidence["report"]["verdicts"] = report.verdict, report.verdicts
-        packed = gzip.compress(json.dumps(evidence).encode(), mtime=0)
-        (folder / EVIDENCE).write_bytes(packed)
-        given = (report, evidence["edition"], evidence["suite"], hashlib.sha256(packed).hexdigest())
-        (folder / STATEMENT_FILE).write_text(json.dumps(enveloped(statement_of(*given))))
+        with suppress(ValueError):  # where there can be no statement on such a report, the old one stays
+            _restate(folder, evidence)
+
+
+def _restate(folder: Path, evidence: dict[str, Any]) -> None:
+    report = Report.from_json(json.dumps(evidence["report"]))
+    evidence["report"]["verdict"], evidence["report"]["verdicts"] = report.verdict, report.verdicts
+    packed = gzip.compress(json.dumps(evidence).encode(), mtime=0)
+    (folder / EVIDENCE).write_bytes(packed)
+    given = (report, evidence["edition"], evidence["suite"], hashlib.sha256(packed).hexdigest())
+    (folder / STATEMENT_FILE).write_text(json.dumps(enveloped(statement_of(*given))))
 
 
 class BlockAlone(TorchExperts):

@@ -16,14 +16,29 @@ import pytest
 
 from conformance import kept_text
 from conformance.certificate.reading import SURROUNDINGS
-from conformance.certificate.writing import STATEMENT_FILE
+from conformance.certificate.times.kept import FORMAT as ROUNDS_FORMAT
+from conformance.certificate.times.kept import ROUNDS, TABLE, TimedCase, Times
+from conformance.certificate.times.reading import (
+    DEVICE,
+    LEAST_US,
+    MOST_BACKENDS,
+    MOST_CASES,
+    MOST_NAME,
+    MOST_US,
+    RATES,
+    rounds_from,
+)
+from conformance.certificate.writing import STATEMENT_FILE, TIMES
 from conformance.certification import check_backend
 from conformance.editions import DEVICES as CERTIFIED_ON
 from conformance.levels import LEVELS
 from conformance.plan import DEVICES
+from conformance.rates import Rates
 from conformance.report import DERIVED, LATER, VERDICTS, Report
 from conformance.results import CheckResult, Evidence, Status
 from conformance.schemas import OF, schema
+from conformance.timing.side_by_side import ROUNDS as EACH
+from conformance.untrusted import object_of
 from conformance.waivers import WaiverError
 from conformance.waivers.file import LONGEST, LONGEST_FIELD, MOST_WAIVERS, waivers_from
 from conformance.waivers.waiver import FIELDS
@@ -37,6 +52,7 @@ from tests.unit.certificates import BlockAlone, evidence_in, invented, written
 from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
 from tests.unit.hostile import places, put
 from tests.unit.measured_tables import LAYER, carried_over, rows_of, table_of
+from tests.unit.timed_certificates import on_h200, times, with_times
 from tests.unit.waiver_files import TODAY
 from tests.unit.waiver_files import written as waivers_written
 
@@ -132,12 +148,31 @@ def test_a_report_has_the_fields_of_its_class() -> None:
 def test_a_certificate_has_the_fields_that_are_written(tmp_path: Path) -> None:
     evidence = evidence_in(written(tmp_path / "certificate"))
     found = schema("evidence")
-    assert set(found["properties"]) == set(found["required"]) == set(evidence)
+    assert set(found["properties"]) == set(evidence)
+    assert set(found["required"]) == set(evidence) - {"release", TIMES}  # which earlier ones lack
     assert set(SURROUNDINGS) < set(evidence)
     envelope, statement = _statement(tmp_path / "certificate")
     assert set(schema("envelope")["properties"]) == set(envelope)
     assert set(schema("statement")["properties"]) == set(statement)
     assert set(schema("statement")["properties"]["predicate"]["properties"]) == set(statement["predicate"])
+
+
+def test_times_have_the_fields_of_their_reader() -> None:
+    found = schema("rounds")["properties"]
+    case = found["cases"]["items"]
+    assert set(found) == set(schema("rounds")["required"])
+    assert set(case["properties"]) == {field.name for field in fields(TimedCase)} == set(case["required"])
+    assert set(found["device"]["properties"]) == DEVICE
+    assert set(found["rates"]["properties"]) == {field.name for field in fields(Rates)} == RATES
+    assert found["format"]["const"] == ROUNDS_FORMAT
+    assert found["cases"]["maxItems"] == MOST_CASES
+    us = case["properties"]["us"]
+    assert us["maxProperties"] == case["properties"]["absent"]["maxProperties"] == MOST_BACKENDS
+    assert us["propertyNames"]["maxLength"] == MOST_NAME
+    assert us["additionalProperties"]["minItems"] == us["additionalProperties"]["maxItems"] == EACH
+    bounds = us["additionalProperties"]["items"]
+    assert (bounds["minimum"], bounds["maximum"]) == (LEAST_US, MOST_US)
+    assert set(schema("evidence")["properties"][TIMES]["properties"]) == set(Times().told)
 
 
 def test_a_measured_table_has_the_fields_of_its_reader() -> None:
@@ -192,6 +227,14 @@ def test_a_fresh_report_and_a_certificate_fit(tmp_path: Path) -> None:
     envelope, statement = _statement(folder)
     validator("envelope").validate(envelope)
     validator("statement").validate(statement)
+
+
+def test_a_certificate_with_times_fits(tmp_path: Path) -> None:
+    folder = with_times(tmp_path / "certificate")
+    validator("evidence").validate(evidence_in(folder))
+    validator("statement").validate(_statement(folder)[1])
+    validator("rounds").validate(json.loads((folder / ROUNDS).read_text()))
+    validator("measured").validate(json.loads((folder / TABLE).read_text()))
 
 
 def _statement(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -256,6 +299,15 @@ def check_refusals(name: str, valid: Any, read: Callable[[Any], object], error: 
 
 def test_a_report_that_is_refused_does_not_fit() -> None:
     check_refusals("report", little(), lambda told: Report.from_json(json.dumps(told)), ValueError)
+
+
+def test_rounds_that_are_refused_do_not_fit() -> None:
+    told = json.loads(times(1).files(on_h200().versions)[ROUNDS])
+
+    def read(value: Any) -> object:
+        return rounds_from(object_of(json.dumps(value), ROUNDS))
+
+    check_refusals("rounds", told, read, ValueError)
 
 
 def test_a_measured_table_that_is_refused_does_not_fit() -> None:

@@ -58,6 +58,13 @@ def test_its_range_is_compared_with_the_kernels_release(version: str, folder: Pa
     assert verdict_on(folder).findings == []
 
 
+def test_one_of_before_is_compared_with_the_distribution(folder: Path) -> None:
+    forged(folder, lambda evidence: evidence.pop("release"))
+    assert verdict_on(folder).findings == []
+    forged(folder, lambda evidence: evidence["distribution"].update(version="2"))
+    assert any("judged was toy 2" in finding for finding in verdict_on(folder).findings)
+
+
 def test_none_is_written_with_a_waiver_of_another_version(folder: Path, tmp_path: Path) -> None:
     certificate = read_certificate(folder)
     where = dict(certificate.surroundings) | {"release": {"distribution": "acme-kernels", "version": "2.0", "why": ""}}
@@ -107,7 +114,10 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "of a version that is none": (release(version="new"), "is for versions >=1,<2: judged was acme-kernels new"),
     "of no version": (release(version="", why="lost"), "is for versions >=1,<2: judged was acme-kernels (lost)"),
     "of an own version made up": (release(distribution="toy", version="1.5"), "the backend's distribution is toy 1"),
-    "of no distribution": (lambda evidence: evidence.update(distribution=None), "(no version is recorded)"),
+    "of no distribution": (
+        lambda evidence: (evidence.pop("release"), evidence.update(distribution=None)),
+        "(no version is recorded)",
+    ),
     "expired": (waived(expires=YESTERDAY), "had expired on the day of the run"),
     "without end": (waived(expires="2999-01-01"), "at most 180"),
     "with a field more": (waived(why="x"), "unknown key 'why'"),
@@ -115,7 +125,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "every case by one": (broad, "at most 5%"),
     "what passes": (waived(case="M=17"), "covers cases that pass"),
     "the selection": (selects, "waived, which only cases of what is computed can be"),
-    "a text": (lambda evidence: evidence["report"].update(waivers=["x"]), "expected a list of objects"),
+    "a text": (lambda evidence: evidence["report"].update(waivers=["x"]), "report.waivers[0]='x': expected an object"),
 }
 
 
