@@ -35,6 +35,7 @@ from conformance.report import Report
 from conformance.results import CheckResult, Evidence, Status
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.kept import contradictions
+from conformance.waivers.release import OWN
 from fp8moe import __version__
 from fp8moe.config import ACTIVATIONS
 
@@ -289,8 +290,9 @@ def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
     elif suite.get("version") != __version__:
         notes.append(f"made by suite {suite.get('version')}; this is {__version__}")
     own, release = told["distribution"], released(told)
-    if own is not None and own.get("name") == release.distribution and own.get("version") != release.version:
-        yield f"release: {str(release)[:200]}: the backend's distribution is {own.get('name')} {own.get('version')}"
+    known = {str((own or {}).get("name")): (own or {}).get("version"), OWN: suite.get("version")}
+    if told.get("release") is not None and known.get(release.distribution, release.version) != release.version:
+        yield f"release: {str(release)[:200]}: elsewhere {release.distribution} is {known[release.distribution]!r:.80}"
     if own is None:
         notes.append("the backend came from no installed distribution: what ran cannot be named")
 

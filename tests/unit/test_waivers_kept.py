@@ -16,6 +16,7 @@ from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.results import Status
 from conformance.waivers import parse_waivers
 from conformance.waivers.in_force import excuse
+from fp8moe import __version__
 from tests.unit.certificates import SMALL, cases_of, forged, invented, written
 from tests.unit.waiver_files import in_days
 from tests.unit.waiver_files import written as toml
@@ -106,7 +107,11 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "of a later version than was judged": (release(version="3"), "is for versions >=1,<2: judged was acme-kernels 3"),
     "of a version that is none": (release(version="new"), "is for versions >=1,<2: judged was acme-kernels new"),
     "of no version": (release(version="", why="lost"), "is for versions >=1,<2: judged was acme-kernels (lost)"),
-    "of an own version made up": (release(distribution="toy", version="1.5"), "the backend's distribution is toy 1"),
+    "of an own version made up": (release(distribution="toy", version="1.5"), "elsewhere toy is '1'"),
+    "of a version of ours made up": (
+        release(distribution="fp8moe", version="1.5"),
+        f"elsewhere fp8moe is '{__version__}'",
+    ),
     "of no distribution": (lambda evidence: evidence.update(distribution=None), "(no version is recorded)"),
     "expired": (waived(expires=YESTERDAY), "had expired on the day of the run"),
     "without end": (waived(expires="2999-01-01"), "at most 180"),
