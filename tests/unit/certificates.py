@@ -86,6 +86,7 @@ def surroundings() -> dict[str, Any]:
         "versions": VERSIONS,
         "suite": {"version": __version__, "sha256": suite_digest()},
         "distribution": {"name": "toy", "version": "1", "record_sha256": "0" * 64},
+        "release": {"distribution": "toy", "version": "1", "why": ""},
     }
 
 

@@ -59,6 +59,13 @@ def test_its_range_is_compared_with_the_kernels_release(version: str, folder: Pa
     assert verdict_on(folder).findings == []
 
 
+def test_one_of_before_is_compared_with_the_distribution(folder: Path) -> None:
+    forged(folder, lambda evidence: evidence.pop("release"))
+    assert verdict_on(folder).findings == []
+    forged(folder, lambda evidence: evidence["distribution"].update(version="2"))
+    assert any("judged was toy 2" in finding for finding in verdict_on(folder).findings)
+
+
 def test_none_is_written_with_a_waiver_of_another_version(folder: Path, tmp_path: Path) -> None:
     certificate = read_certificate(folder)
     where = dict(certificate.surroundings) | {"release": {"distribution": "acme-kernels", "version": "2.0", "why": ""}}
@@ -112,7 +119,10 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         release(distribution="fp8moe", version="1.5"),
         f"elsewhere fp8moe is '{__version__}'",
     ),
-    "of no distribution": (lambda evidence: evidence.update(distribution=None), "(no version is recorded)"),
+    "of no distribution": (
+        lambda evidence: (evidence.pop("release"), evidence.update(distribution=None)),
+        "(no version is recorded)",
+    ),
     "expired": (waived(expires=YESTERDAY), "had expired on the day of the run"),
     "without end": (waived(expires="2999-01-01"), "at most 180"),
     "with a field more": (waived(why="x"), "unknown key 'why'"),
