@@ -201,10 +201,10 @@ def print_verified(found: Verified) -> None:
         out.print(Text(f"note  {text}"), soft_wrap=True)
     if found.holds:
         out.print(PROVES, soft_wrap=True)
-        out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
         if found.certificate is not None:
             report, times = found.certificate.report, found.certificate.times
             told = summary(times, report) if times.status == TAKEN else []
-            out.print(Text("\n".join([report.scope, *told])), soft_wrap=True)
+            out.print(Text("\n".join([*told, report.scope])), soft_wrap=True)
+        out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
     else:
         out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))

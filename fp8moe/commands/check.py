@@ -146,9 +146,9 @@ def print_report(report: Report) -> None:
     with_waived = f" with {len(report.waived)} waived" if report.waived else ""
     verdicts = ", ".join(f"{name} {verdict}" for name, verdict in report.verdicts.items())
     style = STYLES[INCOMPLETE if report.waived and report.verdict == PASSED else report.verdict]
-    out.print(Text(f"{report.verdict}{with_waived}: {verdicts}", style=style))
     if report.takes:
         out.print(Text(report.scope), soft_wrap=True)
+    out.print(Text(f"{report.verdict}{with_waived}: {verdicts}", style=style))
 
 
 def _print_left(out: Console, report: Report) -> None:
