@@ -82,7 +82,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "every case by one": (broad, "at most 5%"),
     "what passes": (waived(case="M=17"), "covers cases that pass"),
     "the selection": (selects, "waived, which only cases of what is computed can be"),
-    "a text": (lambda evidence: evidence["report"].update(waivers=["x"]), "expected a list of objects"),
+    "a text": (lambda evidence: evidence["report"].update(waivers=["x"]), "report.waivers[0]='x': expected an object"),
 }
 
 
