@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from conformance.certificate import figures
 from conformance.certificate.tabled import said
 from conformance.certificate.verifying import Verified
-from conformance.junit import FAILURE, SKIPPED, Entry, Suite, rendered
+from conformance.junit import FAILURE, SKIPPED, TOLD, Entry, Suite, rendered
 from conformance.report import VERDICTS, Report
 from conformance.results import CheckResult, Status
 
 ROOT = "fp8moe"
 WHOLE = "as a whole"
-"""The name of a result that is of no case, no scheme and no scope."""
+"""The name of a result that is of no case and no scheme."""
 Command = Callable[[CheckResult], str]
 
 
@@ -61,7 +61,7 @@ def _entries(checks: Iterable[CheckResult], report: Report, command: Command) ->
     """CI systems tell results apart by class and name, so that one that is there already gets a number."""
     seen: Counter[tuple[str, str]] = Counter()
     for check in checks:
-        name = check.case or " ".join(filter(None, (check.scheme, check.scope))) or WHOLE
+        name = check.case or check.scheme or WHOLE
         seen[check.check, name] += 1
         count = seen[check.check, name]
         yield _entry(check, name if count == 1 else f"{name} #{count}", report, command)
@@ -69,7 +69,7 @@ def _entries(checks: Iterable[CheckResult], report: Report, command: Command) ->
 
 def _entry(check: CheckResult, name: str, report: Report, command: Command) -> Entry:
     if check.status is Status.PASSED:
-        return Entry(name, check.check)
+        return Entry(name, check.check, TOLD if check.scope else "", check.scope)
     if check.status not in (Status.FAILED, Status.WAIVED):
         return Entry(name, check.check, SKIPPED, f"{figures.word(check)}: {check.reason or 'no reason was given'}")
     found_as = report.unshrunk.get(f"{check.check} {check.case}", "")
