@@ -20,7 +20,7 @@ from fp8moe.backends.flashinfer_modules import (
     has_cutlass,
     steps_to_build,
 )
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -33,7 +33,6 @@ from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, NVFP4, TENSOR_STATIC, UNQUANTISED, scheme_name
 from fp8moe.support import Support
-from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install flashinfer-python 0.6.13 or newer"
 NAMES = ("cutlass_fused_moe", "ActivationType")
@@ -55,6 +54,9 @@ RECIPES = {
     UNQUANTISED: replace(ROUNDED, activation_output="input"),
 }
 """The floor of blocks is no floor of the library's: of a smaller amax, 448 / amax is infinite there."""
+SORTED_TOKENS, SORTED_SLOTS = 256, frozenset({1, 2, 4, 6, 8})
+"""The most tokens, and numbers of slots, whose pairs one kernel sorts. Three others sort all else, and know
+an expert that a token has in several slots in the first alone. So slots are merged, but where bits are declared."""
 UNITS_OF_SM90 = {
     TENSOR_STATIC: Arithmetic.on("hopper.wgmma"),  # CUTLASS's "FP8FastAccum": one chain over all of K
     BLOCK: Arithmetic.on("hopper.wgmma", promote_every=BLOCK_MULTIPLE),  # its copy of DeepGEMM
@@ -144,30 +146,30 @@ class FlashInferCutlassExperts(LibraryExperts):
         return library
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
-        local = self.config.num_local_experts
-        rank, ranks = 0, 1
-        if call.expert_map is not None:
-            offset = first_local(call.expert_map, local)
-            if offset % local or call.expert_map.numel() % local:
-                told = f"of {call.expert_map.numel()} experts, {local} from {offset} on here"
-                raise InvalidMoEInput("expert_map", told, "ranks of one size")
-            rank, ranks = offset // local, call.expert_map.numel() // local
+        # Its ranks hold runs of one size. So this one is told to be the first of two: a pair without an expert here has
+        # one of the other's.
+        elsewhere = self.config.num_local_experts
+        tokens, top_k = call.ids.shape
+        ids = torch.where(call.local_ids < 0, elsewhere, call.local_ids).view(tokens, top_k)
+        weights = call.weights
+        if top_k > 1 and self.contract.steps_for(tokens * top_k) is None:
+            ids, weights = merged_slots(ids, weights, elsewhere)
         given = call.hidden_states
         if self.quant.use_fp8_w8a8 and not self.block:
             scaling = self.contract.recipe.scaling
             given, _ = quantize(given, GroupShape.PER_TENSOR, self.converted.a13_scale, scaling=scaling)
         self.flashinfer.cutlass_fused_moe(
             input=given,
-            token_selected_experts=call.ids,
-            token_final_scales=call.weights,
+            token_selected_experts=ids,
+            token_final_scales=weights,
             fc1_expert_weights=self.converted.w13,
             fc2_expert_weights=self.converted.w2,
             output_dtype=output.dtype,
             quant_scales=self.scales,
             fc1_expert_biases=self.converted.w13_bias,
             fc2_expert_biases=self.converted.w2_bias,
-            ep_size=ranks,
-            ep_rank=rank,
+            ep_size=2,
+            ep_rank=0,
             output=output,
             use_deepseek_fp8_block_scale=self.block,
             activation_type=getattr(self.flashinfer.ActivationType, ACTIVATION_TYPES[self.config.activation]),
@@ -191,14 +193,40 @@ def contract_for(
         recipe = replace(recipe, bias="input", gemm1_output="float32", gemm2_output="float32")
     if platform.cap != 90:
         return Contract(recipe)
+    top_k = config.experts_per_token
     by_bits = scheme == TENSOR_STATIC and config.activation == "relu2_no_mul" and weights.w13_bias is None
+
+    def steps(pairs: int) -> Steps | None:
+        return Steps(scale_order="product") if sorts_every_slot(pairs // top_k, top_k) else None
+
     return Contract(
         recipe,
         arithmetic=UNITS_OF_SM90[scheme],
-        steps=Steps(scale_order="product") if by_bits else None,
+        steps=steps if by_bits else None,
         deterministic=True,
-        batch_invariant=True,
+        batch_invariant=None if by_bits and top_k > 1 else True,  # slots are merged where tokens are many
+        graph_capturable=True,
     )
+
+
+def sorts_every_slot(tokens: int, top_k: int) -> bool:
+    """Whether the library's sort finds an expert in each of a token's slots."""
+    return tokens <= SORTED_TOKENS and top_k in SORTED_SLOTS
+
+
+def merged_slots(ids: Tensor, weights: Tensor, elsewhere: int) -> tuple[Tensor, Tensor]:
+    """Each expert in the first of a token's slots that have it, with the sum of their weights; the others have
+    `elsewhere`.
+
+    Args:
+        ids: (M, k) integers; `elsewhere` where there is none.
+        weights: (M, k) fp32.
+    """
+    same = ids[:, :, None] == ids[:, None, :]
+    first = same.to(torch.int8).argmax(2) == torch.arange(ids.shape[1], device=ids.device)
+    merged = (same * weights[:, None, :].double()).sum(2).float()  # in fp64, so that no order of the slots shows
+    kept = first & (ids != elsewhere)
+    return torch.where(kept, ids, elsewhere), torch.where(kept, merged, 0.0)
 
 
 @cache

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conformance.build import build
-from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
+from fp8moe import PLATFORMS, BackendUnavailable, MoEWeights, Platform
 from fp8moe.backends import flashinfer_cutlass
 from fp8moe.backends.flashinfer_modules import AHEAD, CACHED, NO_JIT, FlashInferModule, Located
 from fp8moe.backends.torch_experts import TorchExperts
@@ -79,6 +79,11 @@ READ = {
         "final_accum[i * 4 + 0] += scale_0_0[i] * accum[i * 4 + 0];",
     ),
     "without the tuner, the first kernels are taken": (BINDING, "auto best_gemm1_profile = mAllProfiles.front();"),
+    "one kernel sorts the pairs of few tokens": (KERNELS, "if (num_tokens > 256) {"),
+    "three others stop at a token's first slot with an expert": (
+        KERNELS,
+        "expanded_token_id = i * num_tokens + token_id; break;",
+    ),
     "of either GEMM": (BINDING, "? mAllProfiles.at(mGemm1TacticCount)"),
     "TMA's come first": (DISPATCH, "candidate_configs = getTmaWarpSpecializedConfigs(sm, supports_finalize_fusion);"),
     "and those that add slots with atomics behind the others": (
@@ -137,13 +142,22 @@ class PlayedCutlass(flashinfer_cutlass.FlashInferCutlassExperts):
             own.a13_scale,
             own.a2_scale,
         )
+        if not flashinfer_cutlass.sorts_every_slot(*given["token_selected_experts"].shape):
+            given = {**given, "token_selected_experts": first_alone(given["token_selected_experts"])}
         local, offset = self.config.num_local_experts, given["ep_rank"] * self.config.num_local_experts
         placed = torch.arange(local * given["ep_size"], dtype=torch.int32) - offset
         placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
-        config = replace(self.config, intermediate_size_per_partition=second.shape[2])
+        told = {"intermediate_size_per_partition": second.shape[2], "num_experts": len(placed)}
+        config = replace(self.config, **told)
         experts = HONEST(config, self.quant, weights)
         ids, routing = given["token_selected_experts"], given["token_final_scales"]
         experts.apply(hidden, routing, ids, expert_map=placed, output=given["output"])
+
+
+def first_alone(ids: Tensor) -> Tensor:
+    """As the release sorts most calls: of an expert in several slots of a token, the first is found."""
+    rows = [[expert if expert not in row[:slot] else -1 for slot, expert in enumerate(row)] for row in ids.tolist()]
+    return torch.tensor(rows, dtype=ids.dtype)
 
 
 def turned(values: Tensor) -> Tensor:
@@ -206,14 +220,17 @@ def contract_of(scheme: str, device: str = "h200", **fields: Any) -> Contract:
 )
 def test_on_sm90_its_arithmetic_is_declared(scheme: str, arithmetic: Arithmetic, recipe: dict[str, Any]) -> None:
     rounded = Recipe(gemm1_output="input", gemm2_output="input", **recipe)
-    expected = Contract(rounded, arithmetic, deterministic=True, batch_invariant=True)
+    expected = Contract(rounded, arithmetic, deterministic=True, batch_invariant=True, graph_capturable=True)
     assert contract_of(scheme) == expected
     tensors = build(case(scheme), "cpu")
     assert PlayedCutlass(tensors.config, tensors.quant, tensors.weights).contract == expected
 
 
 def test_its_bits_are_declared_where_no_exponential_is_on_the_way() -> None:
-    assert contract_of("tensor_static", activation="relu2_no_mul").steps == Steps(scale_order="product")
+    declared = contract_of("tensor_static", activation="relu2_no_mul", top_k=2)
+    assert declared.steps_for(2 * 256) == Steps(scale_order="product")
+    assert declared.steps_for(2 * 257) is None
+    assert contract_of("tensor_static", activation="relu2_no_mul", top_k=3).steps_for(3) is None
     for scheme, fields in (("tensor_static", {"bias": True}), ("block", {}), ("none", {})):
         assert contract_of(scheme, activation="relu2_no_mul", **fields).steps is None
 
@@ -231,12 +248,37 @@ def test_on_other_devices_it_declares_what_it_rounds() -> None:
     assert contract_of("none", "rtx_pro_6000") == Contract()
 
 
-def test_ranks_of_flashinfer_have_one_size() -> None:
+def test_a_rank_may_have_any_experts() -> None:
     tensors = build(case("none", ep="2:1"), "cpu")
-    adapter = PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
-    off = torch.tensor([-1, -1, 0, 1, 2, 3, -1, -1], dtype=torch.int32)
-    with pytest.raises(InvalidMoEInput, match="of 8 experts, 4 from 2 on here: expected ranks of one size"):
-        replace(tensors, expert_map=off).call(adapter)
+    scattered = torch.tensor([-1, 2, -1, 1, -1, -1, 3, 0], dtype=torch.int32)
+    found, expected = (
+        replace(tensors, expert_map=scattered).call(cls(tensors.config, tensors.quant, tensors.weights))
+        for cls in (PlayedCutlass, HONEST)
+    )
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("top_k", [2, 3])
+def test_an_expert_in_several_slots_counts_each_time(top_k: int) -> None:
+    """Also where the release would find the first alone: there they are merged before."""
+    tensors = build(case("tensor_static", law="repeated", values="exact_sums", top_k=top_k), "cpu")
+    given = {"topk_weights": torch.full_like(tensors.topk_weights, 0.25)}  # sums and products by them are exact
+    tensors = replace(tensors, **given)
+    assert any(len(set(row)) < top_k for row in tensors.topk_ids.tolist())
+    assert same(
+        tensors.call(PlayedCutlass(tensors.config, tensors.quant, tensors.weights)),
+        tensors.call(HONEST(tensors.config, tensors.quant, tensors.weights)),
+    )
+
+
+def test_slots_with_one_expert_are_merged_into_the_first() -> None:
+    ids, weights = (
+        torch.tensor([[3, 7, 3, 3], [1, 2, 4, 4]]),
+        torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0]]),
+    )
+    merged, sums = flashinfer_cutlass.merged_slots(ids, weights, 4)
+    assert merged.tolist() == [[3, 7, 4, 4], [1, 2, 4, 4]]
+    assert sums.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
