@@ -233,7 +233,7 @@ class Contract:
 
     recipe: Recipe = Recipe()
     arithmetic: Arithmetic | Callable[[int], Arithmetic] | None = None
-    steps: Steps | Callable[[int], Steps] | None = None
+    steps: Steps | Callable[[int], Steps | None] | None = None
     deterministic: bool | None = None
     batch_invariant: bool | None = None
     graph_capturable: bool | None = None
@@ -282,7 +282,7 @@ class Contract:
         return _given("steps", self.steps, Steps, pairs)
 
 
-def _given(name: str, declared: T | Callable[[int], T] | None, kind: type[T], pairs: int) -> T | None:
+def _given(name: str, declared: T | Callable[[int], T | None] | None, kind: type[T], pairs: int) -> T | None:
     found = declared(pairs) if callable(declared) else declared
     if not (found is None or isinstance(found, kind)):
         raise TypeError(

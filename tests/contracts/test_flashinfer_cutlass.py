@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 
 from conformance.build import build
+from conformance.checks import check_case
+from conformance.plan import Subject, Target
+from conformance.results import Status
 from fp8moe import PLATFORMS, BackendUnavailable, MoEWeights, Platform
 from fp8moe.backends import flashinfer_cutlass
+from fp8moe.backends.common import one_of
+from fp8moe.backends.flashinfer_cutlass import RECIPES
 from fp8moe.backends.flashinfer_modules import AHEAD, CACHED, NO_JIT, FlashInferModule, Located
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.commands import flashinfer_needs
 from fp8moe.commands.build import ARCHITECTURES
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
+from fp8moe.schemes import TENSOR_STATIC
 from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
 from tests.contracts.released import FLASHINFER, played
 
@@ -100,6 +106,8 @@ READ = {
 
 
 class PlayedCutlass(flashinfer_cutlass.FlashInferCutlassExperts):
+    honest = HONEST
+
     def platform(self) -> Platform:
         return PLATFORMS["h200"]
 
@@ -149,7 +157,7 @@ class PlayedCutlass(flashinfer_cutlass.FlashInferCutlassExperts):
         placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
         told = {"intermediate_size_per_partition": second.shape[2], "num_experts": len(placed)}
         config = replace(self.config, **told)
-        experts = HONEST(config, self.quant, weights)
+        experts = self.honest(config, self.quant, weights)
         ids, routing = given["token_selected_experts"], given["token_final_scales"]
         experts.apply(hidden, routing, ids, expert_map=placed, output=given["output"])
 
@@ -258,17 +266,30 @@ def test_a_rank_may_have_any_experts() -> None:
     assert same(found, expected)
 
 
+class Anywhere(PlayedCutlass):
+    """For the suite, which asks the predicate, and looks for every rounding that is declared."""
+
+    honest = TorchExperts.with_recipe(RECIPES[TENSOR_STATIC])
+    support = replace(PlayedCutlass.support, device=lambda _platform, _env: True, scheme=one_of(TENSOR_STATIC))
+
+
+ANYWHERE, CPU = Subject("PLAYED", Anywhere, "PLAYED"), Target("cpu", PLATFORMS["cpu"], "cpu")
+
+
 @pytest.mark.parametrize("top_k", [2, 3])
-def test_an_expert_in_several_slots_counts_each_time(top_k: int) -> None:
+@pytest.mark.parametrize("law", ["repeated", "masked"])
+def test_an_expert_in_several_slots_counts_each_time(law: str, top_k: int) -> None:
     """Also where the release would find the first alone: there they are merged before."""
-    tensors = build(case("tensor_static", law="repeated", values="exact_sums", top_k=top_k), "cpu")
-    given = {"topk_weights": torch.full_like(tensors.topk_weights, 0.25)}  # sums and products by them are exact
-    tensors = replace(tensors, **given)
-    assert any(len(set(row)) < top_k for row in tensors.topk_ids.tolist())
-    assert same(
-        tensors.call(PlayedCutlass(tensors.config, tensors.quant, tensors.weights)),
-        tensors.call(HONEST(tensors.config, tensors.quant, tensors.weights)),
-    )
+    result = check_case(case("tensor_static", law=law, top_k=top_k), ANYWHERE, CPU)
+    assert result.status is Status.PASSED, result.reason
+
+
+def test_its_sort_would_lose_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the suite said on a device before slots were merged."""
+    monkeypatch.setattr(flashinfer_cutlass, "merged_slots", lambda ids, weights, elsewhere: (ids, weights))
+    result = check_case(case("tensor_static", law="repeated", top_k=3), ANYWHERE, CPU)
+    assert result.status is Status.FAILED
+    assert "outside its bound" in result.reason
 
 
 def test_slots_with_one_expert_are_merged_into_the_first() -> None:
