@@ -166,7 +166,7 @@ class Report:
 
 
 def _check(data: dict[str, Any]) -> CheckResult:
-    numbers = {name: float(data[name]) for name in ("error_over_bound",) if name in data}
+    numbers: dict[str, float] = {name: float(data[name]) for name in ("error_over_bound", "seconds") if name in data}
     tables: dict[str, dict[str, float]] = {
         name: {key: float(value) for key, value in data[name].items()}
         for name in ("statistics", "measured")

@@ -72,6 +72,7 @@ class CheckResult:
         judged_by: "bits" where the verdict is equality with the replay, "bound: " and the reason where it is the bound.
         measured: figures without a limit, by name and unit.
         digest: of the first output, `conformance.bits.digest`; "" where there was none.
+        seconds: wall time of the case in its worker; None where it was not taken, as in older reports.
     """
 
     verdict: str
@@ -89,6 +90,7 @@ class CheckResult:
     judged_by: str = ""
     measured: dict[str, float] = field(default_factory=dict)
     digest: str = ""
+    seconds: float | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
