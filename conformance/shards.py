@@ -89,14 +89,11 @@ def left_over(report: Report) -> list[CheckResult]:
     ]
 
 
-def gathered(reports: Sequence[Report]) -> Report:
-    """All shards of a run, as a report to go on with: every case's result, and nothing that is of a whole run.
-
-    Raises:
-        InvalidShard: one is missing, stands twice, is of another run, or was not run to its end.
+def of_one_run(reports: Sequence[Report]) -> None:
     """
-    if not reports:
-        raise InvalidShard("no shards are given")
+    Raises:
+        InvalidShard: one is of another run than the first, or of no shard.
+    """
     first = reports[0]
     for report in reports:
         if not report.shard:
@@ -105,6 +102,19 @@ def gathered(reports: Sequence[Report]) -> Report:
             if getattr(report, name) != getattr(first, name):
                 told = f"{name}={str(getattr(report, name))[:200]!r}, and shard {first.shard} has"
                 raise InvalidShard(f"shard {report.shard}: {told} {str(getattr(first, name))[:200]!r}")
+
+
+def gathered(reports: Sequence[Report]) -> Report:
+    """All shards of a run, as a report to go on with: every case's result, and nothing that is of a whole run.
+
+    Raises:
+        InvalidShard: one is missing, stands twice, is of another run, or was not run to its end.
+    """
+    if not reports:
+        raise InvalidShard("no shards are given")
+    of_one_run(reports)
+    first = reports[0]
+    for report in reports:
         left = left_over(report)
         if left:
             raise InvalidShard(f"shard {report.shard}: not run to its end ({left[0].reason}): go on with it first")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.text import Text
@@ -14,13 +15,14 @@ from conformance.certificate.signing import CannotSign
 from conformance.certificate.surroundings import surroundings
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
-from conformance.editions import DEVICES, UnknownEdition, edition, names
+from conformance.editions import DEVICES, Edition, UnknownEdition, edition, names
 from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
 from fp8moe.commands import tables
 from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.question import BadInput
 
+OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
 SHOWN = 20
 PROVES = f"proven: {PROVEN}. Not proven: {NOT_PROVEN}"
 
@@ -47,14 +49,7 @@ def certify(
         BadInput: an edition, device or backend that is not there; a folder that is; a key that cannot sign; shards that
             are none, or not all of one run.
     """
-    try:
-        which = edition(name or names()[-1])
-    except UnknownEdition as error:
-        raise BadInput(f"--edition: {error}") from None
-    if device is not None and device not in DEVICES:
-        raise BadInput(f"--device {device}: a certificate is of a run on {', '.join(DEVICES)}")
-    if out.exists():
-        raise BadInput(f"--out {out}: is there already; name a folder that is not")
+    which = edition_for(name, device, out)
     piece = None if shard is None else _shard(shard)
     kept = partial(out) if piece is None else piece_of(out, piece)
     if shards and (piece is not None or kept.exists()):
@@ -63,11 +58,11 @@ def certify(
     told = tables.console(stderr=True)
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
-    before = _gathered(shards) if shards else kept if kept.exists() else None
+    before = of_shards(shards) if shards else kept if kept.exists() else None
     report = checked(backend, which.level, device, which.seed, budget, kept, before, waivers=waivers, shard=piece)
     if report.target not in DEVICES:
         kept.unlink()
-        raise BadInput(f"--device {report.target}: a certificate is of a run on {', '.join(DEVICES)}")
+        raise BadInput(f"--device {report.target}: {OF_A_RUN}")
     print_report(report)
     if piece is not None:
         left = left_over(report)
@@ -77,16 +72,47 @@ def certify(
             else f"shard {piece}: {escape(str(kept))}; with all of them: certify {escape(backend)} --shards FILE ..."
         )
         return report
-    if report.verdict == INCOMPLETE:
-        told.print(f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it")
-        return report
+    end(report, which, out, lambda: surroundings(report.origin), key)
+    return report
+
+
+def edition_for(name: str | None, device: str | None, out: Path) -> Edition:
+    """
+    Raises:
+        BadInput: an edition or device that is not there; a folder that is.
+    """
     try:
-        write_certificate(out, report, which.edition, surroundings(report.origin), key)
+        which = edition(name or names()[-1])
+    except UnknownEdition as error:
+        raise BadInput(f"--edition: {error}") from None
+    if device is not None and device not in DEVICES:
+        raise BadInput(f"--device {device}: {OF_A_RUN}")
+    if out.exists():
+        raise BadInput(f"--out {out}: is there already; name a folder that is not")
+    return which
+
+
+def end(report: Report, which: Edition, out: Path, around: Callable[[], Mapping[str, Any]], key: Path | None) -> None:
+    """Writes the certificate of a whole run, if it is complete; else the run stays beside `out`.
+
+    Args:
+        around: what `surroundings` says where it was run.
+
+    Raises:
+        BadInput: no certificate can be made of it, or by this key.
+    """
+    kept = partial(out)
+    if report.verdict == INCOMPLETE:
+        tables.console(stderr=True).print(
+            f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it"
+        )
+        return
+    try:
+        write_certificate(out, report, which.edition, around(), key)
     except (NoCertificate, CannotSign, OSError) as error:
         raise BadInput(f"{error}; what was run is kept in {kept}") from None
     kept.unlink()
     tables.console().print(f"certificate of edition {which.edition}: {escape(str(out))}")
-    return report
 
 
 def partial(out: Path) -> Path:
@@ -113,7 +139,12 @@ def _shard(text: str) -> Shard:
         raise BadInput(f"--shard {error}") from None
 
 
-def _gathered(shards: Sequence[Path]) -> Report:
+def of_shards(shards: Sequence[Path]) -> Report:
+    """All shards of a run as one report to go on with.
+
+    Raises:
+        BadInput: one cannot be read, or they are not all of one run.
+    """
     reports = []
     for path in shards:
         try:
