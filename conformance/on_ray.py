@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from conformance.report import Report
 from conformance.shards import Shard
 from conformance.waivers import parse_waivers
 
-LOCAL = "local"
+AUTO, LOCAL = "auto", "local"
 RETRIES = 3
 """Of a task whose node or process is lost."""
 ANSWERS_IN = 5.0
@@ -128,16 +129,20 @@ def connected(address: str) -> Iterator[Cluster]:
     Raises:
         ClusterError: Ray is not installed, or no cluster is there.
     """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == LOCAL:
+        options["include_dashboard"] = False
+        if "RAY_AUTH_MODE" not in os.environ:  # Ray would make a token that stays in the user's home
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
-        import ray
+        import ray  # reads the variables
     except ImportError as error:
         raise ClusterError(f"Ray is not installed ({error}): pip install 'fp8moe[ray]'") from None
     _must_answer(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        ray.init(address, **quiet, **({"include_dashboard": False} if address == LOCAL else {}))
-    except (OSError, RuntimeError, ValueError) as error:
+        ray.init(address, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         token = "where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         raise ClusterError(f"{address}: {error}; {token}") from None
     try:
@@ -148,7 +153,7 @@ def connected(address: str) -> Iterator[Cluster]:
 
 def _must_answer(address: str) -> None:
     """Ray itself tries for minutes, and then ends the process."""
-    asked = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    asked = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
     try:
         parts = urlsplit(asked if "://" in asked else f"//{asked}")
         host, port = parts.hostname, parts.port
@@ -239,7 +244,10 @@ def placement_on(nodes: Sequence[Mapping[str, float]], device: str | None, accel
     if device == "cpu":
         if accelerator is not None:
             raise ClusterError(f"accelerator {accelerator}: a type of GPU, so not with --device cpu")
-        return Placement({"num_cpus": 1}, sum(int(node.get(CPU, 0)) for node in nodes), "CPU cores")
+        cores = sum(int(node.get(CPU, 0)) for node in nodes)
+        if not cores:
+            raise ClusterError("no node of the cluster has a CPU core for tasks: start one with `ray start --num-cpus`")
+        return Placement({"num_cpus": 1}, cores, "CPU cores")
     found: Counter[str] = Counter()
     for node in nodes:
         names = [name.removeprefix(TYPE) for name in node if name.startswith(TYPE)]

@@ -60,6 +60,8 @@ def certify_on_ray(
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     kept = partial(out)
     pieces: list[Path] = []
+    found = {} if kept.exists() else _shards_beside(out, asked)
+    count = _count(count, found)
     try:
         with connected(address) as cluster:
             placement = placement_on(cluster.nodes, device, accelerator)
@@ -67,12 +69,12 @@ def certify_on_ray(
                 told.print(f"goes on with {escape(str(kept))}")
                 before = kept_text.read_text(kept)
             else:
-                found = _shards_beside(out, asked)
-                number = _count(count, found, placement, told)
-                pieces = [piece_of(out, Shard(each, number)) for each in range(1, number + 1)]
-                if not _run(cluster, asked, out, number, found, placement, told):
+                every = _every(count or min(placement.places, MOST))
+                pieces = [piece_of(out, shard) for shard in every]
+                if not _run(cluster, asked, out, every, found, placement, told):
                     return None
                 before = of_shards(pieces).to_json()
+            told.print("now what is of the whole run")
             whole = cluster.run_one(asked, WHOLE, before, placement)
     except ClusterError as error:
         raise BadInput(f"--ray: {error}") from None
@@ -96,11 +98,13 @@ def _shards_beside(out: Path, asked: Asked) -> dict[Shard, Report]:
         BadInput: one cannot be read, or is of another run.
     """
     pattern = re.compile(re.escape(out.name) + r"\.shard-([0-9]+)-of-([0-9]+)\.json\.gz")
-    names = [pattern.fullmatch(path.name) for path in sorted(out.absolute().parent.iterdir())]
     found: dict[Shard, Report] = {}
-    for shard in (Shard.parse(f"{name[1]}/{name[2]}") for name in names if name):
-        path = piece_of(out, shard)
+    for path in sorted(out.absolute().parent.iterdir()):
+        name = pattern.fullmatch(path.name)
+        if name is None:
+            continue
         try:
+            shard = Shard.parse(f"{name[1]}/{name[2]}")
             report = Report.from_json(kept_text.read_text(path))
             given = {"origin": asked.origin, "level": asked.level, "seed": asked.seed, "shard": str(shard)}
             for field, value in given.items():
@@ -113,8 +117,8 @@ def _shards_beside(out: Path, asked: Asked) -> dict[Shard, Report]:
     return found
 
 
-def _count(count: int | None, found: Mapping[Shard, Report], placement: Placement, told: Console) -> int:
-    """How many shards; told with where it comes from.
+def _count(count: int | None, found: Mapping[Shard, Report]) -> int | None:
+    """How many shards; None where the cluster decides.
 
     Raises:
         BadInput: other than those that are kept, which are of several counts, or more than there may be.
@@ -125,25 +129,26 @@ def _count(count: int | None, found: Mapping[Shard, Report], placement: Placemen
         raise BadInput(f"--ray-shards {count or '(none)'}: beside the folder are shards {there}; move them away")
     if count is not None and not 1 <= count <= MOST:
         raise BadInput(f"--ray-shards {count}: expected 1 to {MOST}")
-    number = next(iter(counts), count) or min(placement.places, MOST)
-    done = sum(not left_over(report) for report in found.values())
-    there = f"{done} of them are kept from before, " if found else ""
-    told.print(f"{number} shards, {there}on {placement.places} {placement.kind}", markup=False)
-    return number
+    return next(iter(counts), count)
+
+
+def _every(count: int) -> list[Shard]:
+    return [Shard(number, count) for number in range(1, count + 1)]
 
 
 def _run(
     cluster: Cluster,
     asked: Asked,
     out: Path,
-    number: int,
+    every: list[Shard],
     found: Mapping[Shard, Report],
     placement: Placement,
     told: Console,
 ) -> bool:
     """Runs the shards that are missing; whether all have come to their end."""
-    every = [Shard(each, number) for each in range(1, number + 1)]
     to_run = [shard for shard in every if shard not in found or left_over(found[shard])]
+    there = f"{len(every) - len(to_run)} of them are kept from before, " if found else ""
+    told.print(f"{len(every)} shards, {there}on {placement.places} {placement.kind}", markup=False)
     before = {str(shard): found[shard].to_json() if shard in found else "" for shard in to_run}
     begun = time.monotonic()
     took: list[float] = []

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from conformance.editions import edition
+from conformance.kept_text import write_text
 from conformance.on_ray import ClusterError, Placement, placement_on
+from conformance.shards import Shard
 from fp8moe.cli import app
+from fp8moe.commands.certify import piece_of
+from tests.unit.certificates import invented
 
 HEAD = {"CPU": 8.0, "memory": 1e9}
 H200 = {"CPU": 64.0, "GPU": 4.0, "accelerator_type:H200": 1.0}
@@ -43,6 +49,7 @@ def test_a_core_each() -> None:
         ([HEAD], None, None, "no node of the cluster has a GPU: --device cpu"),
         ([], "cuda", None, "no node of the cluster has a GPU"),
         ([H100], "cpu", "H100", "not with --device cpu"),
+        ([{"CPU": 0.0}, {}], "cpu", None, "no node of the cluster has a CPU core"),
     ],
 )
 def test_no_such_place(nodes: list[dict[str, float]], device: str | None, accelerator: str | None, told: str) -> None:
@@ -75,6 +82,31 @@ def test_no_address(tmp_path: Path) -> None:
     assert "--ray: nonsense: Invalid address" in refused(
         "--out", tmp_path / "x", "--device", "cpu", "--ray", "nonsense"
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "told"),
+    [
+        ({}, ("--ray-shards", "3"), "--ray-shards 3: beside the folder are shards of 4"),
+        ({"level": "smoke"}, (), "level='smoke': expected 'certify'"),
+        ({"origin": "TRITON"}, (), "origin='TRITON': expected 'TorchExperts'"),
+        ({"shard": "2/4"}, (), "shard='2/4': expected '1/4'"),
+    ],
+)
+def test_shards_beside_the_folder(changed: dict[str, str], options: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    asked = edition("2026.1")
+    own = {"origin": "TorchExperts", "level": asked.level, "seed": asked.seed, "shard": "1/4"}
+    report = replace(invented(), **(own | changed))
+    write_text(piece_of(tmp_path / "x", Shard(1, 4)), report.to_json())
+    assert told in refused("--out", tmp_path / "x", "--device", "cpu", "--ray", "auto", *options)
+
+
+@pytest.mark.parametrize("name", ["x.shard-1-of-4.json.gz", "x.shard-5-of-4.json.gz"])
+def test_what_is_no_shard_beside_the_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{")
+    told = refused("--out", tmp_path / "x", "--device", "cpu", "--ray", "auto")
+    assert f"{name}: " in told
+    assert "move it away" in told
 
 
 @pytest.mark.parametrize(
