@@ -43,6 +43,10 @@ class ClusterError(ValueError):
     """No cluster there, none that can run this, or a task that came to no report; the text says what to do."""
 
 
+class TaskLost(ClusterError):
+    """A task whose node or process was lost each time that it was run."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is run, as `check_backend` takes it.
@@ -187,7 +191,8 @@ class Cluster:
             pieces: by shard, or WHOLE, the report to go on with, "" for none.
 
         Raises:
-            ClusterError: a task could not be run, or what it was asked for cannot be.
+            TaskLost: with its node, more often than RETRIES.
+            ClusterError: what a task was asked for cannot be.
             conformance.contain.SuiteError: an exception of the suite's own in a task.
         """
         import ray
@@ -218,7 +223,7 @@ def _result(reference: Any, shard: str) -> Ended:
         raise ClusterError(f"{what}: {told}") from None
     except RayError as error:
         told = str(error).strip().splitlines()[0]
-        raise ClusterError(f"{what}: {told}; it was tried {RETRIES + 1} times at most") from None
+        raise TaskLost(f"{what}: {told}; it was run {RETRIES + 1} times at most") from None
     if len(found.report) > MOST_BYTES:
         raise ClusterError(f"{what}: {len(found.report):,} characters from {found.node}: that is no report")
     try:

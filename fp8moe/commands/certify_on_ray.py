@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from conformance import kept_text
 from conformance.editions import DEVICES
-from conformance.on_ray import WHOLE, Asked, Cluster, ClusterError, Ended, Placement, connected, placement_on
+from conformance.on_ray import WHOLE, Asked, Cluster, ClusterError, Ended, Placement, TaskLost, connected, placement_on
 from conformance.report import Report
 from conformance.shards import MOST, InvalidShard, Shard, left_over, of_one_run
 from fp8moe.commands import tables
@@ -45,7 +45,7 @@ def certify_on_ray(
         accelerator: Ray's name of the type of GPU; None: the one that there is.
 
     Returns:
-        the report; None where it was interrupted, or a shard did not come to its end.
+        the report; None where it was interrupted, a node was lost too often, or a shard did not come to its end.
 
     Raises:
         BadInput: as `certify`; no cluster, or none that can run this.
@@ -76,13 +76,16 @@ def certify_on_ray(
                 before = of_shards(pieces).to_json()
             told.print("now what is of the whole run")
             whole = cluster.run_one(asked, WHOLE, before, placement)
+    except TaskLost as lost:
+        told.print(f"{lost}: what has been run is kept; the same command runs the rest", markup=False, soft_wrap=True)
+        return None
     except ClusterError as error:
         raise BadInput(f"--ray: {error}") from None
     except KeyboardInterrupt:
         told.print("interrupted: what has been run is kept; the same command runs the rest")
         return None
     report = Report.from_json(whole.report)
-    kept_text.write_text(kept, whole.report)
+    _keep(kept, whole.report)
     print_report(report)
     end(report, which, out, lambda: json.loads(whole.surroundings), key)
     if not kept.exists():
@@ -157,7 +160,7 @@ def _run(
         report = Report.from_json(ended.report)
         if report.target not in DEVICES:
             raise BadInput(f"--device {report.target}: {OF_A_RUN}")
-        kept_text.write_text(piece_of(out, Shard.parse(ended.shard)), ended.report)
+        _keep(piece_of(out, Shard.parse(ended.shard)), ended.report)
         took.append(ended.seconds)
         left += [f"shard {ended.shard}: {each.reason}" for each in left_over(report)[:1]]
         line = f"{_line(ended, report)}; {len(took)} of {len(to_run)}"
@@ -168,6 +171,13 @@ def _run(
     for line in left:
         told.print(f"not at its end: {line}; the same command goes on with it", markup=False, soft_wrap=True)
     return not left
+
+
+def _keep(path: Path, text: str) -> None:
+    """The file is there as a whole or, where the command is interrupted, not at all."""
+    part = path.with_name(f".{path.name}")
+    kept_text.write_text(part, text)
+    part.replace(path)
 
 
 def _line(ended: Ended, report: Report) -> str:

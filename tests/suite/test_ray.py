@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from conformance.certificate.statement import EVIDENCE
-from conformance.contain.processes import PROC, command
+from conformance.contain.processes import PROC, command, kill
 from conformance.editions import target_of
 from conformance.levels import items_for
 from tests.suite.ray_tasks import NODE, STARTS
@@ -90,10 +90,13 @@ class Nodes:
         wait_until(lambda: "Ray runtime started" in log.read_text(), lambda: f"{name}: {log.read_text()}")
 
     def kill(self, name: str) -> None:
-        """As where a machine loses its power."""
+        """As where a machine loses its power: every process of the node, since a task can outlive its node's Ray."""
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        while left := self.left_running(name):
+            for pid in left:
+                kill(pid)
 
     def starts(self) -> list[tuple[str, str]]:
         """(shard, node) of every task of a test, in the order in which they were begun."""
@@ -114,16 +117,18 @@ class Nodes:
     def run(self, *arguments: object) -> tuple[int, str]:
         return ended(self.begin(*arguments))
 
-    def left_running(self) -> list[str]:
-        """Command lines of the processes that have the environment of these tests."""
-        marked = f"{STARTS}={self.environment[STARTS]}\0".encode()
-        found = []
+    def left_running(self, name: str | None = None) -> dict[int, str]:
+        """Command lines, by process, of those that have the environment of these tests, or of a node in them."""
+        marks = [f"{STARTS}={self.environment[STARTS]}\0".encode()]
+        marks += [] if name is None else [f"{NODE}={name}\0".encode()]
+        found = {}
         for path in PROC.glob("[0-9]*/environ"):
             try:
-                if marked in path.read_bytes():
-                    found.append(f"{path.parent.name} {command(int(path.parent.name))[:80]}")
+                environment = path.read_bytes()
             except OSError:
                 continue
+            if all(mark in environment for mark in marks):
+                found[int(path.parent.name)] = command(int(path.parent.name))[:80]
         return found
 
 
