@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -31,9 +32,10 @@ from conformance.planned import (
     smallest,
 )
 from conformance.probe.backend import CHECK as FINGERPRINT
+from conformance.remaining import Remaining
 from conformance.report import Report
 from conformance.results import CheckResult, Status
-from conformance.shards import FAILED_BEFORE, Shard
+from conformance.shards import FAILED_BEFORE, Shard, cost
 from conformance.versions import versions
 from conformance.waivers import WaiverError, Waivers, read_waivers
 from conformance.waivers.in_force import InForce
@@ -42,8 +44,8 @@ from fp8moe.platforms import Platform
 POOLED = "computes.pooled"
 SHRINK_SECONDS = 90.0
 """For all failures of a run together."""
-Progress = Callable[[int, int, CheckResult], None]
-"""(done, planned, the result just come to)."""
+Progress = Callable[[int, int, CheckResult, float | None], None]
+"""(done, planned, the result just come to, about how many seconds are left of the checks)."""
 
 
 def check_backend(
@@ -233,7 +235,9 @@ class _Run:
         for worker in every:
             free.put(worker)
         mine = plan.items if self.shard is None else self.shard.of(plan.items)
-        waiting = iter([item for item in mine if item.key not in self.results])
+        to_run = [item for item in mine if item.key not in self.results]
+        waiting = iter(to_run)
+        remaining = Remaining(((item.check, item.case.scheme), cost(item.case)) for item in to_run)
 
         def work() -> None:
             worker = free.get()
@@ -243,9 +247,11 @@ class _Run:
                     if item is None or self._must_stop():
                         return
                 try:
+                    begun = time.monotonic()
                     result = worker.run(Job(item.check, str(item.case), self.ref))
+                    result = replace(result, seconds=round(time.monotonic() - begun, 3))
                     with self.lock:
-                        self._take(item, result, len(mine))
+                        self._take(item, result, len(mine), remaining)
                 except DeviceLost as error:
                     self._stop(str(error))
                     return
@@ -273,15 +279,18 @@ class _Run:
             self.stopped = f"the budget of {self.budget:g} s was spent"
         return bool(self.stopped)
 
-    def _take(self, item: Item, result: CheckResult, planned: int) -> None:
+    def _take(self, item: Item, result: CheckResult, planned: int, remaining: Remaining) -> None:
         result = self.in_force.applied(item, result)
         self.results[item.key] = result
+        group = (item.check, item.case.scheme)
+        remaining.ran(group, cost(item.case))
         if result.status is Status.FAILED:
-            self.failed.add((item.check, item.case.scheme))
+            self.failed.add(group)
+            remaining.drop(group)
             if self.stop_at_first and not self.stopped:
                 self.stopped = f"{result.check} failed on {result.case}"
         if self.progress is not None:
-            self.progress(len(self.results), planned, result)
+            self.progress(len(self.results), planned, result, remaining.seconds)
 
     def _shrink(self, worker: Worker) -> None:
         """The failures, smaller, as far as time allows; each stays under the case that it was found as."""

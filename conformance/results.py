@@ -75,6 +75,7 @@ class CheckResult:
         judged_by: "bits" where the verdict is equality with the replay, "bound: " and the reason where it is the bound.
         measured: figures without a limit, by name and unit.
         digest: of the first output, `conformance.bits.digest`; "" where there was none.
+        seconds: wall time of the case in its worker; None where it was not taken, as in older reports.
     """
 
     verdict: str
@@ -92,6 +93,7 @@ class CheckResult:
     judged_by: str = ""
     measured: dict[str, float] = field(default_factory=dict)
     digest: str = ""
+    seconds: float | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -106,8 +108,9 @@ class CheckResult:
         found = {name: value for name, value in data.items() if value is not None}
         for name in ("statistics", "measured"):
             found[name] = {key: float(value) for key, value in found.get(name, {}).items()}
-        if "error_over_bound" in found:
-            found["error_over_bound"] = float(found["error_over_bound"])
+        for name in ("error_over_bound", "seconds"):
+            if name in found:
+                found[name] = float(found[name])
         if "evidence" in found:
             found["evidence"] = Evidence(found["evidence"])
         return cls(**{**found, "status": Status(found["status"])})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from conformance.cases import Case
 from conformance.levels import Item
 from conformance.report import Report
 from conformance.results import CheckResult, Status
@@ -22,7 +24,7 @@ class InvalidShard(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Piece `number` of `count`, from 1 on: every `count`-th case, so that the pieces take about as long."""
+    """Piece `number` of `count`, from 1 on, as `dealt` makes them."""
 
     number: int
     count: int
@@ -48,7 +50,33 @@ class Shard:
         return f"not of shard {self}"
 
     def of(self, items: Sequence[Item]) -> list[Item]:
-        return list(items[self.number - 1 :: self.count])
+        return dealt(items, self.count)[self.number - 1]
+
+
+OF_A_CASE, OF_A_WEIGHT = 10_000_000, 20
+"""What a case costs however small it is, and each of its weights, in multiply-adds that take as long: by the durations
+in reports/cpu/2026-11-29-shards. A GPU's were not recorded by then."""
+
+
+def cost(case: Case) -> int:
+    """About what a check of a case takes, in multiply-adds: its weights are made, and each pair of a token and an
+    expert is multiplied by those of its expert."""
+    weights = case.hidden * case.inter * (3 if case.gated else 2)
+    pairs = case.tokens * case.top_k // case.ep_size
+    return OF_A_CASE + weights * (OF_A_WEIGHT * case.local_experts + pairs)
+
+
+def dealt(items: Sequence[Item], count: int) -> list[list[Item]]:
+    """All pieces, each in the level's order: the costliest item first, each to the piece that costs the least so far.
+    The items alone decide, so that every host comes to the same pieces."""
+    order = {item.key: number for number, item in enumerate(items)}
+    pieces: list[list[Item]] = [[] for _ in range(count)]
+    loads = [(0, number) for number in range(count)]
+    for item in sorted(items, key=lambda item: (-cost(item.case), item.key)):
+        load, number = loads[0]
+        pieces[number].append(item)
+        heapq.heapreplace(loads, (load + cost(item.case), number))
+    return [sorted(piece, key=lambda item: order[item.key]) for piece in pieces]
 
 
 def left_over(report: Report) -> list[CheckResult]:
@@ -61,14 +89,11 @@ def left_over(report: Report) -> list[CheckResult]:
     ]
 
 
-def gathered(reports: Sequence[Report]) -> Report:
-    """All shards of a run, as a report to go on with: every case's result, and nothing that is of a whole run.
-
-    Raises:
-        InvalidShard: one is missing, stands twice, is of another run, or was not run to its end.
+def of_one_run(reports: Sequence[Report]) -> None:
     """
-    if not reports:
-        raise InvalidShard("no shards are given")
+    Raises:
+        InvalidShard: one is of another run than the first, or of no shard.
+    """
     first = reports[0]
     for report in reports:
         if not report.shard:
@@ -77,6 +102,19 @@ def gathered(reports: Sequence[Report]) -> Report:
             if getattr(report, name) != getattr(first, name):
                 told = f"{name}={str(getattr(report, name))[:200]!r}, and shard {first.shard} has"
                 raise InvalidShard(f"shard {report.shard}: {told} {str(getattr(first, name))[:200]!r}")
+
+
+def gathered(reports: Sequence[Report]) -> Report:
+    """All shards of a run, as a report to go on with: every case's result, and nothing that is of a whole run.
+
+    Raises:
+        InvalidShard: one is missing, stands twice, is of another run, or was not run to its end.
+    """
+    if not reports:
+        raise InvalidShard("no shards are given")
+    of_one_run(reports)
+    first = reports[0]
+    for report in reports:
         left = left_over(report)
         if left:
             raise InvalidShard(f"shard {report.shard}: not run to its end ({left[0].reason}): go on with it first")

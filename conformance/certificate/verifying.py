@@ -182,7 +182,7 @@ def _result(check: CheckResult, report: Report, which: Edition) -> Iterator[str]
     over = [f"{name} = {value:g}" for name, value in figures.items() if value is not None and not value <= which.limit]
     if check.status is Status.PASSED and over:
         yield f"{where}: passed, with {', '.join(over)} above the limit {which.limit:g}"
-    if any(value is not None and (math.isnan(value) or value < 0) for value in figures.values()):
+    if any(value is not None and (math.isnan(value) or value < 0) for value in (*figures.values(), check.seconds)):
         yield f"{where}: a figure that no check gives"
     if check.status is Status.PASSED and check.reason and check.case:
         yield f"{where}: passed, with a reason: {check.reason[:80]}"

@@ -22,6 +22,8 @@ from packaging.version import InvalidVersion, Version
 
 from conformance.contain import DeviceLost, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.plan import Subject
+from conformance.planned import reference_to
+from conformance.report import Report
 from fp8moe import __version__
 from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.libraries import DISTRIBUTIONS, VLLM_OPS, Surroundings, vllms_deep_gemm
@@ -54,6 +56,12 @@ class Release:
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}" if self.version else f"{self.distribution} ({self.why})"
+
+
+def release_here(report: Report) -> Release:
+    """Of a report's backend, in a process on the device that is here."""
+    with Worker(report.target) as worker:
+        return release_of(worker, reference_to(report.origin))
 
 
 def release_of(worker: Worker, ref: SubjectRef) -> Release:

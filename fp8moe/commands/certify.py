@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.text import Text
@@ -18,16 +19,15 @@ from conformance.certificate.times.kept import FAILED, TAKEN, Times
 from conformance.certificate.times.taking import ASKED_S, take
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
-from conformance.contain import Worker
-from conformance.editions import DEVICES, UnknownEdition, edition, names
-from conformance.planned import reference_to
+from conformance.editions import DEVICES, Edition, UnknownEdition, edition, names
 from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
-from conformance.waivers.release import Release, release_of
+from conformance.waivers.release import release_here
 from fp8moe.commands import tables
 from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.question import BadInput
 
+OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
 SHOWN = 20
 MOST_TIMES_S = 3600
 PROVES = f"proven: {PROVEN}. Not proven: {NOT_PROVEN}"
@@ -57,16 +57,9 @@ def certify(
         BadInput: an edition, device or backend that is not there; a folder that is; a key that cannot sign; shards that
             are none, or not all of one run.
     """
-    try:
-        which = edition(name or names()[-1])
-    except UnknownEdition as error:
-        raise BadInput(f"--edition: {error}") from None
-    if device is not None and device not in DEVICES:
-        raise BadInput(f"--device {device}: a certificate is of a run on {', '.join(DEVICES)}")
     if not times_s <= MOST_TIMES_S:
         raise BadInput(f"--times {times_s:g}: at most {MOST_TIMES_S} seconds, 0 for none")
-    if out.exists():
-        raise BadInput(f"--out {out}: is there already; name a folder that is not")
+    which = edition_for(name, device, out)
     piece = None if shard is None else _shard(shard)
     kept = partial(out) if piece is None else piece_of(out, piece)
     if shards and (piece is not None or kept.exists()):
@@ -75,11 +68,11 @@ def certify(
     told = tables.console(stderr=True)
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
-    before = _gathered(shards) if shards else kept if kept.exists() else None
+    before = of_shards(shards) if shards else kept if kept.exists() else None
     report = checked(backend, which.level, device, which.seed, budget, kept, before, waivers=waivers, shard=piece)
     if report.target not in DEVICES:
         kept.unlink()
-        raise BadInput(f"--device {report.target}: a certificate is of a run on {', '.join(DEVICES)}")
+        raise BadInput(f"--device {report.target}: {OF_A_RUN}")
     print_report(report)
     if piece is not None:
         left = left_over(report)
@@ -89,23 +82,60 @@ def certify(
             else f"shard {piece}: {escape(str(kept))}; with all of them: certify {escape(backend)} --shards FILE ..."
         )
         return report
-    if report.verdict == INCOMPLETE:
-        told.print(f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it")
-        return report
-    times = _times(report, times_s)
+
+    def around() -> Mapping[str, Any]:
+        return surroundings(report.origin, release_here(report))
+
+    end(report, which, out, around, key, lambda: _times(report, times_s))
+    return report
+
+
+def edition_for(name: str | None, device: str | None, out: Path) -> Edition:
+    """
+    Raises:
+        BadInput: an edition or device that is not there; a folder that is.
+    """
     try:
-        where = surroundings(report.origin, _release(report))
-        write_certificate(out, report, which.edition, where, key, times)
+        which = edition(name or names()[-1])
+    except UnknownEdition as error:
+        raise BadInput(f"--edition: {error}") from None
+    if device is not None and device not in DEVICES:
+        raise BadInput(f"--device {device}: {OF_A_RUN}")
+    if out.exists():
+        raise BadInput(f"--out {out}: is there already; name a folder that is not")
+    return which
+
+
+def end(
+    report: Report,
+    which: Edition,
+    out: Path,
+    around: Callable[[], Mapping[str, Any]],
+    key: Path | None,
+    times: Callable[[], Times],
+) -> None:
+    """Writes the certificate of a whole run, if it is complete; else the run stays beside `out`.
+
+    Args:
+        around: what `surroundings` says where it was run.
+        times: as the certificate has them.
+
+    Raises:
+        BadInput: no certificate can be made of it, or by this key.
+    """
+    kept = partial(out)
+    if report.verdict == INCOMPLETE:
+        tables.console(stderr=True).print(
+            f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it"
+        )
+        return
+    taken = times()
+    try:
+        write_certificate(out, report, which.edition, around(), key, taken)
     except (NoCertificate, CannotSign, OSError) as error:
         raise BadInput(f"{error}; what was run is kept in {kept}") from None
     kept.unlink()
     tables.console().print(f"certificate of edition {which.edition}: {escape(str(out))}")
-    return report
-
-
-def _release(report: Report) -> Release:
-    with Worker(report.target) as worker:
-        return release_of(worker, reference_to(report.origin))
 
 
 def _times(report: Report, seconds: float) -> Times:
@@ -146,7 +176,12 @@ def _shard(text: str) -> Shard:
         raise BadInput(f"--shard {error}") from None
 
 
-def _gathered(shards: Sequence[Path]) -> Report:
+def of_shards(shards: Sequence[Path]) -> Report:
+    """All shards of a run as one report to go on with.
+
+    Raises:
+        BadInput: one cannot be read, or they are not all of one run.
+    """
     reports = []
     for path in shards:
         try:

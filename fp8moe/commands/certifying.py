@@ -37,6 +37,19 @@ def certify_command(
         float,
         typer.Option(metavar="SECONDS", min=0, help="Time it beside the other backends so long, on a GPU; 0: not."),
     ] = 120,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run the pieces on a Ray cluster, one a GPU or CPU core: auto, local, host:port. Needs fp8moe[ray].",
+        ),
+    ] = None,
+    ray_shards: Annotated[
+        int | None, typer.Option(metavar="N", help="How many pieces; default: as many as the cluster has GPUs.")
+    ] = None,
+    ray_accelerator: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Of the GPUs, as Ray names it, where there are several types.")
+    ] = None,
 ) -> None:
     """Run an edition of the suite on a backend, and write a certificate that others can verify.
 
@@ -47,12 +60,22 @@ def certify_command(
         from conformance.contain import SuiteError
         from fp8moe.commands.certify import certify, status_of_certify
         from fp8moe.commands.check import told_error
+        from fp8moe.commands.question import BadInput
 
+        if ray is not None and (shard is not None or shards or budget is not None):
+            raise BadInput("--ray: without --shard, --shards and --budget; interrupted, it keeps what it has")
+        if ray is None and (ray_shards is not None or ray_accelerator is not None):
+            raise BadInput("--ray-shards, --ray-accelerator: with --ray ADDRESS alone")
         try:
-            found = certify(backend, out, edition, device, budget, sign, waivers, shard, shards or (), times)
+            if ray is None:
+                found = certify(backend, out, edition, device, budget, sign, waivers, shard, shards or (), times)
+                raise typer.Exit(status_of_certify(found))
+            from fp8moe.commands.certify_on_ray import certify_on_ray
+
+            whole = certify_on_ray(backend, out, edition, device, sign, waivers, ray, ray_shards, ray_accelerator)
+            raise typer.Exit(2 if whole is None else status_of_certify(whole))
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
-        raise typer.Exit(status_of_certify(found))
 
 
 @app.command("verify")

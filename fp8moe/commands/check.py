@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +26,7 @@ from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
 from fp8moe.commands.files import write_whole
+from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
 
@@ -48,7 +48,7 @@ def checked(
     waivers: Path | None = None,
     shard: Shard | None = None,
 ) -> Report:
-    """Runs the checks, with a bar on standard error where it is a terminal, and writes the report where asked for.
+    """Runs the checks, tells on standard error how far it has come, and writes the report where asked for.
 
     Raises:
         BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed, a file of
@@ -61,12 +61,10 @@ def checked(
     except (OSError, ValueError) as error:
         raise BadInput(f"--resume {resume}: {error}") from None
     known = None if waivers is None else read("--waivers", waivers)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=tables.console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"{backend}, {level}", total=None)
+    with progress(f"{backend}, {level}" + (f", shard {shard}" if shard else "")) as tell:
 
-        def on_result(done: int, planned: int, result: CheckResult) -> None:
-            bar.update(task, completed=done, total=planned, description=f"{backend}, {level}: {result.check}")
+        def on_result(done: int, planned: int, result: CheckResult, left: float | None) -> None:
+            tell(done, planned, result.check, left)
 
         try:
             found = check_backend(

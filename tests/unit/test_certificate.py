@@ -93,6 +93,7 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "an infinite error": (at("error_over_bound", "inf"), "above the limit"),
     "an error that is no number": (at("error_over_bound", "nan"), "above the limit"),
     "a negative error": (at("error_over_bound", -0.1), "no check gives"),
+    "a negative duration": (at("seconds", -1.0), "no check gives"),
     "a statistic above the limit": (at("statistics", {"gain": 1.5}), "above the limit"),
     "an error left out": (without("error_over_bound"), "without an error/bound"),
     "a dropped case": (lambda evidence: evidence["report"]["checks"].pop(5), "are missing"),

@@ -1,0 +1,84 @@
+"""Shards that take about as long: by the durations in kept reports, whatever the order in which cases are given."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from conformance.balance import balance_of, main
+from conformance.cases import Case
+from conformance.editions import EVERYTHING, target_of
+from conformance.kept_text import read_text
+from conformance.levels import items_for
+from conformance.report import Report
+from conformance.shards import Shard, cost, dealt
+from tests.unit.certificates import invented
+
+REPORTS = Path(__file__).parents[2] / "reports"
+LEAST = 0.85
+"""Of eight shards."""
+
+
+def has_durations(path: Path) -> bool:
+    return '"seconds"' in read_text(path).partition('"checks"')[2]
+
+
+KEPT = [path for path in sorted(REPORTS.rglob("*.json.gz")) if has_durations(path)]
+
+
+def test_there_are_durations() -> None:
+    assert KEPT
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
+def test_eight_shards_take_about_as_long(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report.from_json(read_text(path))
+    found = balance_of(report, 8)
+    assert found.checks > 1000
+    assert found.efficiency >= LEAST
+    main([str(path)])
+    told = re.search(r" 8 shards: the longest ([0-9.]+) s, efficiency ([0-9.]+)%", capsys.readouterr().out)
+    assert told
+    assert (told[1], told[2]) == (f"{max(found.seconds):.1f}", f"{100 * found.efficiency:.1f}")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 64])
+def test_the_cases_alone_decide(count: int) -> None:
+    items = items_for("certify", EVERYTHING, target_of("cuda"), 0, fnuz=False)
+    pieces = dealt(items, count)
+    assert sorted(item.key for piece in pieces for item in piece) == sorted(item.key for item in items)
+    places = {item.key: number for number, item in enumerate(items)}
+    for piece in pieces:
+        assert [places[item.key] for item in piece] == sorted(places[item.key] for item in piece)
+    shuffled = random.Random(count).sample(items, len(items))
+    for number, piece in enumerate(pieces, 1):
+        assert {item.key for item in Shard(number, count).of(shuffled)} == {item.key for item in piece}
+
+
+def test_long_prefills_are_spread() -> None:
+    """Every fifth case of the published models has the most tokens."""
+    items = items_for("certify", EVERYTHING, target_of("cuda"), 0, fnuz=False)
+    longest = max(item.case.tokens for item in items)
+    shares = [sum(item.case.tokens == longest for item in piece) for piece in dealt(items, 5)]
+    assert max(shares) - min(shares) < sum(shares) / 4
+    loads = [sum(cost(item.case) for item in piece) for piece in dealt(items, 5)]
+    assert max(loads) < 1.01 * min(loads)
+
+
+def test_what_costs_more() -> None:
+    small = Case.parse("v1:E=4,M=17")
+    for larger in ("v1:E=8,M=17", "v1:E=4,M=18", "v1:E=4,H=512,M=17", "v1:E=4,I=512,M=17", "v1:E=4,k=4,M=17"):
+        assert cost(Case.parse(larger)) > cost(small)
+    for smaller in ("v1:E=4,M=17,ep=2:1", "v1:E=4,M=17,act=relu2_no_mul"):
+        assert cost(Case.parse(smaller)) < cost(small)
+
+
+def test_a_report_without_durations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(invented().to_json())
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    assert "no check of this report has a duration" in capsys.readouterr().err

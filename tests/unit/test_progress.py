@@ -1,0 +1,56 @@
+"""How much longer: in words that claim no more than is known, on a terminal and where there is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.remaining import Remaining
+from fp8moe.commands.progress import duration, progress, time_left
+
+
+class Clock:
+    """A clock that is set."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_is_left_takes_as_long_for_its_cost() -> None:
+    clock = Clock()
+    remaining = Remaining([("a", 1), ("a", 3), ("b", 6)], clock)
+    assert remaining.seconds is None
+    clock.now += 2.0
+    remaining.ran("a", 1)
+    assert remaining.seconds == 18.0
+    clock.now += 3.0
+    remaining.ran("a", 3)
+    assert remaining.seconds == 7.5  # 5 s for 4, and 6 are left
+    remaining.drop("b")
+    assert remaining.seconds == 0.0
+
+
+def test_what_runs_on_after_its_group_was_dropped() -> None:
+    clock = Clock()
+    remaining = Remaining([("a", 2), ("a", 2), ("b", 4)], clock)
+    clock.now += 1.0
+    remaining.ran("a", 2)
+    remaining.drop("a")
+    remaining.ran("a", 2)  # another process had begun it
+    assert 0.0 < (remaining.seconds or 0.0) <= 1.0
+
+
+def test_it_is_said() -> None:
+    assert (time_left(None), time_left(61.4)) == ("", "about 0:01:01 left")
+    assert duration(3600.0) == "1:00:00"
+
+
+def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("TOY [x]", every=0.0) as tell:
+        tell(1, 3000, "a", None)
+        tell(2000, 3000, "b", 75.0)
+    with progress("TOY", every=60.0) as tell:
+        tell(1, 2, "a", 1.0)
+    err = capsys.readouterr().err.splitlines()
+    assert err == ["TOY [x]: 1 of 3,000 in 0:00:00", "TOY [x]: 2,000 of 3,000 in 0:00:00, about 0:01:15 left"]
