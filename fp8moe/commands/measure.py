@@ -107,8 +107,8 @@ def _one(case: Case, target: Target, also: Sequence[str], standing: Standing) ->
 def print_measured(found: Sequence[Measured], left: int) -> bool:
     """A row for each case: each backend's time and the part of it that the device needs, its memory, the fastest, what
     the selected one costs over it. Returns whether nothing was faster than the device."""
-    out = tables.console()
     names = list(dict.fromkeys(name for one in found for name in one.times.us))
+    out = tables.console(width=180 + 40 * len(names))
     columns = [column for name in names for column in (name, "MiB")]
     title = "side by side: microseconds a call (share of the measured floor), peak MiB of a layer's own memory"
     table = tables.table(title, "case", "floor", *columns, "selected", "best", "regret", "in")

@@ -19,10 +19,10 @@ WRAPPED = ("case", "catalogue", "detail", "does", "lacks here", "smallest case",
 """Columns whose texts may run over several lines."""
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Standard output, or error; wide where it is no terminal, so that a file or a pipe gets whole lines."""
+def console(*, stderr: bool = False, width: int = 180) -> Console:
+    """Standard output, or error; where it is no terminal `width` wide, so that a file or a pipe gets whole lines."""
     known = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
-    return Console(width=None if known else 180, highlight=False, stderr=stderr)
+    return Console(width=None if known else width, highlight=False, stderr=stderr)
 
 
 def table(title: str, *columns: str) -> Table:

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fp8moe.kernels.widths import round_float32, to_float32
 
-BLOCK = 1024
-"""Columns of one program."""
+BLOCK = 256
+"""Columns of one program, of one warp. 1,024 columns and four warps take a third longer for few tokens, and as long for
+many (an H200, reports/h200/2026-11-29-policy/tune.txt)."""
 SLOTS = 8
 """Of a token that are read at a time, at most."""
 
@@ -93,6 +94,6 @@ def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor |
         BY_ROW=by_row,
         SLOTS=min(triton.next_power_of_2(local_ids.numel() // tokens), SLOTS),
         BLOCK=BLOCK,
-        num_warps=4,
+        num_warps=1,
         enable_fp_fusion=False,
     )
