@@ -20,7 +20,7 @@ class Alignment:
         local_ids: (P,) int32, the pair's local expert, -1 where it has none here.
         pairs: (tiles, tile_rows) int32, the pair in each row, -1 in rows that pad.
         tile_experts: (tiles,) int32, the tile's expert, -1 for a tile that is not needed.
-        likely: how many tiles are in use if this rank has its share of the pairs; None: all of them. No bit depends on it.
+        likely: how many tiles are in use if this rank has its share of the pairs; None: all. No bit depends on it.
     """
 
     local_ids: Tensor
