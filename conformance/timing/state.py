@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -76,6 +77,17 @@ class Watch:
             if poll.processes > self.ours:
                 found |= Flag.SHARED
         return int(found)
+
+    def figures(self) -> dict[str, Any]:
+        """What was seen, as a certificate has it: the least and the largest clock in MHz, reasons for slower ones, the
+        most processes at a time (0: they are not shown here), and why something was not watched."""
+        clocks = [poll.sm_mhz for poll in self.polls]
+        return {
+            "sm_mhz": [min(clocks, default=0), max(clocks, default=0)],
+            "slower": sorted(frozenset[str]().union(*(poll.reasons for poll in self.polls))),
+            "processes": max((poll.processes for poll in self.polls), default=0),
+            "unwatched": self.why_not,
+        }
 
     def told(self) -> dict[str, str]:
         """What was seen, in words, by name; `STATE` is there only where something was not watched."""

@@ -21,6 +21,7 @@ from conformance.timing.graphs import replays
 from conformance.timing.recorded import recorded
 from conformance.timing.shared import Given, released
 from conformance.timing.side_by_side import contenders, side_by_side
+from conformance.timing.state import Watch
 from conformance.versions import versions
 from fp8moe.detection import describe_device
 
@@ -69,8 +70,9 @@ class Server:
         case, target = Case.parse(asked["case"]), resolve_target(asked["target"])
         who, backend = contenders(case, target), asked["backend"]
         every = list(dict.fromkeys([*who.eligible, backend]))
-        times = side_by_side(case, [backend] if asked["alone"] else every, who.absent)
-        torch.cuda.synchronize()  # what a call left behind shows here, and not in the next case
+        with Watch() as watch:
+            times = side_by_side(case, [backend] if asked["alone"] else every, who.absent)
+            torch.cuda.synchronize()  # what a call left behind shows here, and not in the next case
         device = describe_device()
         return {
             "selected": who.selected,
@@ -78,6 +80,7 @@ class Server:
             "absent": dict(times.absent),
             "left": [name for name in every if name not in times.us and name not in times.absent],
             "device": {name: getattr(device, name) for name in ("name", "kind", "architecture")},
+            "state": watch.figures(),
         }
 
 

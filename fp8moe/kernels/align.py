@@ -4,6 +4,7 @@ All shapes follow from the inputs' shapes: nothing waits for the device.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -19,11 +20,13 @@ class Alignment:
         local_ids: (P,) int32, the pair's local expert, -1 where it has none here.
         pairs: (tiles, tile_rows) int32, the pair in each row, -1 in rows that pad.
         tile_experts: (tiles,) int32, the tile's expert, -1 for a tile that is not needed.
+        likely: how many tiles are in use if this rank has its share of the pairs; None: all. No bit depends on it.
     """
 
     local_ids: Tensor
     pairs: Tensor
     tile_experts: Tensor
+    likely: int | None = None
 
     @property
     def tiles(self) -> int:
@@ -57,7 +60,9 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
         return Alignment(pairs.new_empty(topk_ids.numel()), pairs, pairs.new_empty(0))
     given = (topk_ids, experts, tiles * tile_rows, tile_rows, expert_map)
     placed = place_pairs(*given, rows_of_owner=tile_rows, pair_of_row=True)
-    return Alignment(placed.local_ids, placed.pair_of_row.view(tiles, tile_rows), placed.owners)
+    ranks = 1.0 if expert_map is None else max(expert_map.numel() / max(experts, 1), 1.0)
+    likely = min(most_tiles(ceil(topk_ids.numel() / ranks), experts, tile_rows), tiles)
+    return Alignment(placed.local_ids, placed.pair_of_row.view(tiles, tile_rows), placed.owners, likely)
 
 
 def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:

@@ -174,7 +174,7 @@ def grouped_gemm(
     part_columns = columns // parts
     # Tiles fastest: programs that run together share a column tile, and an expert's tiles are neighbours, so each
     # block of W is fetched while it is hot; A is small and stays in the cache.
-    tile_columns = columns_of_tile(alignment.tiles, columns, a.device)
+    tile_columns = columns_of_tile(alignment.likely or alignment.tiles, columns, a.device)
     grid = alignment.tiles * parts * triton.cdiv(part_columns, tile_columns)
     if grid > MOST_PROGRAMS:
         raise ValueError(

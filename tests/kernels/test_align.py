@@ -41,7 +41,10 @@ def test_alignment_with_a_map(dtype: torch.dtype, device: torch.device) -> None:
     expert_map = torch.tensor([-1, 2, -1, 0, 1, -1], dtype=dtype)
     ids = torch.tensor([[0, 1], [3, 3], [4, -1], [5, 2], [1, 4]], dtype=dtype)
     local = [int(expert_map[i]) if i >= 0 else -1 for i in ids.flatten().tolist()]
-    check_alignment(align_pairs(ids.to(device), 3, 16, expert_map.to(device)), local, 3, 16)
+    found = align_pairs(ids.to(device), 3, 16, expert_map.to(device))
+    check_alignment(found, local, 3, 16)
+    share = -(-ids.numel() * 3 // expert_map.numel())
+    assert found.likely == min(most_tiles(share, 3, 16), found.tiles) < found.tiles
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])

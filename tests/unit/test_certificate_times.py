@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conformance.certificate.reading import Malformed, read_certificate
-from conformance.certificate.times.judged import all_judged, summary
+from conformance.certificate.times.judged import all_judged, summary, watched
 from conformance.certificate.times.kept import (
     BEFORE,
     FAILED,
@@ -20,6 +21,7 @@ from conformance.certificate.times.kept import (
     ROUNDS,
     TABLE,
     TAKEN,
+    WITHOUT_STATE,
     Times,
     planned,
 )
@@ -37,6 +39,7 @@ from tests.unit.certificates import SMALL, forged, surroundings, written
 from tests.unit.timed_certificates import (
     CASES,
     RATE,
+    STATE,
     forged_times,
     on_h200,
     restate,
@@ -97,7 +100,31 @@ def test_floors_and_regrets_are_derived(folder: Path) -> None:
         "times: TOY on 3 of 36 published cases: the floor is 33% to 33% of its time, median 33%",
         "times: TOY over the fastest: median 0.0%, most 0.0%, in 3 cases",
         "times: regret of the selected backend: median 33.3%, most 33.3%, in 3 cases",
+        "times: SM clock 1830 to 1980 MHz; slower clocks: power cap in 3 cases",
         "times: absent: MARLIN, in 3 cases: its library is not installed",
+    ]
+
+
+def test_one_without_the_devices_state_holds_as_before(folder: Path) -> None:
+    def earlier(told: dict[str, Any]) -> None:
+        told["format"] = WITHOUT_STATE
+        for case in told["cases"]:
+            del case["state"]
+
+    forged_times(folder, earlier)
+    found = verdict_on(folder)
+    assert found.findings == []
+    assert found.certificate is not None
+    assert not any("clock" in line for line in summary(found.certificate.times, found.certificate.report))
+
+
+def test_who_else_was_there_and_what_was_not_watched_is_told() -> None:
+    states = [{**STATE, "processes": 3}, {**STATE, "sm_mhz": [0, 0], "slower": [], "unwatched": "no NVML"}, STATE]
+    cases = [replace(timed(number), state=state) for number, state in enumerate(states)]
+    assert list(watched(replace(times(), cases=cases))) == [
+        "SM clock 1830 to 1980 MHz; slower clocks: power cap in 2 cases",
+        "other processes were on the device in 1 case",
+        "clocks not watched in 1 case: no NVML",
     ]
 
 
@@ -138,7 +165,16 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "absent without a reason": (at("absent", {"MARLIN": ""}), "expected a reason"),
     "a regret told": (at("regret", {"value": 0.0}), "and nothing else"),
     "a floor told": (lambda told: told.update(floor_us=1.0), "and nothing else"),
-    "another format": (lambda told: told.update(format="fp8moe-rounds/2"), "expected fp8moe-rounds/1"),
+    "another format": (lambda told: told.update(format="fp8moe-rounds/3"), "expected fp8moe-rounds/2"),
+    "an earlier format that had no state": (lambda told: told.update(format="fp8moe-rounds/1"), "and nothing else"),
+    "no state": (lambda told: told["cases"][1].pop("state"), "and nothing else"),
+    "no clocks": (at("state", {**STATE, "sm_mhz": []}), "the least and the largest"),
+    "clocks of truth": (at("state", {**STATE, "sm_mhz": [True, True]}), "the least and the largest"),
+    "a reason of its own": (at("state", {**STATE, "slower": ["<b>sun</b>"]}), "expected some of hardware slowdown"),
+    "a reason twice": (at("state", {**STATE, "slower": ["power cap"] * 2}), "expected some of hardware slowdown"),
+    "a list in the reasons": (at("state", {**STATE, "slower": [["power cap"]]}), "expected some of hardware slowdown"),
+    "fewer than no processes": (at("state", {**STATE, "processes": -1}), "at least 0"),
+    "no reason that is a text": (at("state", {**STATE, "unwatched": 3}), "unwatched: expected a text"),
     "a crowd": (at("us", {f"B{number}": rounds(99.0) for number in range(65)}), "at most 64 backends"),
     "a name without end": (us("x" * 501, rounds(99.0)), "at most 500 characters"),
     "a list": (at("us", []), "expected an object"),

@@ -24,7 +24,7 @@ from conformance.timing import worker
 from conformance.timing.side_by_side import Contenders, SideBySide
 from conformance.timing.two_processes import Version, WorkerFailed
 from tests.unit.certificates import invented
-from tests.unit.timed_certificates import CASES, H200, on_h200, rounds, timed
+from tests.unit.timed_certificates import CASES, H200, STATE, on_h200, rounds, timed
 
 Answer = Callable[[Case, bool], dict[str, Any]]
 
@@ -34,7 +34,14 @@ def answer(case: Case, alone: bool = False, **changed: Any) -> dict[str, Any]:
     one = timed(CASES.index(case))
     us = {name: each for name, each in one.us.items() if not alone or name == "TOY"}
     left = ["TRITON"] if alone else []
-    told = {"selected": one.selected, "us": us, "absent": dict(one.absent), "left": left, "device": H200}
+    told = {
+        "selected": one.selected,
+        "us": us,
+        "absent": dict(one.absent),
+        "left": left,
+        "device": H200,
+        "state": STATE,
+    }
     return told | changed
 
 
@@ -279,3 +286,4 @@ def test_the_process_times_a_case_beside_the_others_or_alone(monkeypatch: pytest
     assert (list(alone["us"]), alone["left"]) == (["TOY"], ["A", "B"])
     assert together["us"]["TOY"] == [0.3333] * 16
     assert (together["selected"], together["absent"], together["device"]) == ("A", {"C": "not there"}, H200)
+    assert together["state"].keys() == STATE.keys()

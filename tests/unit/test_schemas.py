@@ -17,7 +17,7 @@ import pytest
 from conformance import kept_text
 from conformance.certificate.reading import SURROUNDINGS
 from conformance.certificate.times.kept import FORMAT as ROUNDS_FORMAT
-from conformance.certificate.times.kept import ROUNDS, TABLE, TimedCase, Times
+from conformance.certificate.times.kept import ROUNDS, TABLE, WITHOUT_STATE, TimedCase, Times
 from conformance.certificate.times.reading import (
     DEVICE,
     LEAST_US,
@@ -26,6 +26,7 @@ from conformance.certificate.times.reading import (
     MOST_NAME,
     MOST_US,
     RATES,
+    REASONS,
     rounds_from,
 )
 from conformance.certificate.writing import STATEMENT_FILE, TIMES
@@ -38,6 +39,7 @@ from conformance.report import DERIVED, LATER, VERDICTS, Report
 from conformance.results import CheckResult, Evidence, Status
 from conformance.schemas import OF, schema
 from conformance.timing.side_by_side import ROUNDS as EACH
+from conformance.timing.state import Watch
 from conformance.untrusted import object_of
 from conformance.waivers import WaiverError
 from conformance.waivers.file import LONGEST, LONGEST_FIELD, MOST_WAIVERS, waivers_from
@@ -161,10 +163,13 @@ def test_times_have_the_fields_of_their_reader() -> None:
     found = schema("rounds")["properties"]
     case = found["cases"]["items"]
     assert set(found) == set(schema("rounds")["required"])
-    assert set(case["properties"]) == {field.name for field in fields(TimedCase)} == set(case["required"])
+    assert set(case["properties"]) == {field.name for field in fields(TimedCase)} == {*case["required"], "state"}
+    assert set(case["properties"]["state"]["properties"]) == set(case["properties"]["state"]["required"])
+    assert set(case["properties"]["state"]["properties"]) == set(Watch().figures())
+    assert set(case["properties"]["state"]["properties"]["slower"]["items"]["enum"]) == REASONS
     assert set(found["device"]["properties"]) == DEVICE
     assert set(found["rates"]["properties"]) == {field.name for field in fields(Rates)} == RATES
-    assert found["format"]["const"] == ROUNDS_FORMAT
+    assert found["format"]["enum"] == [WITHOUT_STATE, ROUNDS_FORMAT]
     assert found["cases"]["maxItems"] == MOST_CASES
     us = case["properties"]["us"]
     assert us["maxProperties"] == case["properties"]["absent"]["maxProperties"] == MOST_BACKENDS

@@ -26,6 +26,7 @@ from tests.unit.certificates import DEVICE, SMALL, TAKES, evidence_in, invented,
 
 H200 = {"name": "NVIDIA H200", "kind": "cuda", "architecture": "sm90"}
 RATE = RATES[H200["name"]]
+STATE = {"sm_mhz": [1830, 1980], "slower": ["power cap"], "processes": 1, "unwatched": ""}
 ABSENT = {"MARLIN": "its library is not installed"}
 CASES = planned(TAKES, target_of("cuda"))
 
@@ -45,7 +46,7 @@ def timed(number: int) -> TimedCase:
     case = CASES[number]
     floor = floor_of(work_of_case(case), RATE, case.scheme).us
     us = {"TRITON": rounds(4 * floor), "TOY": rounds(3 * floor)}
-    return TimedCase(str(case), "TRITON", us, ABSENT)
+    return TimedCase(str(case), "TRITON", us, ABSENT, STATE)
 
 
 def times(count: int = 3) -> Times:

@@ -94,7 +94,25 @@ def summary(times: Times, report: Report) -> list[str]:
         if costs:
             of_cases = f"in {counted(len(costs), 'case')}"
             told.append(f"times: {what}: median {costs[len(costs) // 2]:.1%}, most {costs[-1]:.1%}, {of_cases}")
+    told += [f"times: {line}" for line in watched(times)]
     return told + [f"times: absent: {who}, in {counted(count, 'case')}: {why}" for who, why, count in absent(times)]
+
+
+def watched(times: Times) -> Iterator[str]:
+    """What the device told of itself meanwhile; nothing where the certificate does not tell."""
+    states = [one.state for one in times.cases if one.state]
+    if not states:
+        return
+    clocks = [mhz for state in states for mhz in state["sm_mhz"] if mhz]
+    if clocks:
+        slower = Counter(reason for state in states for reason in state["slower"])
+        told = ", ".join(f"{reason} in {counted(count, 'case')}" for reason, count in slower.most_common())
+        yield f"SM clock {min(clocks)} to {max(clocks)} MHz; slower clocks: {told or 'none'}"
+    shared = sum(state["processes"] > 1 for state in states)
+    if shared:
+        yield f"other processes were on the device in {counted(shared, 'case')}"
+    for why, count in Counter(state["unwatched"] for state in states if state["unwatched"]).most_common():
+        yield f"clocks not watched in {counted(count, 'case')}: {why}"
 
 
 def absent(times: Times) -> list[tuple[str, str, int]]:

@@ -24,7 +24,7 @@ from fp8moe.measured import MeasuredTable
 from fp8moe.measured.rows import MeasuredDevice
 
 TABLE, ROUNDS = "times.json", "rounds.json"
-FORMAT = "fp8moe-rounds/1"
+FORMAT, WITHOUT_STATE = "fp8moe-rounds/2", "fp8moe-rounds/1"
 TAKEN, NOT_TAKEN, FAILED = "taken", "not taken", "failed"
 BEFORE = "it was made before certificates had any"
 FIRST_TOKENS = (64, 4096, 1, 1000, 7)
@@ -41,12 +41,14 @@ class TimedCase:
         selected: by the selector's own order; "" where nothing is.
         us: microseconds of a call, of each round, by backend.
         absent: backends without a time, and why.
+        state: of the device meanwhile, as `conformance.timing.state.Watch.figures` has it; empty in format 1.
     """
 
     case: str
     selected: str
     us: Mapping[str, Sequence[float]]
     absent: Mapping[str, str] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def typical_us(self) -> dict[str, float]:

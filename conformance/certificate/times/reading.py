@@ -6,11 +6,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from conformance.certificate.times.kept import BEFORE, FAILED, FORMAT, NOT_TAKEN, ROUNDS, TAKEN, TimedCase, Times
+from conformance.certificate.times.kept import (
+    BEFORE,
+    FAILED,
+    FORMAT,
+    NOT_TAKEN,
+    ROUNDS,
+    TAKEN,
+    WITHOUT_STATE,
+    TimedCase,
+    Times,
+)
+from conformance.timing.polls import POWER_CAP, SLOWED
 from conformance.timing.side_by_side import ROUNDS as EACH
 
 LEAST_US, MOST_US = 1e-3, 1e9
 MOST_CASES, MOST_BACKENDS, MOST_NAME = 500, 64, 500
+MOST_COUNT, MOST_REASON = 1_000_000, 2_000
+REASONS = {*SLOWED, POWER_CAP}
 DEVICE = {"name", "kind", "architecture"}
 RATES = {"bandwidth", "fp8", "sixteen_bit", "source"}
 
@@ -41,15 +54,16 @@ def rounds_from(told: Mapping[str, Any]) -> Times:
     Raises:
         ValueError: it is none; the text names the place.
     """
-    if told.get("format") != FORMAT:
-        raise ValueError(f"{ROUNDS}: format={str(told.get('format'))[:80]!r}: expected {FORMAT}")
+    if told.get("format") not in (FORMAT, WITHOUT_STATE):
+        raise ValueError(f"{ROUNDS}: format={str(told.get('format'))[:80]!r}: expected {FORMAT} or {WITHOUT_STATE}")
     _keys(ROUNDS, told, {"format", "device", "rates", "cases"})
     device = device_from(f"{ROUNDS}: device", told["device"])
     _keys(f"{ROUNDS}: rates", told["rates"], RATES)
     cases = told["cases"]
     if not isinstance(cases, list) or len(cases) > MOST_CASES:
         raise ValueError(f"{ROUNDS}: cases: expected a list of at most {MOST_CASES}")
-    found = [case_from(f"{ROUNDS}: cases[{number}]", case) for number, case in enumerate(cases)]
+    watched = told["format"] == FORMAT
+    found = [case_from(f"{ROUNDS}: cases[{number}]", case, watched) for number, case in enumerate(cases)]
     return Times(TAKEN, "", device, told["rates"], found)
 
 
@@ -62,9 +76,15 @@ def device_from(where: str, told: Any) -> Mapping[str, str]:
     return found
 
 
-def case_from(where: str, told: Any) -> TimedCase:
-    """One case; raises as `rounds_from`."""
-    _keys(where, told, {"case", "selected", "us", "absent"})
+def case_from(where: str, told: Any, watched: bool = True) -> TimedCase:
+    """One case; raises as `rounds_from`.
+
+    Args:
+        watched: it has the device's state.
+    """
+    _keys(where, told, {"case", "selected", "us", "absent"} | ({"state"} if watched else set()))
+    if watched:
+        _state(f"{where}: state", told["state"])
     _text(f"{where}: case", told["case"])
     if told["selected"] != "":
         _text(f"{where}: selected", told["selected"])
@@ -80,6 +100,23 @@ def case_from(where: str, told: Any) -> TimedCase:
         if not isinstance(why, str) or not why:
             raise ValueError(f"{where}: absent[{backend[:80]!r}]: expected a reason")
     return TimedCase(**told)
+
+
+def _state(where: str, told: Any) -> None:
+    _keys(where, told, {"sm_mhz", "slower", "processes", "unwatched"})
+    clocks, slower = told["sm_mhz"], told["slower"]
+    if not isinstance(clocks, list) or len(clocks) != 2 or not all(map(_is_count, clocks)):
+        raise ValueError(f"{where}: sm_mhz={str(clocks)[:80]}: expected the least and the largest, integers")
+    if not isinstance(slower, list) or sorted(REASONS & set(map(str, slower))) != sorted(map(str, slower)):
+        raise ValueError(f"{where}: slower={str(slower)[:80]}: expected some of {', '.join(sorted(REASONS))}")
+    if not _is_count(told["processes"]):
+        raise ValueError(f"{where}: processes={str(told['processes'])[:80]}: expected an integer of at least 0")
+    if not isinstance(told["unwatched"], str) or len(told["unwatched"]) > MOST_REASON:
+        raise ValueError(f"{where}: unwatched: expected a text of at most {MOST_REASON} characters")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNT
 
 
 def _is_time(value: Any) -> bool:

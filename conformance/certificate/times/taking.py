@@ -125,9 +125,8 @@ class _Process:
             self.device = device_from("its device", answer["device"])
             absent = {**answer["absent"], **dict.fromkeys(answer["left"], why)}
             told = {name: answer[name] for name in ("selected", "us")}
-            return case_from(
-                "its answer", {"case": str(case), **told, "absent": {name: absent[name][:MOST_TEXT] for name in absent}}
-            )
+            absent = {name: absent[name][:MOST_TEXT] for name in absent}
+            return case_from("its answer", {"case": str(case), **told, "absent": absent, "state": answer["state"]})
         except (KeyError, TypeError, ValueError) as error:
             self._close()
             raise WorkerFailed(f"the process gave no times: {type(error).__name__}: {error}") from None
