@@ -151,6 +151,8 @@ class _Run:
                 self._shrink(first)
             except KeyboardInterrupt:
                 self.stopped = "it was interrupted"
+                if all(check.check != FINGERPRINT for check in settled):
+                    settled += self._fingerprint(plan, first)  # that it was not taken
         return self._report(plan, settled)
 
     def _fingerprint(self, plan: Plan, worker: Worker) -> list[CheckResult]:
@@ -185,7 +187,7 @@ class _Run:
             f"{'; '.join(broken)}: the outputs of {len(sums)} cases are scaled or shifted to one side" if broken else ""
         )
         status = Status.FAILED if broken else Status.PASSED
-        scope = f"{len(sums)} cases together"
+        scope = pooled_scope(len(sums))
         return [CheckResult("computes", POOLED, status, plan.name, reason=reason, statistics=ratios, scope=scope)]
 
     @property
@@ -302,7 +304,11 @@ class _Run:
             if self.stop_at_first or key in self.shrunk or not failure.case:
                 continue
             left = max(until - time.monotonic(), 0.0)
-            self.results[key] = self.shrunk[key] = smallest(worker, self.ref, failure, left, self.in_force.covering)
+            found = smallest(worker, self.ref, failure, left, self.in_force.covering)
+            others = {(other.check, other.case) for of, other in self.results.items() if of != key}
+            if (found.check, found.case) in others:  # two failures that come to one could not be told apart
+                found = failure
+            self.results[key] = self.shrunk[key] = found
 
     def _report(self, plan: Plan, settled: Sequence[CheckResult]) -> Report:
         before = self.resume
@@ -348,6 +354,11 @@ class _Run:
                 why = self.shard.excuse
             reason = f"{why}: {count} of the {part} not run"
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
+
+
+def pooled_scope(count: int) -> str:
+    """What `POOLED` was run over."""
+    return f"{count} cases together"
 
 
 def excluded(space: Space) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ its type; whatever is wrong is a `Malformed` that names the place."""
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,6 +42,7 @@ class Certificate:
         table: the file of them that `fp8moe explain` reads, as it is; empty where there is none.
         others: by name, the SHA-256 of the times' files.
         strangers: names of what else is in the folder, and is no part of a certificate.
+        claimed_of_each: as `claimed`, of each question; whatever the evidence has in its place.
     """
 
     edition: str
@@ -54,6 +56,7 @@ class Certificate:
     table: bytes = b""
     others: Mapping[str, str] = field(default_factory=dict)
     strangers: Sequence[str] = ()
+    claimed_of_each: Any = None
 
 
 def read_certificate(folder: Path) -> Certificate:
@@ -63,7 +66,7 @@ def read_certificate(folder: Path) -> Certificate:
     """
     if not folder.is_dir():
         raise Malformed(f"{folder}: no folder")
-    content = bytes_of(folder / STATEMENT_FILE, MOST_STATEMENT)
+    content = _bytes_of(folder / STATEMENT_FILE, MOST_STATEMENT)
     envelope = object_of(content, STATEMENT_FILE, MOST_STATEMENT)  # of one text
     try:
         payload = payload_of(envelope)
@@ -72,7 +75,7 @@ def read_certificate(folder: Path) -> Certificate:
     statement = object_of(payload, f"{STATEMENT_FILE}: payload")
     if not isinstance(envelope.get("signatures"), list):
         raise Malformed(f"{STATEMENT_FILE}: signatures: expected a list, which may be empty")
-    packed = bytes_of(folder / EVIDENCE, MOST_PACKED)
+    packed = _bytes_of(folder / EVIDENCE, MOST_PACKED)
     evidence = object_of(unpacked(packed, EVIDENCE), EVIDENCE)
     if evidence.get("format") != FORMAT:
         raise Malformed(f"{EVIDENCE}: format={evidence.get('format')!r}: expected {FORMAT}")
@@ -93,7 +96,15 @@ def read_certificate(folder: Path) -> Certificate:
         files.get(TABLE, b""),
         {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         _strangers(folder, {STATEMENT_FILE, EVIDENCE, *files}),
+        evidence["report"].get("verdicts"),
     )
+
+
+def _bytes_of(path: Path, most: int) -> bytes:
+    """Of a plain file: to open a pipe would wait for whoever writes into it."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Malformed(f"{path.name}: no plain file")
+    return bytes_of(path, most)
 
 
 def _times(folder: Path, told: Any) -> tuple[Times, dict[str, bytes]]:
@@ -102,7 +113,7 @@ def _times(folder: Path, told: Any) -> tuple[Times, dict[str, bytes]]:
         times = status_from(told)
         if times.status != TAKEN:
             return times, {}
-        files = {name: bytes_of(folder / name, MOST_TIMES) for name in (ROUNDS, TABLE)}
+        files = {name: _bytes_of(folder / name, MOST_TIMES) for name in (ROUNDS, TABLE)}
         return rounds_from(object_of(files[ROUNDS], ROUNDS)), files
     except Malformed:
         raise

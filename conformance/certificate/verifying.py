@@ -1,55 +1,55 @@
 """Whether a certificate holds: its verdict is derived again from its evidence, without a device.
 
 What is proven: that the evidence is whole, that it is what the statement is about, that each case of the edition was
-judged once and within its limits, and that nothing in it contradicts anything else. Not that the run took place: an
-invention that is consistent passes, unless a signature by a key that the reader trusts, or a sample that is run again,
-says otherwise.
+judged once and within its limits, or has a reason why not, and that nothing in it contradicts anything else. Not that
+the run took place: an invention that is consistent passes, unless a signature by a key that the reader trusts, or a
+sample that is run again, says otherwise.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from conformance.axes import Space
 from conformance.bounds import pooled
-from conformance.cases import Case, InvalidCase
+from conformance.certificate.consistent import of_digests, of_result, of_the_whole
 from conformance.certificate.reading import Certificate, Malformed, read_certificate
 from conformance.certificate.signing import is_by
 from conformance.certificate.statement import EVIDENCE, statement_of, subject_of
 from conformance.certificate.surroundings import released, suite_digest
 from conformance.certificate.times.judged import contradictions as times_against
 from conformance.certificate.times.kept import ROUNDS, TABLE, TAKEN
-from conformance.certification import POOLED, excluded
+from conformance.certification import POOLED, excluded, pooled_scope
 from conformance.checks import EQUIVALENCE
 from conformance.editions import DEVICES, KINDS, Edition, UnknownEdition, edition, manifest, target_of
 from conformance.levels import Item, coverage_of, items_for
-from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.report import Report
-from conformance.results import CheckResult, Evidence, Status
+from conformance.results import Status
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.kept import contradictions
 from conformance.waivers.release import OWN
 from fp8moe import __version__
 from fp8moe.config import ACTIVATIONS
 
-JUDGED = (Status.PASSED, Status.FAILED, Status.WAIVED)
-DIGITS = 16
 SLACK = timedelta(days=1)
 """Of clocks that are set wrong."""
-WITHOUT_LIMITS = {"swiglustep": "silu"}
-"""Of values within its limits, as most are, an activation gives the bits of the other one."""
+SHA256 = re.compile("[0-9a-f]{64}")
+MAKERS = {"NVIDIA": "cuda", "AMD": "rocm"}
+"""The kind of a maker's GPUs, whose names begin so."""
 PROVEN = (
-    "the evidence is whole, every case of the edition was judged once, each status follows from its figures, and "
-    "nothing contradicts anything else"
+    "the evidence is whole, every case of the edition was judged once or has a reason why not, every check of the "
+    "backend as a whole is there, each status follows from its figures, and nothing contradicts anything else"
 )
-NOT_PROVEN = "that the run took place; an invention that is consistent shows only in a sample that is run again"
+NOT_PROVEN = (
+    "that the run took place, nor that what is called not supported or not applicable is so; an invention that is "
+    "consistent shows only in a sample that is run again"
+)
 
 
 @dataclass
@@ -97,9 +97,10 @@ def verify(folder: Path, key: Path | None = None, editions: Callable[[str], Edit
         return found  # what the cases must be is not known
     items = items_for(which.level, report.takes, target_of(report.target), which.seed, fnuz=report.fnuz)
     found.findings += _plan(report, items, which)
-    found.findings += [text for check in report.checks for text in _result(check, report, which)]
+    found.findings += [text for check in report.checks for text in of_result(check, report, which)]
+    found.findings += of_the_whole(report)
     found.findings += contradictions(report, items, released(certificate.surroundings))
-    found.findings += _digests(report)
+    found.findings += of_digests(report)
     found.findings += _totals(report, items)
     found.findings += _surroundings(certificate, found.notes)
     found.findings += _times(certificate, found.notes)
@@ -131,26 +132,40 @@ def _run(report: Report, which: Edition) -> Iterator[str]:
     if report.target not in DEVICES:
         yield f"report.target={report.target!r}: expected one of {', '.join(DEVICES)}"
     for scheme, names in report.takes.items():
-        unknown = [name for name in names if name not in ACTIVATIONS]
-        if scheme not in SCHEME_NAMES or unknown or not names or len(set(names)) < len(names):
-            yield f"report.takes: {scheme}: {', '.join(names)[:80]}: no scheme, or no activations, of the suite"
+        if scheme not in SCHEME_NAMES or not names or list(names) != [name for name in ACTIVATIONS if name in names]:
+            yield f"report.takes: {scheme}: {', '.join(names)[:80]}: no scheme, or no activations, in the suite's order"
     if not report.takes:
         yield "report.takes: no scheme was run"
+    if list(report.takes) != [name for name in SCHEME_NAMES if name in report.takes]:
+        yield "report.takes: its schemes are not in the suite's order, on which the cases depend"
+    if report.fnuz and report.target not in ("cpu", "rocm"):
+        yield f"report.fnuz=True: no {report.target} device has weights of e4m3fnuz"
+    inner = report.origin.partition(":")[2]
+    if not report.backend or report.backend not in (report.origin, inner, inner.rpartition(".")[2]):
+        yield f"report.backend={report.backend[:80]!r}: report.origin names {report.origin[:80]!r}"
+    if not (math.isfinite(report.seconds) and report.seconds >= 0):
+        yield f"report.seconds={report.seconds}: no duration"
     try:
         date = datetime.fromisoformat(report.date)
-        if date.tzinfo is None or date > datetime.now(timezone.utc) + SLACK:
+        if date.tzinfo is None or date.astimezone(timezone.utc) > datetime.now(timezone.utc) + SLACK:
             yield f"report.date={report.date}: in the future, or without a time zone"
-    except ValueError:
+    except (ValueError, OverflowError):
         yield f"report.date={report.date[:80]!r}: no ISO 8601 date"
 
 
 def _plan(report: Report, items: list[Item], which: Edition) -> Iterator[str]:
     """Every case of the edition once, and no other."""
     planned = {item.key: item for item in items}
-    given = Counter(
-        (check.check, report.unshrunk.get(f"{check.check} {check.case}", check.case))
+    found_as = {
+        f"{check.check} {check.case}": report.unshrunk.get(f"{check.check} {check.case}", check.case)
         for check in report.checks
-        if check.case
+        if check.status is Status.FAILED and check.case
+    }
+    strange = [name for name in report.unshrunk if name not in found_as]
+    if strange:
+        yield f"report.unshrunk: {strange[0][:200]}: only a failure is told on a smaller case than it was found on"
+    given = Counter(
+        (check.check, found_as.get(f"{check.check} {check.case}", check.case)) for check in report.checks if check.case
     )
     failed = {(check.check, check.scheme) for check in report.checks if check.status is Status.FAILED}
     twice = [key for key, count in given.items() if count > 1]
@@ -171,75 +186,6 @@ def _plan(report: Report, items: list[Item], which: Edition) -> Iterator[str]:
 
 def _some(keys: list[tuple[str, str]]) -> str:
     return ", ".join(f"{check} {case}" for check, case in keys[:2]) + (" and others" if len(keys) > 2 else "")
-
-
-def _result(check: CheckResult, report: Report, which: Edition) -> Iterator[str]:
-    """That a result's status follows from its figures."""
-    where = f"{check.check} {check.case}".strip()
-    if check.verdict not in ("selects", "computes", "performs"):
-        yield f"{where}: verdict={check.verdict[:40]!r}: none of the three"
-    if check.verdict == "computes" and check.backend != report.backend:
-        yield f"{where}: of backend {check.backend[:80]!r}, in a report on {report.backend!r}"
-    figures = {"error/bound": check.error_over_bound, **check.statistics}
-    over = [f"{name} = {value:g}" for name, value in figures.items() if value is not None and not value <= which.limit]
-    if check.status is Status.PASSED and over:
-        yield f"{where}: passed, with {', '.join(over)} above the limit {which.limit:g}"
-    if any(value is not None and (math.isnan(value) or value < 0) for value in (*figures.values(), check.seconds)):
-        yield f"{where}: a figure that no check gives"
-    if check.status is Status.PASSED and check.reason and check.case:
-        yield f"{where}: passed, with a reason: {check.reason[:80]}"
-    if check.status not in (Status.PASSED,) and not check.reason:
-        yield f"{where}: {check.status.value} without a reason"
-    if check.case:
-        yield from _of_case(check, where)
-
-
-def _of_case(check: CheckResult, where: str) -> Iterator[str]:
-    try:
-        case = Case.parse(check.case)
-    except InvalidCase as error:
-        yield f"{where[:120]}: no case: {error}"
-        return
-    if str(case) != check.case or case.scheme != check.scheme:
-        yield f"{where}: another spelling of {case}, or of another scheme than {check.scheme!r}"
-    if check.status is Status.PASSED:
-        if check.evidence is not Evidence.HARDWARE:
-            told = "nothing" if check.evidence is None else check.evidence.value
-            yield f"{where}: passed by {told}, not on a device"
-        if len(check.digest) != DIGITS or not set(check.digest) <= set("0123456789abcdef"):
-            yield f"{where}: digest={check.digest[:40]!r}: expected {DIGITS} hexadecimal digits"
-        if check.check == EQUIVALENCE and check.judged_by != BY_BITS and check.error_over_bound is None:
-            yield f"{where}: passed by the bound, without an error/bound"
-        if check.judged_by != BY_BITS and not check.judged_by.startswith(BY_BOUND):
-            yield f"{where}: judged_by={check.judged_by[:40]!r}: neither bits nor the bound"
-    elif check.status not in JUDGED and (check.digest or check.error_over_bound is not None):
-        yield f"{where}: {check.status.value}, with figures of a case that was judged"
-
-
-def _digests(report: Report) -> Iterator[str]:
-    """Cases of other values do not have the same output, but for one of zeros alone."""
-    by_digest: dict[str, dict[tuple[int, str], str]] = {}
-    for check in report.checks:
-        if check.check == EQUIVALENCE and check.digest and check.status in JUDGED:
-            with suppress(InvalidCase):
-                case = Case.parse(check.case)
-                values = (case.seed, WITHOUT_LIMITS.get(case.activation, case.activation))
-                by_digest.setdefault(check.digest, {}).setdefault(values, check.case)
-    for digest, cases in by_digest.items():
-        if len(cases) > 1 and digest not in map(zeros, cases.values()):
-            told = ", ".join(sorted(cases.values())[:2])
-            yield f"digest {digest}: the output of cases of {len(cases)} seeds or activations: {told}"
-
-
-def zeros(text: str) -> str:
-    """The digest of an output of zeros on a case; "" where it is none."""
-    try:
-        case = Case.parse(text)
-    except InvalidCase:
-        return ""
-    kind = {"bf16": "bfloat16", "fp16": "float16"}[case.dtype]
-    form = f"{kind} {case.tokens}x{case.hidden} ".encode()
-    return hashlib.sha256(form + bytes(2 * case.tokens * case.hidden)).hexdigest()[:DIGITS]
 
 
 def _totals(report: Report, items: list[Item]) -> Iterator[str]:
@@ -272,7 +218,8 @@ def _totals(report: Report, items: list[Item]) -> Iterator[str]:
             yield f"{POOLED}: the cases' own sums are none: {type(error).__name__} {error}"
             return
         broken = any(not ratio <= 1 for ratio in ratios.values())
-        if dict(told[0].statistics) != ratios or (told[0].status is Status.PASSED) == broken:
+        same = dict(told[0].statistics) == ratios and told[0].scope == pooled_scope(len(sums))
+        if not same or (told[0].status is Status.PASSED) == broken:
             yield f"{POOLED}: not what the cases' own sums give"
 
 
@@ -283,11 +230,16 @@ def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
     kind = told["device"].get("kind")
     if kind != report.target:
         yield f"device.kind={kind!r}: the report's target is {report.target!r}"
+    maker = MAKERS.get(report.device.partition(" ")[0])
+    if maker is not None and report.target not in ("cpu", maker):
+        yield f"report.target={report.target!r}: {report.device[:80]!r} is a {maker} device"
     if dict(told["versions"]) != dict(report.versions):
         yield f"versions: {told['versions']}: the report is of {dict(report.versions)}"
     suite = told["suite"]
     if suite.get("version") != report.versions.get("fp8moe"):
         yield f"suite.version={suite.get('version')!r}: the report is of {report.versions.get('fp8moe')!r}"
+    if not SHA256.fullmatch(str(suite.get("sha256"))):
+        yield f"suite.sha256={str(suite.get('sha256'))[:80]!r}: no SHA-256"
     if suite.get("version") == __version__ and suite.get("sha256") != suite_digest():
         notes.append(f"made by a suite {__version__} whose source is not the one installed here: compare the two")
     elif suite.get("version") != __version__:
@@ -320,6 +272,8 @@ def _times(certificate: Certificate, notes: list[str]) -> Iterator[str]:
 def _statement(certificate: Certificate) -> Iterator[str]:
     if certificate.claimed != certificate.report.verdict:
         yield f"report.verdict={certificate.claimed[:40]!r}: its results come to {certificate.report.verdict!r}"
+    if certificate.claimed_of_each != certificate.report.verdicts:
+        yield f"report.verdicts: {str(certificate.claimed_of_each)[:120]}: not what its results come to"
     if certificate.report.verdict not in ("passed", "failed"):
         yield "the run is not complete"
         return

@@ -48,8 +48,8 @@ def write_certificate(
         times: of the backend beside others.
 
     Raises:
-        NoCertificate: the folder is there already, the run is not complete, or one of its waivers is for other versions
-            of the backend than the one that is here.
+        NoCertificate: the folder is there already, the run is not complete or has no case, or one of its waivers is
+            for other versions of the backend than the one that is here.
         conformance.certificate.signing.CannotSign: by this key.
         OSError: as writing raises it; nothing is left then.
     """
@@ -57,6 +57,8 @@ def write_certificate(
         raise NoCertificate(f"{folder} is there already: name a folder that is not, or move that one away")
     if report.verdict == INCOMPLETE:
         raise NoCertificate(f"the run is incomplete ({report.counts.get('not_run', 0)} not run): go on with --resume")
+    if not report.takes:
+        raise NoCertificate("no case was run: a certificate is of a backend that takes a scheme on this device")
     try:
         wrong = list(out_of_range(waivers_of(report), released(surroundings)))
     except WaiverError as error:

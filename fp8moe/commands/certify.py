@@ -20,6 +20,7 @@ from conformance.certificate.times.taking import ASKED_S, take
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.editions import DEVICES, Edition, UnknownEdition, edition, names
+from conformance.gate.shown.words import clipped, visible
 from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
 from conformance.waivers.release import release_here
@@ -28,7 +29,7 @@ from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.question import BadInput
 
 OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
-SHOWN = 20
+SHOWN, MOST_OF_A_LINE = 20, 1000
 MOST_TIMES_S = 3600
 PROVES = f"proven: {PROVEN}. Not proven: {NOT_PROVEN}"
 
@@ -218,28 +219,35 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
 
 
 def print_verified(found: Verified) -> None:
-    """The verdict first; then what speaks against the certificate, and what a reader should know."""
+    """What it is of; then what speaks against it, and what a reader should know; the verdict last. Its texts are
+    nobody's: none reaches the terminal as more than a line that can be read."""
     out = tables.console()
     if found.certificate is not None:
         report = found.certificate.report
+        named = report.backend if report.backend == report.origin else f"{report.backend} ({report.origin})"
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(report.counts.items()))
         out.print(
-            f"{report.backend}, edition {found.certificate.edition}, on {report.device}, {report.date}: {counts}",
+            _line(f"{named}, edition {found.certificate.edition}, on {report.device}, {report.date}: {counts}"),
             markup=False,
             soft_wrap=True,
         )
     for text in found.findings[:SHOWN]:
-        out.print(Text(f"AGAINST IT  {text}", style="bold red"), soft_wrap=True)
+        out.print(Text(f"AGAINST IT  {_line(text)}", style="bold red"), soft_wrap=True)
     if len(found.findings) > SHOWN:
         out.print(f"and {len(found.findings) - SHOWN} more")
     for text in found.notes:
-        out.print(Text(f"note  {text}"), soft_wrap=True)
+        out.print(Text(f"note  {_line(text)}"), soft_wrap=True)
     if found.holds:
         out.print(PROVES, soft_wrap=True)
         if found.certificate is not None:
             report, times = found.certificate.report, found.certificate.times
             told = summary(times, report) if times.status == TAKEN else []
-            out.print(Text("\n".join([*told, report.scope])), soft_wrap=True)
+            covered = [f"covered: {each}" for each in report.coverage]
+            out.print(Text("\n".join(map(_line, [*told, *covered, report.scope]))), soft_wrap=True)
         out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
     else:
         out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))
+
+
+def _line(text: str) -> str:
+    return clipped(visible(text), MOST_OF_A_LINE)

@@ -59,7 +59,8 @@ DEVICE = MeasuredDevice("a GPU", "cuda", "sm90")
 
 def passed() -> dict[str, Any]:
     told: dict[str, Any] = json.loads(invented().to_json())
-    return {**told, "checks": told["checks"][:3], "excluded": []}
+    first, *others = told["checks"]
+    return {**told, "checks": [first, *[check for check in others if "case" in check][:2]], "excluded": []}
 
 
 def rests_on(content: bytes) -> bool:
