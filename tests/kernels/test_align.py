@@ -41,10 +41,15 @@ def test_alignment_with_a_map(dtype: torch.dtype, device: torch.device) -> None:
     expert_map = torch.tensor([-1, 2, -1, 0, 1, -1], dtype=dtype)
     ids = torch.tensor([[0, 1], [3, 3], [4, -1], [5, 2], [1, 4]], dtype=dtype)
     local = [int(expert_map[i]) if i >= 0 else -1 for i in ids.flatten().tolist()]
-    found = align_pairs(ids.to(device), 3, 16, expert_map.to(device))
-    check_alignment(found, local, 3, 16)
-    share = -(-ids.numel() * 3 // expert_map.numel())
-    assert found.likely == min(most_tiles(share, 3, 16), found.tiles) < found.tiles
+    check_alignment(align_pairs(ids.to(device), 3, 16, expert_map.to(device)), local, 3, 16)
+
+
+def test_the_likely_tiles_are_those_of_this_ranks_share(device: torch.device) -> None:
+    ids = torch.arange(64, device=device).view(32, 2) % 6
+    expert_map = torch.tensor([-1, 2, -1, 0, 1, -1], device=device)
+    found = align_pairs(ids, 3, 16, expert_map)
+    assert (found.tiles, found.likely) == (most_tiles(64, 3, 16), most_tiles(32, 3, 16)) == (6, 4)
+    assert align_pairs(ids % 3, 3, 16).likely == 6
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
