@@ -26,6 +26,17 @@ def signature_by(key: Path, envelope: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         CannotSign: no such key, or `cryptography` is not installed.
     """
+    private = private_key(key)
+    signature = private.sign(signed_text(str(envelope["payloadType"]), payload_of(envelope)))
+    return {"keyid": key_id(_public_text(private.public_key())), "sig": base64.b64encode(signature).decode()}
+
+
+def private_key(key: Path) -> Any:
+    """The key that `signature_by` signs with; read before a long run, too.
+
+    Raises:
+        CannotSign: no such key, or `cryptography` is not installed.
+    """
     serialization, ed25519, _, unsupported = _cryptography()
     try:
         private = serialization.load_ssh_private_key(key.read_bytes(), password=None)
@@ -33,8 +44,7 @@ def signature_by(key: Path, envelope: Mapping[str, Any]) -> dict[str, str]:
         raise CannotSign(f"--sign {key}: {error}; give an OpenSSH ed25519 private key without a passphrase") from None
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise CannotSign(f"--sign {key}: a key of type {type(private).__name__}; give an ed25519 key")
-    signature = private.sign(signed_text(str(envelope["payloadType"]), payload_of(envelope)))
-    return {"keyid": key_id(_public_text(private.public_key())), "sig": base64.b64encode(signature).decode()}
+    return private
 
 
 def is_by(public: Path, envelope: Mapping[str, Any]) -> bool:

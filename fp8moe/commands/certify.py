@@ -12,7 +12,7 @@ from rich.text import Text
 
 from conformance import kept_text
 from conformance.certificate.sampling import spot_check
-from conformance.certificate.signing import CannotSign
+from conformance.certificate.signing import CannotSign, private_key
 from conformance.certificate.surroundings import surroundings
 from conformance.certificate.times.judged import TARGETS, summary
 from conformance.certificate.times.kept import FAILED, TAKEN, Times
@@ -26,6 +26,7 @@ from conformance.shards import InvalidShard, Shard, gathered, left_over
 from conformance.waivers.release import release_here
 from fp8moe.commands import tables
 from fp8moe.commands.check import STYLES, checked, print_report, status_of
+from fp8moe.commands.files import check_folders
 from fp8moe.commands.question import BadInput
 
 OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
@@ -60,12 +61,16 @@ def certify(
     """
     if not times_s <= MOST_TIMES_S:
         raise BadInput(f"--times {times_s:g}: at most {MOST_TIMES_S} seconds, 0 for none")
-    which = edition_for(name, device, out)
+    which = edition_for(name, device, out, key)
     piece = None if shard is None else _shard(shard)
     kept = partial(out) if piece is None else piece_of(out, piece)
     if shards and (piece is not None or kept.exists()):
         raise BadInput(f"--shards: all of a run, so without --shard, and not beside {kept}")
-    kept.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        kept.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {out}: {error}") from None
+    check_folders({"--out": kept})
     told = tables.console(stderr=True)
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
@@ -77,10 +82,11 @@ def certify(
     print_report(report)
     if piece is not None:
         left = left_over(report)
+        asked = escape(f"fp8moe certify {backend} --out {out}" + (f" --device {device}" if device else ""))
         told.print(
             f"shard {piece} is not at its end: {escape(left[0].reason)}; the same command goes on with it"
             if left
-            else f"shard {piece}: {escape(str(kept))}; with all of them: certify {escape(backend)} --shards FILE ..."
+            else f"shard {piece}: {escape(str(kept))}; with all of them: {asked} --shards FILE ..."
         )
         return report
 
@@ -91,10 +97,10 @@ def certify(
     return report
 
 
-def edition_for(name: str | None, device: str | None, out: Path) -> Edition:
+def edition_for(name: str | None, device: str | None, out: Path, key: Path | None) -> Edition:
     """
     Raises:
-        BadInput: an edition or device that is not there; a folder that is.
+        BadInput: an edition or device that is not there; a folder that is; a key that cannot sign.
     """
     try:
         which = edition(name or names()[-1])
@@ -104,6 +110,11 @@ def edition_for(name: str | None, device: str | None, out: Path) -> Edition:
         raise BadInput(f"--device {device}: {OF_A_RUN}")
     if out.exists():
         raise BadInput(f"--out {out}: is there already; name a folder that is not")
+    if key is not None:
+        try:
+            private_key(key)
+        except CannotSign as error:
+            raise BadInput(str(error)) from None
     return which
 
 

@@ -54,7 +54,7 @@ def certify_on_ray(
         BadInput: as `certify`; no cluster, or none that can run this.
         conformance.contain.SuiteError: an exception of the suite's own in a task.
     """
-    which = edition_for(name, device, out)
+    which = edition_for(name, device, out, key)
     if waivers is not None:
         read("--waivers", waivers)
     text = None if waivers is None else waivers.read_text(encoding="utf-8")

@@ -41,7 +41,7 @@ def certify_command(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Run the pieces on a Ray cluster, one a GPU or CPU core: auto, local, host:port. Needs fp8moe[ray].",
+            help="Run the pieces on a Ray cluster, one a GPU or CPU core: auto, local, host:port. Needs fp8moe\\[ray].",
         ),
     ] = None,
     ray_shards: Annotated[

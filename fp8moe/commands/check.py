@@ -25,7 +25,7 @@ from conformance.shards import Shard
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
-from fp8moe.commands.files import write_whole
+from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
@@ -54,8 +54,8 @@ def checked(
         BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed, a file of
             waivers that breaks the rules.
     """
-    if report is not None and not report.absolute().parent.is_dir():
-        raise BadInput(f"--report {report}: the folder does not exist; make it first")
+    if report is not None:
+        check_folders({"--report": report})
     try:
         before = Report.from_json(kept_text.read_text(resume)) if isinstance(resume, Path) else resume
     except (OSError, ValueError) as error:

@@ -145,6 +145,8 @@ def _of_failure(failure: Failure, found: Recorded, given: Given) -> tuple[Case, 
     try:
         check = known_check(given.check or result.check)
     except ValueError as error:
+        if given.check:
+            raise BadInput(f"--check={given.check}: {error}") from None
         raise BadInput(f"check {name}: {error}; written by a newer version of fp8moe? upgrade it") from None
     try:
         case = _seeded(Case.parse(result.case), given.seed)

@@ -127,6 +127,7 @@ def test_shards_come_to_the_same_certificate(tmp_path: Path) -> None:
     for number in (1, 2):
         status, told = run(*asked, "--shard", f"{number}/2")
         assert (status, f"shard {number}/2:" in told) == (0, True), told
+        assert f"fp8moecertify{BACKEND}--out{out}--devicecpu--shardsFILE" in "".join(told.split()), told
     for files, wrong in (((pieces[0],), "missing are 2/2"), ((*pieces, pieces[0]), "each must be there once")):
         status, told = run(*asked, *of(*files))
         assert (status, wrong in told) == (64, True), told

@@ -39,6 +39,8 @@ BAD = [
     (["check", "TorchExperts", "--device", "quantum"], "device='quantum': expected one of auto, cpu"),
     (["check", "acme", "--device", "cpu"], "no backend is named 'acme'"),
     (["check", "TorchExperts", "--report", "nowhere/report.json"], "the folder does not exist"),
+    (["check", "TorchExperts", "--report", "."], "--report .: it is a folder; name a file"),
+    (["certify", "TorchExperts", "--out", "nowhere", "--sign", "no-key"], "--sign no-key: [Errno 2]"),
     (["check", "TorchExperts", "--resume", "nowhere.json"], "--resume nowhere.json: [Errno 2]"),
     (["repro", "v1:M=3", "--number", "2"], "--number 2: it goes with a report or a certificate"),
     (["repro", "v1:M=3", "--check", "relation.nothing"], "--check=relation.nothing: expected one of equivalence, "),

@@ -138,6 +138,8 @@ def test_an_option_overrides_what_the_file_says(tmp_path: Path) -> None:
     done = run("repro", str(path), *options)
     assert f"TorchExperts on cpu: {replace(SMALL, seed=5)}, relation.chunks" in done.stdout
     assert "status: passed" in done.stdout
+    with pytest.raises(BadInput, match=r"^--check=relation\.nothing: expected one of equivalence"):
+        repro.reproduced(str(path), repro.Given(check="relation.nothing"))
 
 
 def test_where_there_is_no_such_device_it_says_what_runs_it(tmp_path: Path) -> None:
