@@ -175,7 +175,9 @@ def policy_lines(table: MeasuredTable) -> Iterator[str]:
     yield f"measured policy, each point left out of the table: {found.policy()} points; by measurement alone: " + str(
         found.policy(measured_only=True)
     )
-    yield f"the seed's order at the same points: {found.seed()}"
+    yield f"the seed's order at the same points: {found.seed()}; where measurement decides: " + str(
+        found.seed(measured_only=True)
+    )
     if found.unjudged:
         yield f"not judged: {len(found.unjudged)} points, where no eligible backend has a time"
 

@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from tests.unit.browser import CONTRAST, SECONDS, Browser, NoBrowser
+from tests.unit.browser import CONTRAST, SECONDS, Browser, browser_or_skip
 
 pytest.importorskip("mkdocs", reason="the site is built with mkdocs, of the extra `docs`")
 
@@ -41,11 +41,8 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    try:
-        with Browser(tmp_path_factory.mktemp("profile")) as found:
-            yield found
-    except NoBrowser as error:
-        pytest.skip(str(error))
+    with browser_or_skip(tmp_path_factory.mktemp("profile")) as found:
+        yield found
 
 
 def until(browser: Browser, script: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from conformance.certificate.page import comparison, page
 from conformance.certificate.verifying import Verified, verify
 from conformance.gate.shown import svg
-from tests.unit.browser import CONTRAST, Browser, NoBrowser
+from tests.unit.browser import CONTRAST, Browser, browser_or_skip
 from tests.unit.certificates import SMALL, cases_of, forged, invented, written
 from tests.unit.gate_runs import HOSTILE
 from tests.unit.timed_certificates import CASES, times, with_times
@@ -33,11 +33,8 @@ def small(folder: Path) -> Verified:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    try:
-        with Browser(tmp_path_factory.mktemp("profile")) as found:
-            yield found
-    except NoBrowser as error:
-        pytest.skip(str(error))
+    with browser_or_skip(tmp_path_factory.mktemp("profile")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

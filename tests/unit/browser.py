@@ -10,8 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 OPTIONS = ("--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run")
@@ -199,6 +203,16 @@ class Browser:
         first, _, self._rest = self._rest.partition(b"\0")
         found: dict[str, Any] = json.loads(first)
         return found
+
+
+@contextmanager
+def browser_or_skip(profile: Path) -> Iterator[Browser]:
+    """For a fixture: the tests of a machine without a browser are skipped, with what is missing as the reason."""
+    try:
+        with Browser(profile) as found:
+            yield found
+    except NoBrowser as error:
+        pytest.skip(str(error))
 
 
 def _pipe() -> tuple[int, int]:
