@@ -1,6 +1,6 @@
-"""Pairs for a library that knows a rank's own experts and one more, `elsewhere`; a token's slots with one expert merged.
+"""Pairs for a library that knows a rank's own experts and one id for all others, which finds an expert once a token.
 
-One kernel: the expert map, the ids that are absent, and the sums.
+One kernel: the expert map, the absent ids, and the sum over a token's slots with one expert.
 """
 
 import torch
@@ -78,10 +78,10 @@ def merge_slots(
     that stands for all others, in every other slot, with the weight 0.
 
     A sum is taken in fp64, from zero, smallest weight first whatever the slots, and rounded once to fp32: so no order
-    of a token's slots shows. Other orders have the same bits wherever fp64 is exact, as it is where the magnitudes of an
-    expert's weights add up to at most 2^29 times the smallest but 0; elsewhere they may have others. Every sum of a
-    token has all its weights in it, those of other experts times 0: an infinite weight, or NaN, makes NaN of the
-    others' sums.
+    of a token's slots shows. Where fp64 is exact, every other order has the same bits, and it is where the magnitudes
+    of an expert's weights add up to at most 2^29 times the smallest that is not 0; elsewhere another order may have
+    others. Every sum of a token has all its weights in it, those of other experts times 0: an infinite weight, or NaN,
+    makes NaN of the others' sums.
 
     Args:
         ids: (M, k) int32, int64 or uint32, any strides; ids outside the experts, -1 among them, are absent, and the

@@ -1,5 +1,5 @@
-"""What `fp8moe.kernels.merge` computes, by torch: in place of the kernel where a library is played without a device, and
-beside it in its own tests."""
+"""What `fp8moe.kernels.merge` computes, by torch: in the kernel's place where a library is played without a device, and
+beside it in its tests."""
 
 from __future__ import annotations
 
