@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from conformance.build import CaseTensors
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import rows
 from conformance.relations.grounds import deterministic, fewer_tokens
 from conformance.results import Status
-from conformance.trial import Check, Ended, Exactness, Trial
+from conformance.trial import Ended, Trial
 from conformance.untouched import fingerprint
 from fp8moe.validation import InvalidMoEInput
 

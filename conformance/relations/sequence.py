@@ -10,9 +10,10 @@ from torch import Tensor
 
 from conformance.build import CaseTensors
 from conformance.capture import capturing
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import every_expert, rows, shuffled
 from conformance.relations.grounds import deterministic, fewer_tokens, not_applicable, token_by_token
-from conformance.trial import Check, Exactness, Trial, guarded
+from conformance.trial import Trial, guarded
 
 REPEATS = 20
 SIMULATED_REPEATS = 3

@@ -80,6 +80,10 @@ def reproduced(what: str, given: Given) -> int:
     if save is not None and kept is not None:
         save(*kept)
         out.print(Text(f"tensors: {given.dump}"), soft_wrap=True)
+        if again.calls:
+            out.print("  NAME is the case's own, and each call's that has no other", markup=False, soft_wrap=True)
+        for name, what in again.calls.items():
+            out.print(Text(f"  {name}.NAME is the {name} call's: {what}"), soft_wrap=True)
     return STATUSES.get(again.result.status, NOT_RUN)
 
 
