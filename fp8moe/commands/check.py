@@ -25,6 +25,7 @@ from conformance.shards import Shard
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
+from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
@@ -80,7 +81,7 @@ def checked(
                 waivers=known,
             )
         except BadRequest as error:
-            raise BadInput(str(error)) from None
+            raise as_typed(error) from None
     if report is not None:
         kept_text.write_text(report, found.to_json())
     return found

@@ -34,6 +34,7 @@ from conformance.gate.verdicts import Reason
 from conformance.pages import PageUnavailable
 from conformance.planned import BadRequest, device_name
 from fp8moe.commands import tables
+from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.question import BadInput, pick
 
@@ -196,6 +197,8 @@ def print_result(result: GateResult) -> int:
 def _asked(work: Callable[[], Found]) -> Found:
     try:
         return work()
+    except BadRequest as error:
+        raise as_typed(error, "--backend") from None
     except GATE_ERRORS as error:
         raise BadInput(str(error)) from None
     except torch.OutOfMemoryError as error:
@@ -210,4 +213,4 @@ def _device(device: str | None) -> str:
     try:
         return device_name(device)
     except BadRequest as error:
-        raise BadInput(str(error)) from None
+        raise as_typed(error) from None

@@ -18,6 +18,7 @@ from rich.text import Text
 from conformance.cases import Case
 from conformance.certificate.tabled import field
 from conformance.checks import EQUIVALENCE
+from conformance.not_here import NoDevice, NotHere
 from conformance.plan import Subject, Target, is_triton, load_subject, resolve_target
 from conformance.recorded import Failure, Recorded, known_check, recorded
 from conformance.repro import Again, dumped, run_again, stages_of, told_mismatch
@@ -111,6 +112,8 @@ def _of_case(text: str, given: Given) -> tuple[Case, Subject, Target, str]:
         case = _seeded(Case.parse(text), given.seed)
         target = resolve_target(given.device or "auto")
         return case, load_subject(given.backend or DEFAULT_BACKEND), target, check
+    except NotHere as error:
+        raise _not_here(error) from None
     except ValueError as error:
         raise BadInput(str(error)) from None
 
@@ -164,7 +167,7 @@ def _of_failure(failure: Failure, found: Recorded, given: Given) -> tuple[Case, 
         subject = load_subject(origin)
     except (ValueError, BackendContractError) as error:
         if given.backend is not None:
-            raise BadInput(str(error)) from None
+            raise (_not_here(error) if isinstance(error, NotHere) else BadInput(str(error))) from None
         raise CannotRun(f"its backend is not here ({error}): install it, or name another with --backend") from None
     if target is None:
         elsewhere = "interpreter" if is_triton(subject.experts_cls) else "cpu"
@@ -179,10 +182,14 @@ def _target(given: str | None, recorded_on: str) -> Target | None:
     """The device that is asked for, or that a file tells of; None where there is none of the latter here."""
     try:
         return resolve_target(given or recorded_on)
-    except ValueError as error:
+    except NoDevice as error:
         if given is not None:
-            raise BadInput(str(error)) from None
+            raise _not_here(error) from None
         return None
+
+
+def _not_here(error: NotHere) -> BadInput:
+    return BadInput(f"{'--device' if isinstance(error, NoDevice) else '--backend'} {error}")
 
 
 def _seeded(case: Case, seed: int | None) -> Case:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.text import Text
 
 from conformance.levels import LEVELS
+from conformance.planned import BadRequest
 from conformance.versions import versions
 from conformance.zoo import ATTACKER_CLASSES, BACKEND_MUTANTS, KERNEL_MUTANTS
 from conformance.zoo.known import KNOWN_SURVIVORS
@@ -20,6 +21,7 @@ from conformance.zoo.selection.mutants import ALL as SELECTOR_MUTANTS
 from conformance.zoo.selection.score import Conviction
 from conformance.zoo.selection.score import score as score_selectors
 from fp8moe.commands import tables
+from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.question import BadInput, pick
 
 PLANTED = {"backend": BACKEND_MUTANTS, "attacker": ATTACKER_CLASSES, "kernel": KERNEL_MUTANTS}
@@ -62,7 +64,7 @@ def scored(
     only where they are asked for, since they need a GPU or, in Triton's interpreter, minutes each.
 
     Raises:
-        BadInput: an unknown level or kind, a part that is no "i/n".
+        BadInput: an unknown level, kind or device, one that is not here, a part that is no "i/n".
     """
     level = pick("--level", level, LEVELS)
     wanted = [pick("--kind", kind, KINDS) for kind in kinds] or [kind for kind in KINDS if kind != "kernel"]
@@ -81,7 +83,11 @@ def scored(
         mutants = PLANTED[kind]
         chosen = list(rotating(mutants, which, parts)) if kind != "attacker" else list(mutants)
         controls = CONTROLS[kind]
-        found += score(chosen, kind, level, device=device, seed=seed, progress=tell, controls=controls, shrinks=shrinks)
+        options = {"device": device, "seed": seed, "controls": controls, "shrinks": shrinks}
+        try:
+            found += score(chosen, kind, level, progress=tell, **options)  # type: ignore[arg-type]
+        except BadRequest as error:
+            raise as_typed(error) from None
     if report is not None:
         report.write_text(_json(found, level, device or "auto", seed, part), encoding="utf-8")
     return found
