@@ -169,7 +169,7 @@ def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
         reason = _refusal(cls, scheme, "silu", platform)
         return Cell(subject, scheme, Status.NOT_SUPPORTED, str(reason), None)
     if simulated and not target.interpreter:
-        return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; --fp8moe-device=interpreter simulates", None)
+        return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; the device interpreter simulates one", None)
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
     return Cell(subject, scheme, None, "", evidence, activations)
 

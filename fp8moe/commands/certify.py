@@ -212,8 +212,11 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
         sample: how many cases to run again, where the certificate holds so far.
 
     Raises:
-        BadInput: a key that is none; a sample, where the backend or such a device is not here.
+        BadInput: no folder; a key that is none; a sample, where the backend or such a device is not here.
     """
+    if not folder.is_dir():
+        why = "it is a file; name the folder of a certificate" if folder.exists() else "no such folder"
+        raise BadInput(f"{folder}: {why}")
     try:
         found = verify(folder, key)
     except CannotSign as error:

@@ -91,7 +91,7 @@ def verify_command(
 ) -> None:
     """Derive a certificate's verdict again from its evidence; no device is needed but for a sample.
 
-    Exit status 0: it holds, whether the backend passed or failed; 1: it does not.
+    Exit status 0: it holds, whether the backend passed or failed; 1: it does not; 64: there is no such folder.
     """
     with told():
         from fp8moe.commands.certify import print_verified, verified

@@ -59,6 +59,8 @@ BAD = [
     (["repro", "v1:M=3", "--device", "cpu", "--backend", "TRITTON"], "fp8moe: --backend TRITTON: no backend has this"),
     (["repro", "v1:k=9"], "case top_k=9: expected at most experts=8"),
     (["repro", "nowhere.json"], "nowhere.json: no such file or folder, and no case's id"),
+    (["verify", "nowhere"], "fp8moe: nowhere: no such folder"),
+    (["verify", __file__], "it is a file; name the folder of a certificate"),
     (["schema", "reprot"], "did you mean report?"),
     (["zoo", "--score", "--level", "full"], "expected one of smoke, quick, certify"),
     (["zoo", "--score", "--kind", "beast"], "expected one of selector, backend, attacker, kernel"),
