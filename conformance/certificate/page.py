@@ -19,12 +19,13 @@ from conformance.certificate.tabled import Field, Table, field, lines, table
 from conformance.certificate.times.shown import compared, shown
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified
 from conformance.gate.shown import svg
-from conformance.gate.shown.words import clipped, counted
+from conformance.gate.shown.words import clipped
 from conformance.pages import environment
 from conformance.report import VERDICTS, Report
 from conformance.results import CheckResult, Status
 from conformance.vocabulary import SCHEME_NAMES
 from fp8moe import __version__
+from fp8moe.counted import counted
 
 PACKAGES = ("conformance.certificate", "conformance.gate.shown")
 CASES_COMPARED = 50

@@ -10,6 +10,7 @@ from conformance.named_check import Check, Exactness
 from conformance.relations.changed import rows, shuffled
 from conformance.relations.grounds import fewer_tokens, shared_scale, token_by_token, unless
 from conformance.trial import Trial
+from fp8moe.counted import counted
 
 COPIES = 3
 """How often each token is there, at places far from one another."""
@@ -47,7 +48,7 @@ def chunks(trial: Trial) -> None:
     cut = max(1, trial.case.tokens // 3)
     for name, part in (("first", everyone[:cut]), ("last", everyone[cut:])):
         alone = rows(tensors, part)
-        what = f"the {name} {len(part)} of {len(everyone)} tokens in a call of their own"
+        what = f"the {name} {len(part)} of {counted(len(everyone), 'token')} in a call of their own"
         exact, origin = token_by_token(trial, alone), (tensors, output)
         trial.same(alone, output[part], trial.call(alone), what, exact=exact, origin=origin, tokens=part)
 

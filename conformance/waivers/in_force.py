@@ -16,6 +16,7 @@ from conformance.results import CheckResult, Status
 from conformance.waivers.patterns import matches
 from conformance.waivers.release import Release, release_of
 from conformance.waivers.waiver import Waiver, Waivers, utc_today
+from fp8moe.counted import counted
 from fp8moe.registry import ENTRY_POINT_GROUP, Fp8MoeBackend
 
 CHECK = "computes.waivers"
@@ -103,8 +104,9 @@ class InForce:
         waived = sum(result.status is Status.WAIVED for result in results.values())
         covered = sum(self.covering(item.check, item.case) is not None for item in self.plan.items)
         scope = (
-            f"{len(self.waivers)} of {len(self.file.waivers)} waivers are for {self.names[0]} on {self.plan.device}, "
-            f"{self.release}; they cover {covered} cases of {len(self.plan.items)}, {waived} were waived"
+            f"{len(self.waivers)} of {counted(len(self.file.waivers), 'waiver')} for {self.names[0]} on "
+            f"{self.plan.device}, {self.release}; {covered} of {counted(len(self.plan.items), 'case')} covered, "
+            f"{waived} waived"
         )
         unknown = {waiver.backend for waiver in self.file.waivers} - {*self.names, *_known_names()}
         scope += f"; backends that are not known here: {', '.join(sorted(unknown))}" if unknown else ""
@@ -161,7 +163,7 @@ def excuse(waiver: Waiver) -> str:
 
 def _share(some: Collection[Key], of: Collection[Key]) -> str:
     share = 100 * len(some) / len(of)
-    return f"{len(some)} of the {len(of)} cases that must pass ({share:.1f}%), at most {100 / ONE_IN:.0f}%"
+    return f"{len(some)} of the {counted(len(of), 'case')} that must pass ({share:.1f}%), at most {100 / ONE_IN:.0f}%"
 
 
 def _known_names() -> set[str]:

@@ -28,6 +28,7 @@ from fp8moe.commands import tables
 from fp8moe.commands.check import STYLES, checked, print_report, status_of
 from fp8moe.commands.files import check_folders
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 
 OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
 SHOWN, MOST_OF_A_LINE = 20, 1000
@@ -227,7 +228,7 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
         except ValueError as error:
             raise BadInput(f"--spot-check: {error}") from None
         found.findings += sampled.findings
-        told = f"{sampled.cases} cases run again on this device: {sampled.equal} with the same bits"
+        told = f"{counted(sampled.cases, 'case')} run again on this device: {sampled.equal} with the same bits"
         found.notes.append(f"{told}, {len(sampled.findings)} otherwise than told")
     return found
 
@@ -260,7 +261,7 @@ def print_verified(found: Verified) -> None:
             out.print(Text("\n".join(map(_line, [*told, *covered, report.scope]))), soft_wrap=True)
         out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
     else:
-        out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))
+        out.print(Text(f"does not hold: {counted(len(found.findings), 'finding')}", style="bold red"))
 
 
 def _line(text: str) -> str:

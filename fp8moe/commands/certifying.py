@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fp8moe.commands.app import app, print_json, told
+from fp8moe.counted import counted
 
 
 @app.command("certify")
@@ -124,7 +125,7 @@ def show_command(
 
         found = show(folder, other, html, key, junit)
         for each in found:
-            typer.echo(each.verdict if each.holds else f"does not hold: {len(each.findings)} findings")
+            typer.echo(each.verdict if each.holds else f"does not hold: {counted(len(each.findings), 'finding')}")
         for name, path in (("page", html), ("JUnit XML", junit)):
             if path is not None:
                 typer.echo(f"{name}: {path}")

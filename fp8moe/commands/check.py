@@ -30,6 +30,7 @@ from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
+from fp8moe.counted import counted
 
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
@@ -115,13 +116,15 @@ def print_report(report: Report) -> None:
         out.print(f"covered: {line} of {len(AXES)} axes")
     if report.coverage:
         out.print(
-            f"excluded: {len(report.excluded)} pairs of values that no case has, each with its reason in the report"
+            f"excluded: {counted(len(report.excluded), 'pair')} of values that no case has, each with its reason in "
+            "the report"
         )
     spread = report.distribution()
     if spread:
         figures = ", ".join(f"{name} {spread[name]:.2g}" for name in ("median", "p99", "largest"))
         out.print(
-            f"error/bound of the {spread['cases']:.0f} cases that the bound was computed for: {figures} (limit 1)"
+            f"error/bound of {counted(round(spread['cases']), 'case')} that the bound was computed for: {figures} "
+            "(limit 1)"
         )
     _print_left(out, report)
     for failure in report.failures[:FAILURES_SHOWN]:

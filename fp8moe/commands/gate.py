@@ -37,6 +37,7 @@ from fp8moe.commands import tables
 from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.question import BadInput, pick
+from fp8moe.counted import counted
 
 Found = TypeVar("Found")
 OUTPUTS = ("--json", "--junit", "--markdown", "--html")
@@ -169,7 +170,9 @@ def print_baseline(path: Path, baseline: Baseline) -> None:
     out = tables.console()
     cases = sum(len(of) for of in baseline.numerics.values())
     timed = sum(len(record.cells) for record in baseline.speed)
-    told = f"{path}: {len(baseline.numerics)} cells of {cases} cases, {timed} timed cells in {len(baseline.speed)} runs"
+    runs = counted(len(baseline.speed), "run")
+    cells = f"{counted(len(baseline.numerics), 'cell')} of {counted(cases, 'case')}"
+    told = f"{path}: {cells}, {counted(timed, 'timed cell')} in {runs}"
     out.print(Text(f"{told}, {baseline.device}"), soft_wrap=True)
 
 

@@ -26,6 +26,7 @@ from conformance.results import Status
 from fp8moe.commands import tables
 from fp8moe.commands.files import beside, check_folders
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 from fp8moe.registry import BackendContractError
 
 DEFAULT_BACKEND = "TRITON"
@@ -122,12 +123,14 @@ def _chosen(out: Console, found: Recorded, number: int | None) -> Failure:
     """The failure to run, after a list of all where there are several."""
     count = len(found.failures)
     if number is not None and number > count:
-        raise BadInput(f"--number {number}: there are {count} failures in it")
+        raise BadInput(f"--number {number}: it has {counted(count, 'failure')}")
     if not count:
         raise CannotRun(f"no failure is in it, so there is nothing to run again ({field(found.told).text})")
     chosen = number or 1
     if count > 1:
-        table = tables.table(f"{count} failures, found on {field(found.device).text}", "", "#", "check", "case", "why")
+        table = tables.table(
+            f"{counted(count, 'failure')}, found on {field(found.device).text}", "", "#", "check", "case", "why"
+        )
         for place, each in enumerate(found.failures[:LISTED], 1):
             name = each.result.check.removeprefix("computes.")
             status = "" if each.result.status is Status.FAILED else each.result.status.value

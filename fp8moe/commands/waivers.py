@@ -14,6 +14,7 @@ from conformance.waivers import Waiver, WaiverError, Waivers, read_waivers
 from conformance.waivers.waiver import utc_today
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
+from fp8moe.counted import counted
 
 SOON = 30
 """Days left that are few."""
@@ -61,14 +62,14 @@ def print_waivers(found: Listed) -> None:
     for waiver in found.waivers:
         left = waiver.days_left(found.today)
         style = "bold red" if left < 0 else "yellow" if left < SOON else "green"
-        days = Text(str(left) if left >= 0 else f"expired {-left} days ago", style)
+        days = Text(str(left) if left >= 0 else f"expired {counted(-left, 'day')} ago", style)
         backend, owner = f"{waiver.backend}\n{waiver.backend_version}", f"{waiver.owner}\n{waiver.tracker}"
         row = (str(waiver.number), backend, waiver.device, waiver.check, waiver.case, owner, str(waiver.expires))
         table.add_row(*map(Text, row), days, Text(waiver.reason))
     out = tables.console()
     out.print(table)
     expired = f", {len(found.expired)} expired: remove them, or renew them with a reason" if found.expired else ""
-    out.print(f"{len(found.waivers)} waivers{expired}", markup=False)
+    out.print(f"{counted(len(found.waivers), 'waiver')}{expired}", markup=False)
 
 
 def waivers_json(found: Listed) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from conformance.zoo.selection.score import score as score_selectors
 from fp8moe.commands import tables
 from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.question import BadInput, pick
+from fp8moe.counted import counted
 
 PLANTED = {"backend": BACKEND_MUTANTS, "attacker": ATTACKER_CLASSES, "kernel": KERNEL_MUTANTS}
 PLAIN = ("TorchExperts", "BatchedTorchExperts")
@@ -41,7 +42,7 @@ def print_zoo() -> None:
         for name, catalogue, does in faults:
             table.add_row(kind, name, catalogue or "-", Text(does))
     out.print(table)
-    out.print(", ".join(f"{len(faults)} {kind} mutants" for kind, faults in _faults().items()))
+    out.print(", ".join(f"{counted(len(faults), f'{kind} mutant')}" for kind, faults in _faults().items()))
 
 
 def _faults() -> dict[str, list[tuple[str, str, str]]]:

@@ -64,13 +64,13 @@ def test_which_hold(fields: dict[str, object], holds: bool) -> None:
     assert found.rotten == []
     told = judged(found, result(7, Status.WAIVED))
     assert told.status is Status.PASSED
-    assert told.scope.startswith(f"{int(holds)} of 1 waivers are for ACME on NVIDIA H200, acme-kernels 1.3+cu129")
+    assert told.scope.startswith(f"{int(holds)} of 1 waiver for ACME on NVIDIA H200, acme-kernels 1.3+cu129")
 
 
 def test_a_name_that_nothing_has_is_told() -> None:
     told = judged(in_force({}, {"backend": "ACNE"}, {"backend": "TRITON"}, {"backend": "TorchExperts"}))
     assert told.status is Status.PASSED
-    assert told.scope.startswith("1 of 4 waivers are for ACME")
+    assert told.scope.startswith("1 of 4 waivers for ACME")
     assert told.scope.endswith("; backends that are not known here: ACNE")
 
 
