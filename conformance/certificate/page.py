@@ -15,6 +15,7 @@ from conformance.certificate import comparing, figures
 from conformance.certificate.figures import STATUSES
 from conformance.certificate.histogram import binned, histogram, names
 from conformance.certificate.reading import Certificate
+from conformance.certificate.surroundings import brought_by, released
 from conformance.certificate.tabled import Field, Table, field, lines, table
 from conformance.certificate.times.shown import compared, shown
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified
@@ -190,6 +191,7 @@ def _told(found: Verified) -> dict[str, Any]:
     words = Counter(figures.word(check) for check in report.checks if check.case)
     facts = {
         "backend": report.backend,
+        "package": _package(certificate),
         "edition": certificate.edition,
         "device": report.device,
         "date": report.date,
@@ -206,6 +208,14 @@ def _told(found: Verified) -> dict[str, Any]:
         "scope": report.scope,
         "facts": [(name, clipped(field(value).text, 2 * BRIEF)) for name, value in facts.items()],
     }
+
+
+def _package(certificate: Certificate) -> str:
+    """The backend's, with its version, and the library's, where it runs the kernels of another one."""
+    own, kernels = brought_by(certificate.surroundings), str(released(certificate.surroundings))
+    if not own:
+        return "none that is installed, so it cannot be named"
+    return own if kernels == own else f"{own}, with the kernels of {kernels}"
 
 
 def _summary(told: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from conformance import kept_text
 from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign, private_key
-from conformance.certificate.surroundings import surroundings
+from conformance.certificate.surroundings import brought_by, surroundings
 from conformance.certificate.times.judged import TARGETS, summary
 from conformance.certificate.times.kept import FAILED, TAKEN, Times
 from conformance.certificate.times.taking import ASKED_S, take
@@ -240,6 +240,8 @@ def print_verified(found: Verified) -> None:
     if found.certificate is not None:
         report = found.certificate.report
         named = report.backend if report.backend == report.origin else f"{report.backend} ({report.origin})"
+        package = brought_by(found.certificate.surroundings)
+        named += f" from {package}" * bool(package)
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(report.counts.items()))
         out.print(
             _line(f"{named}, edition {found.certificate.edition}, on {report.device}, {report.date}: {counts}"),

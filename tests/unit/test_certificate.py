@@ -319,4 +319,4 @@ def test_what_names_a_backend_again_is_told(tmp_path: Path, capsys: pytest.Captu
     found = verdict_on(written(tmp_path / "certificate", replace(invented(), origin="acme.moe:TOY")))
     assert found.findings == []
     print_verified(found)
-    assert capsys.readouterr().out.startswith("TOY (acme.moe:TOY), edition")
+    assert capsys.readouterr().out.startswith("TOY (acme.moe:TOY) from toy 1, edition")
