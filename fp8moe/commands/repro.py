@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conformance.brief import brief
 from conformance.cases import Case
 from conformance.certificate.tabled import field
 from conformance.checks import EQUIVALENCE
@@ -134,7 +135,7 @@ def _chosen(out: Console, found: Recorded, number: int | None) -> Failure:
         for place, each in enumerate(found.failures[:LISTED], 1):
             name = each.result.check.removeprefix("computes.")
             status = "" if each.result.status is Status.FAILED else each.result.status.value
-            cells = (name, each.result.case or "none", f"{status} {each.result.reason[:120]}".strip())
+            cells = (name, each.result.case or "none", f"{status} {brief(each.result.reason)}".strip())
             mark = ">" if place == chosen else ""
             table.add_row(mark, str(place), *(Text(field(cell).text) for cell in cells))
         out.print(table)
