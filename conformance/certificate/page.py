@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from conformance.axes import AXES
@@ -31,6 +32,10 @@ from fp8moe.counted import counted
 PACKAGES = ("conformance.certificate", "conformance.gate.shown")
 CASES_COMPARED = 50
 BRIEF = 120
+GENERATOR = "fp8moe show"
+"""What a page says that it was written by."""
+HEAD = 1024
+"""Of its first bytes, among which that is."""
 """Characters of a field in the title and the first lines."""
 QUESTIONS = {
     "selects": "Is it selected where it says that it can be?",
@@ -171,7 +176,13 @@ def comparison(first: Verified, second: Verified) -> str:
 
 def _render(template: str, **context: Any) -> str:
     shown = environment(*PACKAGES).get_template(template)
-    return shown.render(light=svg.LIGHT, dark=svg.DARK, version=__version__, **context)
+    return shown.render(light=svg.LIGHT, dark=svg.DARK, generator=GENERATOR, version=__version__, **context)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file says that it is such a page, by its first bytes."""
+    with path.open("rb") as file:
+        return f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(HEAD)
 
 
 def _certificate(found: Verified) -> Certificate:

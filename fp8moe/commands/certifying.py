@@ -115,6 +115,9 @@ def show_command(
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write FOLDER's results as JUnit XML, as CI systems read it.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="The file of --html, if it is there and no such page.")
+    ] = False,
 ) -> None:
     """Verify a certificate, and write it as a page for people, or as JUnit XML for CI systems.
 
@@ -123,7 +126,7 @@ def show_command(
     with told():
         from fp8moe.commands.show import show
 
-        found = show(folder, other, html, key, junit)
+        found = show(folder, other, html, key, junit, overwrite)
         for each in found:
             typer.echo(each.verdict if each.holds else f"does not hold: {counted(len(each.findings), 'finding')}")
         for name, path in (("page", html), ("JUnit XML", junit)):
