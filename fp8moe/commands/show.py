@@ -32,8 +32,8 @@ def show(
         Each as it was verified.
 
     Raises:
-        BadInput: one that cannot be read as a certificate; a key that is none; jinja2 is missing; nothing to write; a file that is
-            there already.
+        BadInput: one that cannot be read as a certificate; a key that is none; jinja2 is missing; nothing to write;
+            a file that is there already.
     """
     given = {"--html": html, "--junit": junit}
     files = {option: path for option, path in given.items() if path is not None}
