@@ -26,6 +26,7 @@ from conformance.pages import environment
 from conformance.report import VERDICTS, Report
 from conformance.results import CheckResult, Status
 from conformance.vocabulary import SCHEME_NAMES
+from conformance.waivers.release import OWN
 from fp8moe import __version__
 from fp8moe.counted import counted
 
@@ -223,10 +224,12 @@ def _told(found: Verified) -> dict[str, Any]:
 
 def _package(certificate: Certificate) -> str:
     """The backend's, with its version, and the library's, where it runs the kernels of another one."""
-    own, kernels = brought_by(certificate.surroundings), str(released(certificate.surroundings))
-    if not own:
+    told, kernels = certificate.surroundings, str(released(certificate.surroundings))
+    own, suite = brought_by(told), f"{OWN} {told['suite'].get('version')}"
+    if not own and ":" in certificate.report.origin:
         return "none that is installed, so it cannot be named"
-    return own if kernels == own else f"{own}, with the kernels of {kernels}"
+    beside = "" if not told.get("release") or kernels in (own, suite) else f", with the kernels of {kernels}"
+    return f"{own or f'{suite}, not installed'}{beside}"
 
 
 def _summary(told: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -69,19 +69,21 @@ def test_of_our_own_and_of_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "release", "told"),
+    ("own", "release", "origin", "told"),
     [
-        ({"name": "toy", "version": "1"}, ("toy", "1"), "toy 1"),
-        ({"name": "toy", "version": "1"}, ("deep_gemm", "2.1"), "toy 1, with the kernels of deep_gemm 2.1"),
-        (None, ("fp8moe", __version__), "none that is installed, so it cannot be named"),
+        ({"name": "toy", "version": "1"}, "toy", "TOY", "toy 1"),
+        ({"name": "toy", "version": "1"}, "deep_gemm", "TOY", "toy 1, with the kernels of deep_gemm 1"),
+        (None, "fp8moe", "toy:TOY", "none that is installed, so it cannot be named"),
+        (None, "deep_gemm", "TOY", f"fp8moe {__version__}, not installed, with the kernels of deep_gemm 1"),
     ],
 )
 def test_the_pages_top_tells_the_package(
-    own: dict[str, str] | None, release: tuple[str, str], told: str, tmp_path: Path
+    own: dict[str, str] | None, release: str, origin: str, told: str, tmp_path: Path
 ) -> None:
     def change(evidence: dict[str, Any]) -> None:
-        evidence["distribution"] = own
-        evidence["release"] = {"distribution": release[0], "version": release[1], "why": ""}
+        evidence["distribution"], evidence["report"]["origin"] = own, origin
+        evidence["suite"]["version"] = __version__
+        evidence["release"] = {"distribution": release, "version": "1", "why": ""}
 
     forged(written(tmp_path / "certificate"), change)
     text = page(verify(tmp_path / "certificate", editions=lambda _name: SMALL))
