@@ -123,6 +123,17 @@ def told_plan(
     }
 
 
+def told_unknown(ref: SubjectRef) -> str:
+    """In a worker: why there is no such backend; "" where there is one, whatever its own code does."""
+    try:
+        ref.load()
+    except UnknownBackend as error:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
+    return ""
+
+
 def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
     """The result of `computes.fingerprint`; that the worker did not come to its end is the backend's failure."""
     status = Status.NOT_RUN
