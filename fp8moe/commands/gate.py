@@ -31,6 +31,7 @@ from conformance.gate.shown.junit import junit
 from conformance.gate.shown.markdown import markdown
 from conformance.gate.shown.page import page
 from conformance.gate.verdicts import Reason
+from conformance.not_here import NoDevice
 from conformance.pages import PageUnavailable
 from conformance.planned import BadRequest, device_name
 from fp8moe.commands import tables
@@ -202,6 +203,8 @@ def _asked(work: Callable[[], Found]) -> Found:
         return work()
     except BadRequest as error:
         raise as_typed(error, "--backend") from None
+    except NoDevice as error:
+        raise BadInput(f"this needs a {error.value.upper()} device: {error.told}") from None
     except GATE_ERRORS as error:
         raise BadInput(str(error)) from None
     except torch.OutOfMemoryError as error:

@@ -67,6 +67,9 @@ BAD = [
     (["zoo", "--score", "--part", "3/3"], "--part 3/3: expected i/n with 0 <= i < n"),
 ]
 
+if ELSEWHERE == "cuda":
+    BAD.append((["gate", "--against-backend", "TRITON", "--backend", "MARLIN"], "this needs a CUDA device: torch "))
+
 
 @pytest.mark.parametrize(
     ("arguments", "remedy"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
