@@ -13,6 +13,7 @@ from conformance.kept_text import read_text
 from conformance.levels import Item
 from conformance.report import Report
 from conformance.shards import dealt
+from fp8moe.counted import counted
 
 COUNTS = (2, 4, 8, 16)
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except (OSError, ValueError) as error:
             parser.error(f"{path}: {error}")
         whole = found[COUNTS[0]]
-        took = f"{whole.checks:,} checks, {sum(whole.seconds):.0f} s"
+        took = f"{counted(whole.checks, 'check')}, {sum(whole.seconds):.0f} s"
         print(f"{report.backend} at {report.level} on {report.device}: {took}")
         for count, each in found.items():
             print(f"  {count:2} shards: the longest {max(each.seconds):.1f} s, efficiency {each.efficiency:.1%}")

@@ -39,6 +39,7 @@ from conformance.shards import FAILED_BEFORE, Shard, cost
 from conformance.versions import versions
 from conformance.waivers import WaiverError, Waivers, read_waivers
 from conformance.waivers.in_force import InForce
+from fp8moe.counted import counted
 from fp8moe.platforms import Platform
 
 POOLED = "computes.pooled"
@@ -184,7 +185,9 @@ class _Run:
         ratios = pooled(sums)
         broken = [f"{name} = {ratio:.3g} > 1" for name, ratio in ratios.items() if not ratio <= 1]
         reason = (
-            f"{'; '.join(broken)}: the outputs of {len(sums)} cases are scaled or shifted to one side" if broken else ""
+            f"{'; '.join(broken)}: the outputs of {counted(len(sums), 'case')} are scaled or shifted to one side"
+            if broken
+            else ""
         )
         status = Status.FAILED if broken else Status.PASSED
         scope = pooled_scope(len(sums))
@@ -357,7 +360,7 @@ class _Run:
 
 
 def pooled_scope(count: int) -> str:
-    """What `POOLED` was run over."""
+    """What `POOLED` was run over; a certificate is held to these very words."""
     return f"{count} cases together"
 
 

@@ -25,10 +25,12 @@ from conformance.shards import Shard
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
+from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
+from fp8moe.counted import counted
 
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
@@ -80,7 +82,7 @@ def checked(
                 waivers=known,
             )
         except BadRequest as error:
-            raise BadInput(str(error)) from None
+            raise as_typed(error) from None
     if report is not None:
         kept_text.write_text(report, found.to_json())
     return found
@@ -114,13 +116,15 @@ def print_report(report: Report) -> None:
         out.print(f"covered: {line} of {len(AXES)} axes")
     if report.coverage:
         out.print(
-            f"excluded: {len(report.excluded)} pairs of values that no case has, each with its reason in the report"
+            f"excluded: {counted(len(report.excluded), 'pair')} of values that no case has, each with its reason in "
+            "the report"
         )
     spread = report.distribution()
     if spread:
         figures = ", ".join(f"{name} {spread[name]:.2g}" for name in ("median", "p99", "largest"))
         out.print(
-            f"error/bound of the {spread['cases']:.0f} cases that the bound was computed for: {figures} (limit 1)"
+            f"error/bound of {counted(round(spread['cases']), 'case')} that the bound was computed for: {figures} "
+            "(limit 1)"
         )
     _print_left(out, report)
     for failure in report.failures[:FAILURES_SHOWN]:
