@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +13,14 @@ import torch
 from rich.text import Text
 
 from conformance import kept_text
+from conformance.brief import brief
 from conformance.cases import Case
+from conformance.certificate.verifying import verify
 from conformance.performs import Floor, floor_of
 from conformance.pinned import checkpoint_cases
 from conformance.plan import Target, resolve_target
 from conformance.rates import rates_of
+from conformance.report import Report
 from conformance.timing.measured_rates import measured_rates
 from conformance.timing.rows import SOURCE, VERSIONS, ranks, rows_of
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing, contenders, regret, side_by_side
@@ -213,21 +217,39 @@ def check_output(out: Path | None, reports: Sequence[Path]) -> None:
 
 
 def certificates_of(reports: Sequence[Path]) -> dict[str, Certificate]:
-    """Of reports of `fp8moe check --level certify --report`: their backends may be picked by measurement.
+    """Of reports of `fp8moe check --level certify --report`, and of certificates: their backends may be picked by
+    measurement.
 
     Raises:
-        BadInput: a report that is none, did not pass, or is of another device or other versions.
+        BadInput: a report or certificate that is none, did not pass, or is of another device or other versions.
     """
     found = {}
     for path in reports:
         try:
-            name, certificate = Certificate.of_report(
-                kept_text.read_bytes(path), _device(), installed_versions(*VERSIONS)
-            )
+            name, certificate = Certificate.of_report(_derived(path), _device(), installed_versions(*VERSIONS))
         except (OSError, ValueError) as error:
             raise BadInput(f"--certificate {path}: {error}") from None
         found[name] = certificate
     return found
+
+
+def _derived(path: Path) -> bytes:
+    """A report, whose verdict follows from its checks, or that of a certificate that holds.
+
+    Raises:
+        OSError: as reading raises it.
+        ValueError: it is neither, or claims another verdict.
+    """
+    if path.is_dir():
+        verified = verify(path)
+        if verified.findings or verified.certificate is None:
+            raise ValueError(f"it does not hold: {brief(verified.findings[0])}; see fp8moe verify {path}")
+        return verified.certificate.report.to_json().encode()
+    content = kept_text.read_bytes(path)
+    verdict, claimed = Report.from_json(content).verdict, json.loads(content).get("verdict")
+    if verdict != claimed:
+        raise ValueError(f"report.verdict={claimed!r}: its checks come to {verdict!r}; make the report again")
+    return content
 
 
 def _device() -> MeasuredDevice:
