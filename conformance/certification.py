@@ -19,6 +19,8 @@ from conformance.bounds import pooled
 from conformance.checks import EQUIVALENCE
 from conformance.contain import DeviceLost, Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
+from conformance.hangs import Hangs, hung_before
+from conformance.left import left_reason
 from conformance.levels import LEVELS, Item, coverage_of
 from conformance.plan import default_workers
 from conformance.planned import (
@@ -122,7 +124,8 @@ class _Run:
         self.ref = reference_to(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
         self.budget, self.resume, self.stop_at_first = budget_s, resume, stop_at_first
-        self.workers, self.progress, self.waivers, self.shard = workers, progress, waivers, shard
+        self.workers = workers or default_workers(self.device)
+        self.progress, self.waivers, self.shard = progress, waivers, shard
         self.limits = limits or Limits(first_seconds=FIRST_SECONDS)
         self.started = time.monotonic()
         self.results: dict[tuple[str, str], CheckResult] = {}
@@ -130,6 +133,7 @@ class _Run:
         """(check, scheme) that failed: their further cases would tell the same."""
         self.shrunk: dict[tuple[str, str], CheckResult] = {}
         """Failures that are as small as they will be, by what they were found as."""
+        self.hangs = Hangs(self.workers)
         self.stopped = ""
         self.lock = threading.Lock()
 
@@ -142,11 +146,10 @@ class _Run:
                 plan = no_plan(self.ref, str(ended))
             self.in_force = InForce.of(self.waivers, first, self.ref, plan, self.device)
             self._take_over(plan)
-            count = self.workers or default_workers(self.device)
-            every = [first, *(opened.enter_context(Worker(self.device, self.limits)) for _ in range(count - 1))]
+            others = [opened.enter_context(Worker(self.device, self.limits)) for _ in range(self.workers - 1)]
             settled = list(plan.settled)
             try:
-                self._go_through(plan, every)
+                self._go_through(plan, [first, *others])
                 settled += [*self._fingerprint(plan, first), *self._pooled(plan), *self._waived(first)]
                 self._shrink(first)
             except KeyboardInterrupt:
@@ -226,6 +229,8 @@ class _Run:
             elif check.status is Status.FAILED and check.case:
                 if key in planned and self.in_force.covering(planned[key].check, planned[key].case):
                     continue
+                if key in planned and hung_before(check, self.limits.seconds):
+                    continue
                 self.results[key] = self.shrunk[key] = check
                 self.failed.add((check.check, check.scheme))
             elif check.status in (Status.PASSED, Status.NOT_APPLICABLE, Status.NOT_SUPPORTED) and key in planned:
@@ -289,8 +294,11 @@ class _Run:
         if result.status is Status.FAILED:
             self.failed.add(group)
             remaining.drop(group)
-            if self.stop_at_first and not self.stopped:
-                self.stopped = f"{result.check} failed on {result.case}"
+            if self.stop_at_first:
+                self._stop(f"{result.check} failed on {result.case}")
+        self.hangs.take(result)
+        if self.hangs.why_not_on:
+            self._stop(self.hangs.why_not_on)
         if self.progress is not None:
             self.progress(len(self.results), planned, result, remaining.seconds)
 
@@ -299,6 +307,8 @@ class _Run:
         until = time.monotonic() + SHRINK_SECONDS
         if self.budget is not None:
             until = min(until, self.started + self.budget)
+        if self.hangs.why_not_on:
+            return  # smaller cases would be waited for as well
         failures = [(key, result) for key, result in self.results.items() if result.status is Status.FAILED]
         for key, failure in failures:
             if self.stop_at_first or key in self.shrunk or not failure.case:
@@ -352,7 +362,7 @@ class _Run:
             why = FAILED_BEFORE if (check, scheme) in self.failed else self.stopped
             if self.shard is not None and not of_shard:
                 why = self.shard.excuse
-            reason = f"{why}: {count} of the {part} not run"
+            reason = left_reason(why, count, part)
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
 
 

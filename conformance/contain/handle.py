@@ -111,7 +111,7 @@ class Handle:
         try:
             self._channel.sendall(framed(pickle.dumps(message)))
         except TimeoutError:
-            raise WorkerEnded(f"it did not take the next job within {seconds:g} s") from None
+            raise WorkerEnded(f"it did not take the next job within {seconds:g} s", hung=True) from None
         except OSError:
             raise self._lost_channel() from None
         finally:
@@ -130,7 +130,7 @@ class Handle:
                 return answer
             left = until - time.monotonic()
             if left <= 0:
-                raise WorkerEnded(f"it did not end within {seconds:g} s{self._where()}")
+                raise WorkerEnded(f"it did not end within {seconds:g} s{self._where()}", hung=True)
             for descriptor, _ in self._poll.poll(min(left, TICK) * 1000):
                 if descriptor == self._output:
                     self._drain()

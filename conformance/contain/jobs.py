@@ -31,12 +31,14 @@ class WorkerEnded(Exception):
     Args:
         reason: what happened, as a result's reason says it.
         outside: it was a process of the suite's own that ended, whoever ended it.
+        hung: it was ended because its time was up.
     """
 
-    def __init__(self, reason: str, *, outside: bool = False) -> None:
+    def __init__(self, reason: str, *, outside: bool = False, hung: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.outside = outside
+        self.hung = hung
 
 
 FIRST_SECONDS = 240.0
@@ -62,6 +64,11 @@ class Limits:
     start_seconds: float = 120.0
     memory_bytes: int | None = 8 << 30
     output_bytes: int = 1 << 20
+
+    @property
+    def first(self) -> float:
+        """Seconds for a job of a backend that has answered none."""
+        return max(self.first_seconds or 0.0, self.seconds)
 
 
 @dataclass(frozen=True)

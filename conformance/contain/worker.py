@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -23,6 +22,8 @@ from fp8moe.platforms import PLATFORMS
 ATTEMPTS = 2
 """Once more in a fresh worker, where what went wrong may come from earlier jobs, or from outside."""
 THREADS_LEFT = "threads left running"
+HUNG = "seconds that it did not end in"
+"""Among what is measured of a failure: the limit that the case ran out of."""
 
 
 class Worker:
@@ -93,7 +94,6 @@ class Worker:
             self._served += 1
             evidence: Evidence | None = None
             number, seconds = next(self._numbers), self._seconds_for(job.subject.name)
-            begun = time.monotonic()
             try:
                 handle.send(("job", number, job), self.limits.seconds)
                 answer = handle.wait(number, seconds)
@@ -103,11 +103,11 @@ class Worker:
                 handle.check_watchers()
             except WorkerEnded as ended:
                 self.close()
-                if time.monotonic() - begun >= seconds:
+                if ended.hung:
                     self._slow.add(job.subject.name)
                 if ended.outside and not last:
                     continue
-                return self._failed(job, case, ended.reason, evidence)
+                return self._failed(job, case, ended.reason, evidence, {HUNG: seconds} if ended.hung else {})
             except BaseException:  # Ctrl-C among them: a job without a reader is none
                 self.close()
                 raise
@@ -124,9 +124,7 @@ class Worker:
         raise AssertionError("unreachable")
 
     def _seconds_for(self, name: str) -> float:
-        first = self.limits.first_seconds
-        fresh = first is not None and name not in self._answered and name not in self._slow
-        return max(first or 0.0, self.limits.seconds) if fresh else self.limits.seconds
+        return self.limits.first if name not in self._answered | self._slow else self.limits.seconds
 
     def _settle(
         self, job: Job, case: Case, answer: dict[str, Any], handle: Handle, evidence: Evidence | None
@@ -219,7 +217,9 @@ class Worker:
                 handle.end()
         raise DeviceLost(f"{self.target_name}: a fresh worker could not be made ready, {ATTEMPTS} times: {why}")
 
-    def _failed(self, job: Job, case: Case, reason: str, evidence: Evidence | None) -> CheckResult:
+    def _failed(
+        self, job: Job, case: Case, reason: str, evidence: Evidence | None, measured: Mapping[str, float] | None = None
+    ) -> CheckResult:
         named = Subject(job.subject.name, TorchExperts, job.subject.origin)  # only its origin is told
         target = Target(self.target_name, PLATFORMS["cpu"], "cpu")  # and only this one's name
         return CheckResult(
@@ -232,4 +232,5 @@ class Worker:
             reason,
             evidence=evidence,
             reproduce=reproduction(case, named, target, job.check),
+            measured=dict(measured or {}),
         )
