@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from conformance.axes import Space
 from conformance.bounds import pooled
 from conformance.checks import EQUIVALENCE
-from conformance.contain import DeviceLost, Job, Limits, Worker, WorkerEnded
+from conformance.contain import Cancelled, DeviceLost, Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
 from conformance.hangs import Hangs, hung_before
 from conformance.left import left_reason
@@ -135,18 +135,19 @@ class _Run:
         """Failures that are as small as they will be, by what they were found as."""
         self.hangs = Hangs(self.workers)
         self.stopped = ""
+        self.interrupted = threading.Event()
         self.lock = threading.Lock()
 
     def run(self) -> Report:
         with ExitStack() as opened:
-            first = opened.enter_context(Worker(self.device, self.limits))
+            first = opened.enter_context(self._worker())
             try:
                 plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
             except WorkerEnded as ended:
                 plan = no_plan(self.ref, str(ended))
             self.in_force = InForce.of(self.waivers, first, self.ref, plan, self.device)
             self._take_over(plan)
-            others = [opened.enter_context(Worker(self.device, self.limits)) for _ in range(self.workers - 1)]
+            others = [opened.enter_context(self._worker()) for _ in range(self.workers - 1)]
             settled = list(plan.settled)
             try:
                 self._go_through(plan, [first, *others])
@@ -157,6 +158,9 @@ class _Run:
                 if all(check.check != FINGERPRINT for check in settled):
                     settled += self._fingerprint(plan, first)  # that it was not taken
         return self._report(plan, settled)
+
+    def _worker(self) -> Worker:
+        return Worker(self.device, self.limits, self.interrupted)
 
     def _fingerprint(self, plan: Plan, worker: Worker) -> list[CheckResult]:
         """Which arithmetic the backend has, beside the one that it declares."""
@@ -262,6 +266,8 @@ class _Run:
                 except DeviceLost as error:
                     self._stop(str(error))
                     return
+                except Cancelled:
+                    return
                 except BaseException:
                     self._stop("an error ended it")  # the others need not go on before it is told
                     raise
@@ -273,6 +279,7 @@ class _Run:
                     future.result()
             except BaseException:
                 self._stop("it was interrupted")
+                self.interrupted.set()  # the cases at work are not waited for
                 raise
 
     def _stop(self, why: str) -> None:
@@ -376,6 +383,8 @@ def excluded(space: Space) -> tuple[str, ...]:
     return tuple(f"{a}={v}, {b}={w}: {reason}" for a, v, b, w, reason in space.excluded_pairs())
 
 
-NOT_TIMED = CheckResult(
-    "performs", "performs.times", Status.NOT_RUN, reason="times are taken by `pytest conformance -m performs`, on a GPU"
+TIMES = (
+    "times are taken on a GPU: by `fp8moe certify`, for the certificate and after the cases (--times), or by "
+    "`pytest conformance -m performs`"
 )
+NOT_TIMED = CheckResult("performs", "performs.times", Status.NOT_RUN, reason=TIMES)

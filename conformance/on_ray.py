@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from conformance.certificate.surroundings import surroundings
 from conformance.certification import check_backend
-from conformance.contain import SuiteError
+from conformance.contain import Limits, SuiteError
 from conformance.kept_text import MOST_BYTES
 from conformance.planned import BadRequest
 from conformance.report import Report
@@ -54,6 +54,7 @@ class Asked:
 
     Args:
         waivers: the text of their file.
+        seconds: of one case; None: the plain limits.
     """
 
     origin: str
@@ -61,6 +62,7 @@ class Asked:
     seed: int
     device: str | None
     waivers: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def run_piece(asked: Asked, shard: str, before: str) -> dict[str, Any]:
         waivers=None if asked.waivers is None else parse_waivers(asked.waivers),
         shard=Shard.parse(shard) if shard else None,
         workers=1 if asked.device == "cpu" else None,
+        limits=None if asked.seconds is None else Limits(seconds=asked.seconds),
     )
     return {
         "shard": shard,

@@ -25,6 +25,10 @@ class DeviceLost(Exception):
     """The device computes wrongly, or not at all, in a fresh worker too: nothing more can be judged on it."""
 
 
+class Cancelled(Exception):
+    """The run is being ended: what was asked is not waited for."""
+
+
 class WorkerEnded(Exception):
     """A worker ended, or had to be ended, while it did what it was asked.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -35,16 +36,23 @@ class Worker:
         target_name: a name of `conformance.plan.DEVICES`, less "auto": what triton does has to be known before it is
             imported.
         limits: what a job may use.
+        cancelled: once it is set, by another thread, whatever is asked ends with `Cancelled`, and the process with it.
 
     Raises:
         ValueError: an unknown name.
     """
 
-    def __init__(self, target_name: str, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        target_name: str,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        cancelled: threading.Event | None = None,
+    ) -> None:
         if target_name not in DEVICES or target_name == "auto":
             raise ValueError(f"target_name={target_name!r}: expected one of {', '.join(DEVICES[1:])}")
         self.target_name = target_name
         self.limits = limits
+        self._cancelled = cancelled or threading.Event()
         self._handle: Handle | None = None
         self._numbers = itertools.count(1)
         self._served = 0
@@ -85,6 +93,7 @@ class Worker:
             DeviceLost: the device is not in order in a fresh worker either; the job was not judged.
             ValueError: the device is not there.
             InvalidCase: the job's case is none.
+            Cancelled: before there was a verdict.
         """
         case = Case.parse(job.case)
         for attempt in range(1, ATTEMPTS + 1):
@@ -160,7 +169,7 @@ class Worker:
         Raises:
             SuiteError: the function raised.
             WorkerEnded: the worker did not come to its end.
-            DeviceLost, ValueError: as `run`.
+            DeviceLost, ValueError, Cancelled: as `run`.
         """
         seconds = self.limits.seconds if seconds is None else seconds
         handle = self._ready()
@@ -194,7 +203,7 @@ class Worker:
         for _ in range(ATTEMPTS):
             handle: Handle | None = None
             try:
-                handle = Handle(interpreter, self.limits)
+                handle = Handle(interpreter, self.limits, self._cancelled)
                 self._restarts += 1
                 number = next(self._numbers)
                 handle.send(("open", number, self.target_name, os.getcwd()), self.limits.start_seconds)
