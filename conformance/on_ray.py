@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import time
 from collections import Counter
@@ -148,8 +149,11 @@ def connected(address: str) -> Iterator[Cluster]:
     except ImportError as error:
         raise ClusterError(f"Ray is not installed ({error}): pip install 'fp8moe[ray]'") from None
     _must_answer(address)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address, **options)
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself, and would end the process
+            signal.signal(number, handler)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         token = "where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         raise ClusterError(f"{address}: {error}; {token}") from None
