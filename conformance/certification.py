@@ -66,7 +66,8 @@ def check_backend(
     waivers: Waivers | str | Path | None = None,
     shard: Shard | None = None,
 ) -> Report:
-    """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result.
+    """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result; one
+    that hangs wherever it is called is given up on, as `conformance.hangs` says. Ctrl-C ends it with what was run.
 
     Args:
         backend: a member of `Fp8MoeBackend`, a registered name, "module:Class", or a class, also one that is defined

@@ -6,8 +6,8 @@ from conformance.contain.worker import HUNG
 from conformance.results import CheckResult, Status
 
 IN_A_ROW = 3
-"""Times that each process at work may run out of a case's time, with no case in between that came to its end. Each time
-it is a fresh process, and the first has the time of a first job, in which a library may compile its kernels."""
+"""Rounds of all processes at work in which every case runs out of its time, with none in between that came to its end.
+Each is a fresh process, and the first has the time of a first job, in which a library may compile its kernels."""
 ANSWERED = (Status.PASSED, Status.FAILED, Status.WAIVED)
 """What a case came to in which the backend was called; one that it does not take says nothing of hanging."""
 IT_HANGS = "it hangs"
@@ -21,7 +21,7 @@ class Hangs:
     """
 
     def __init__(self, processes: int) -> None:
-        self.most = IN_A_ROW * processes
+        self.most = (IN_A_ROW - 1) * processes + 1  # the last round's others end at about the same time
         self.latest: list[CheckResult] = []
 
     def take(self, result: CheckResult) -> None:

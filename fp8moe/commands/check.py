@@ -98,11 +98,15 @@ def write_report(path: Path, report: Report) -> None:
     write_whole(path, kept_text.content_of(path, report.to_json()))
 
 
+def write_junit(path: Path, report: Report) -> None:
+    """As `write_report`."""
+    write_whole(path, of_report(report))
+
+
 def all_written(found: Report, report: Path | None, junit: Path | None) -> bool:
-    """Writes what was asked for; whether each file is where it was to be, or else told where."""
+    """Writes what was asked for; whether each file is where it was to be; if not, it is told where it is."""
     whole = True
-    files = [(report, write_report), (junit, lambda path, found: write_whole(path, of_report(found)))]
-    for path, write in files:
+    for path, write in ((report, write_report), (junit, write_junit)):
         try:
             if path is not None:
                 write(path, found)

@@ -50,13 +50,15 @@ def _why_not(path: Path) -> str:
     """By trying it, since permissions do not tell of every place; nothing is left there."""
     if _is_written_through(path):
         return "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
-    made = _beside(path)
     try:
+        made = _beside(path)
         made.touch()
         made.unlink()
     except OSError as error:
         in_place = error.errno in ONLY_IN_PLACE and path.is_file() and os.access(path, os.W_OK)
         return "" if in_place else error.strerror or str(error)
+    except RuntimeError as error:  # links that lead to each other
+        return str(error)
     return ""
 
 

@@ -161,6 +161,13 @@ def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+def test_links_that_lead_to_each_other(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(BadInput, match="it cannot be written"):
+        check_folders({"--report": tmp_path / "a"})
+
+
 def test_the_status_has_no_other_meaning() -> None:
     assert EXIT_NOT_WRITTEN == os.EX_IOERR
     assert f"{EXIT_NOT_WRITTEN}: a file could not" in " ".join(str(app.info.epilog).split())
