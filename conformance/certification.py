@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +15,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from conformance.axes import Space
-from conformance.bounds import pooled
 from conformance.checks import EQUIVALENCE
 from conformance.contain import Cancelled, DeviceLost, Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
@@ -33,6 +32,7 @@ from conformance.planned import (
     reference_to,
     smallest,
 )
+from conformance.pooling import POOLED, pooled_result
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.remaining import Remaining
 from conformance.report import Report
@@ -43,7 +43,6 @@ from conformance.waivers import WaiverError, Waivers, read_waivers
 from conformance.waivers.in_force import InForce
 from fp8moe.platforms import Platform
 
-POOLED = "computes.pooled"
 SHRINK_SECONDS = 90.0
 """For all failures of a run together."""
 Progress = Callable[[int, int, CheckResult, float | None], None]
@@ -65,6 +64,7 @@ def check_backend(
     progress: Progress | None = None,
     waivers: Waivers | str | Path | None = None,
     shard: Shard | None = None,
+    interrupted: threading.Event | None = None,
 ) -> Report:
     """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result; one
     that hangs wherever it is called is given up on, as `conformance.hangs` says. Ctrl-C ends it with what was run.
@@ -86,11 +86,14 @@ def check_backend(
             rotten fails the run.
         shard: run this piece of the level alone; `conformance.shards.gathered` makes a report of all pieces, which
             `resume` takes.
+        interrupted: once it is set, by a signal's handler say, the run ends as by Ctrl-C; unlike that, it does not cut
+            short what makes the report.
 
     Raises:
         BadRequest: (a ValueError) an unknown level, device or backend, a report to resume of another run, or a file of
             waivers that cannot be read or breaks the rules.
         conformance.contain.SuiteError: an exception of the suite's own, which is no verdict on the backend.
+        KeyboardInterrupt: it was interrupted before there was anything to report.
     """
     if level not in LEVELS:
         raise BadRequest(f"level={level!r}: expected one of {', '.join(LEVELS)}")
@@ -102,7 +105,10 @@ def check_backend(
         except (OSError, WaiverError) as error:
             raise BadRequest(f"waivers: {error}") from None
     given = (level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress, waivers, shard)
-    return _Run(backend, *given).run()
+    try:
+        return _Run(backend, *given, interrupted or threading.Event()).run()
+    except Cancelled:
+        raise KeyboardInterrupt from None
 
 
 class _Run:
@@ -121,6 +127,7 @@ class _Run:
         progress: Progress | None,
         waivers: Waivers,
         shard: Shard | None,
+        interrupted: threading.Event,
     ) -> None:
         self.ref = reference_to(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
@@ -136,7 +143,7 @@ class _Run:
         """Failures that are as small as they will be, by what they were found as."""
         self.hangs = Hangs(self.workers)
         self.stopped = ""
-        self.interrupted = threading.Event()
+        self.interrupted = interrupted
         self.lock = threading.Lock()
 
     def run(self) -> Report:
@@ -154,7 +161,7 @@ class _Run:
                 self._go_through(plan, [first, *others])
                 settled += [*self._fingerprint(plan, first), *self._pooled(plan), *self._waived(first)]
                 self._shrink(first)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Cancelled):
                 self.stopped = "it was interrupted"
                 if all(check.check != FINGERPRINT for check in settled):
                     settled += self._fingerprint(plan, first)  # that it was not taken
@@ -175,28 +182,10 @@ class _Run:
         return [fingerprint_of(worker, self.ref)]
 
     def _pooled(self, plan: Plan) -> list[CheckResult]:
-        """The gain and the bias of cases together that the bound let pass: each alone may hide a small one. One case of
-        each seed: those of one seed share what they are drawn from, so that their errors are not independent."""
+        """The cases together, of a whole run."""
         if self.shard is not None:
             return [CheckResult("computes", POOLED, Status.NOT_RUN, plan.name, reason=self.shard.excuse)]
-        by_seed: dict[int, Mapping[str, float]] = {}
-        for item in plan.items:
-            result = self.results.get(item.key)
-            if item.check != EQUIVALENCE or result is None or result.status is not Status.PASSED:
-                continue
-            if "gain.signed" in result.measured:
-                by_seed.setdefault(item.case.seed, result.measured)
-        if not by_seed:
-            return []
-        sums = list(by_seed.values())
-        ratios = pooled(sums)
-        broken = [f"{name} = {ratio:.3g} > 1" for name, ratio in ratios.items() if not ratio <= 1]
-        reason = (
-            f"{'; '.join(broken)}: the outputs of {len(sums)} cases are scaled or shifted to one side" if broken else ""
-        )
-        status = Status.FAILED if broken else Status.PASSED
-        scope = pooled_scope(len(sums))
-        return [CheckResult("computes", POOLED, status, plan.name, reason=reason, statistics=ratios, scope=scope)]
+        return pooled_result(plan.name, plan.items, self.results)
 
     @property
     def _shard(self) -> str:
@@ -282,6 +271,8 @@ class _Run:
                 self._stop("it was interrupted")
                 self.interrupted.set()  # the cases at work are not waited for
                 raise
+        if self.interrupted.is_set():
+            raise Cancelled
 
     def _stop(self, why: str) -> None:
         self.stopped = self.stopped or why
@@ -372,11 +363,6 @@ class _Run:
                 why = self.shard.excuse
             reason = left_reason(why, count, part)
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
-
-
-def pooled_scope(count: int) -> str:
-    """What `POOLED` was run over."""
-    return f"{count} cases together"
 
 
 def excluded(space: Space) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from conformance.waivers.release import release_here
 from fp8moe.commands import tables
 from fp8moe.commands.check import STYLES, checked, print_report, status_of, tell_hanging, write_report
 from fp8moe.commands.files import NotWritten, check_folders
+from fp8moe.commands.interrupts import held
 from fp8moe.commands.question import BadInput
 
 OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
@@ -79,15 +80,17 @@ def certify(
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
     before = of_shards(shards) if shards else kept if kept.exists() else None
-    report = checked(backend, which.level, device, which.seed, budget, kept, before, seconds, waivers, piece)
-    if report.target not in DEVICES:
-        raise BadInput(f"--device {report.target}: {OF_A_RUN}")
+    asked = (backend, which.level, device, which.seed, budget, kept, before, seconds, waivers, piece)
     unwritten = None
-    try:
-        write_report(kept, report)
-    except NotWritten as error:
-        unwritten = error
-    print_report(report)
+    with held() as interrupted:
+        report = checked(*asked, interrupted)
+        if report.target not in DEVICES:
+            raise BadInput(f"--device {report.target}: {OF_A_RUN}")
+        try:
+            write_report(kept, report)
+        except NotWritten as error:
+            unwritten = error
+        print_report(report)
     tell_hanging(report, "give it a greater --seconds; the same command goes on with it")
     if piece is not None:
         if unwritten is not None:
@@ -107,6 +110,8 @@ def certify(
     def around() -> Mapping[str, Any]:
         return surroundings(report.origin, release_here(report))
 
+    if interrupted.is_set() and is_whole(report):
+        raise KeyboardInterrupt
     end(report, which, out, around, key, lambda: _times(report, times_s), unwritten)
     return report
 

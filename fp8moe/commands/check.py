@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 
 from rich.console import Console
 from rich.table import Table
@@ -50,11 +51,13 @@ def checked(
     seconds: float | None = None,
     waivers: Path | None = None,
     shard: Shard | None = None,
+    interrupted: Event | None = None,
 ) -> Report:
     """Runs the checks, and tells on standard error how far it has come.
 
     Args:
         report: that it is to go into, which is only asked about.
+        interrupted: as `check_backend` takes it.
 
     Raises:
         BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed, a file of
@@ -84,6 +87,7 @@ def checked(
                 progress=on_result,
                 shard=shard,
                 waivers=known,
+                interrupted=interrupted,
             )
         except BadRequest as error:
             raise BadInput(str(error)) from None

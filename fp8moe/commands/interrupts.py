@@ -14,6 +14,7 @@ import typer
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 30.0
 """Seconds in which further signals are left alone: some senders repeat theirs while the first is being seen to."""
+_held: list[threading.Event] = []
 
 
 @contextmanager
@@ -28,7 +29,9 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         begun = min(received.values(), default=None)
         received.setdefault(number, time.monotonic())
-        if begun is None or time.monotonic() - begun > GRACE:
+        if begun is None and _held:
+            _held[-1].set()
+        elif begun is None or time.monotonic() - begun > GRACE:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in SIGNALS}
@@ -44,3 +47,14 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def held() -> Iterator[threading.Event]:
+    """Where a run is to come to a report that is kept: a signal raises nothing in it, and sets the event instead."""
+    interrupted = threading.Event()
+    _held.append(interrupted)
+    try:
+        yield interrupted
+    finally:
+        _held.remove(interrupted)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fp8moe.commands.app import EXIT_NOT_WRITTEN, JsonOption, app, print_json, told
-from fp8moe.commands.interrupts import interruptible
+from fp8moe.commands.interrupts import held, interruptible
 
 
 @app.command("check")
@@ -51,7 +51,7 @@ def check_command(
     Exit status 0: it passed; 1: it failed; 2: not everything was run; 70: an error of the suite itself; 74: a report
     could not be written, and it is told where it is; 143: SIGTERM ended it, and what was run is kept.
     """
-    with told(), interruptible():
+    with told(), interruptible(), held() as interrupted:
         from conformance.contain import SuiteError
         from fp8moe.commands.check import all_written, checked, print_report, status_of, tell_hanging, told_error
         from fp8moe.commands.files import check_folders
@@ -59,7 +59,8 @@ def check_command(
         if junit is not None:
             check_folders({"--junit": junit})
         try:
-            found = checked(backend, level, device, seed, budget, report, resume, seconds, waivers)
+            files = (report, resume)
+            found = checked(backend, level, device, seed, budget, *files, seconds, waivers, interrupted=interrupted)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
         whole = all_written(found, report, junit)
