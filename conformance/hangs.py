@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conformance.contain.worker import HUNG
 from conformance.results import CheckResult, Status
+from fp8moe.counted import counted
 
 IN_A_ROW = 3
 """Rounds of all processes at work in which every case runs out of its time, with none in between that came to its end.
@@ -37,7 +38,7 @@ class Hangs:
             return ""
         limits = sorted({result.measured[HUNG] for result in self.latest})
         within = " or ".join(f"{seconds:g}" for seconds in limits)
-        return f"{IT_HANGS}: {len(self.latest)} cases in a row did not end within {within} s"
+        return f"{IT_HANGS}: {counted(len(self.latest), 'case')} in a row did not end within {within} s"
 
 
 def hung_before(result: CheckResult, seconds: float) -> bool:

@@ -227,7 +227,11 @@ def _result(reference: Any, shard: str) -> Ended:
     except RayTaskError as error:
         if isinstance(error.cause, SuiteError):
             raise SuiteError(f"{what}: {error.cause}") from None
-        told = error.cause if isinstance(error.cause, BadRequest) else f"{type(error.cause).__name__}: {error.cause}"
+        cause = error.cause
+        if isinstance(cause, BadRequest):
+            told = f"{cause.value}: {cause.told}" if cause.argument else str(cause)
+        else:
+            told = f"{type(cause).__name__}: {cause}"
         raise ClusterError(f"{what}: {told}") from None
     except RayError as error:
         told = str(error).strip().splitlines()[0]

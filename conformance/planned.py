@@ -10,7 +10,8 @@ from typing import Any
 from conformance.cases import Case
 from conformance.contain import DeviceLost, Job, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.levels import Item, items_of, space_of
-from conformance.plan import DEVICES, Cell, Subject, UnknownBackend, plan, resolve_target, target_name
+from conformance.not_here import NoDevice, UnknownBackend
+from conformance.plan import DEVICES, Cell, Subject, plan, resolve_target, target_name
 from conformance.predicate import CONTRACT, predicate_results
 from conformance.probe import probe_backend
 from conformance.probe.backend import CHECK as FINGERPRINT
@@ -28,7 +29,20 @@ Backend = Fp8MoeBackend | str | type[FusedMoEPermuteExpertsUnpermute]
 
 
 class BadRequest(ValueError):
-    """What `check_backend` was asked for cannot be: the text names the argument, the value and what is expected."""
+    """What `check_backend` was asked for cannot be: the text names the argument, the value and what is expected.
+
+    Attributes:
+        argument: its name, where a front end may have another one for it; "" elsewhere.
+        value, told: the two parts of the rest.
+    """
+
+    argument = value = told = ""
+
+    @classmethod
+    def of(cls, argument: str, value: str, told: str) -> BadRequest:
+        error = cls(f"{argument}={value!r}: {told}")
+        error.argument, error.value, error.told = argument, value, told
+        return error
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,10 @@ class Plan:
         asked = (ref, worker.target_name, platform, level, seed, selects)
         try:
             told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS + worker.limits.first)
-        except ValueError as error:  # the device is not there
-            raise BadRequest(str(error)) from None
+        except NoDevice as error:
+            raise BadRequest.of("device", *error.args) from None
         if "unknown" in told:
-            raise BadRequest(told["unknown"])
+            raise BadRequest.of("backend", *told["unknown"])
         settled = tuple(CheckResult.from_json(text) for text in told.pop("settled"))
         items = tuple(Item(check, Case.parse(case), part) for check, case, part in told.pop("items"))
         return cls(settled=settled, items=items, **told)
@@ -88,7 +102,7 @@ def told_plan(
         if all(result.status is not Status.FAILED for result in settled):
             cells = plan([subject], target)
     except UnknownBackend as error:
-        return {"unknown": str(error)}
+        return {"unknown": error.args}
     except BackendUnavailable as error:
         settled.append(CheckResult("selects", CONTRACT, Status.NOT_RUN, ref.name, reason=str(error)))
     except (Exception, SystemExit) as error:
@@ -109,6 +123,17 @@ def told_plan(
         "takes": {cell.scheme: cell.activations for cell in running},
         "fnuz": bool(running) and True in space_of(running, target).values[-1],
     }
+
+
+def told_unknown(ref: SubjectRef) -> str:
+    """In a worker: why there is no such backend; "" where there is one, whatever its own code does."""
+    try:
+        ref.load()
+    except UnknownBackend as error:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
+    return ""
 
 
 def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
@@ -169,7 +194,7 @@ def device_name(device: str | None) -> str:
         BadRequest: an unknown name.
     """
     if device not in (None, *DEVICES):
-        raise BadRequest(f"device={device!r}: expected one of {', '.join(DEVICES)}")
+        raise BadRequest.of("device", str(device), f"expected one of {', '.join(DEVICES)}")
     if device not in (None, "auto"):
         return device
     with Worker("cpu") as looking:

@@ -8,6 +8,7 @@ from conformance.bounds import pooled
 from conformance.checks import EQUIVALENCE
 from conformance.levels import Item
 from conformance.results import CheckResult, Status
+from fp8moe.counted import counted
 
 POOLED = "computes.pooled"
 
@@ -37,7 +38,9 @@ def pooled_result(
     ratios = pooled(sums)
     broken = [f"{name} = {ratio:.3g} > 1" for name, ratio in ratios.items() if not ratio <= 1]
     reason = (
-        f"{'; '.join(broken)}: the outputs of {len(sums)} cases are scaled or shifted to one side" if broken else ""
+        f"{'; '.join(broken)}: the outputs of {counted(len(sums), 'case')} are scaled or shifted to one side"
+        if broken
+        else ""
     )
     status = Status.FAILED if broken else Status.PASSED
     scope = pooled_scope(len(sums))
@@ -45,5 +48,5 @@ def pooled_result(
 
 
 def pooled_scope(count: int) -> str:
-    """What `POOLED` was run over."""
+    """What `POOLED` was run over; a certificate is held to these very words."""
     return f"{count} cases together"

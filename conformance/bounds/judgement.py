@@ -138,6 +138,9 @@ def may_overflow(trace: RecipeTrace) -> Tensor:
     for rounding, values in stages:
         if rounding == "input":
             loud |= ~(values.abs().amax(-1) < limit)
+    if recipe.bias == "input":
+        for name, result in (("w13", trace.first), ("w2", trace.second)):
+            loud |= ~(_before_bias(trace, name, result).abs().amax(-1) < limit)
     tokens = torch.zeros(len(trace.R), dtype=torch.int64, device=trace.R.device)
     judged = pairs.token >= 0
     found = tokens.index_add(0, pairs.token[judged], loud[judged].to(torch.int64)) > 0
@@ -145,6 +148,16 @@ def may_overflow(trace: RecipeTrace) -> Tensor:
         terms = (trace.second * pairs.weight[:, None])[judged].abs()
         found |= ~(torch.zeros_like(trace.R).index_add(0, pairs.token[judged], terms).amax(-1) < limit)
     return found
+
+
+def _before_bias(trace: RecipeTrace, name: str, result: Tensor) -> Tensor:
+    """(P, columns): a GEMM's result without the biases that were added to it."""
+    product = result.clone()
+    for expert, rows in trace.pairs.segments():
+        bias = trace.problem.bias(name, expert)
+        if bias is not None:
+            product[rows] -= bias
+    return product
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
+from conformance.class_at import class_at
 from conformance.plan import Subject, load_subject
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
 from fp8moe.registry import BackendContractError
@@ -113,11 +114,13 @@ class SubjectRef:
         """The backend; only a worker calls this, since it runs the backend's code.
 
         Raises:
-            Exception: whatever the backend's module raises; `BackendContractError` where the class is none.
+            UnknownBackend: there is none.
+            BackendContractError: the class breaks the contract.
+            Exception: whatever the backend's module raises.
         """
         if not self.path and not self.pickled:
             return load_subject(self.origin)
-        found: object = pickle.loads(self.pickled) if self.pickled else _at(self.path)
+        found: object = pickle.loads(self.pickled) if self.pickled else class_at(self.path)
         violations = contract_violations(found)
         if violations:
             raise BackendContractError(f"{self.origin}: {'; '.join(violations)}")

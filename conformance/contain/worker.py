@@ -15,6 +15,7 @@ from conformance.checks import reproduction
 from conformance.contain.handle import Handle
 from conformance.contain.inside import OUT_OF_MEMORY
 from conformance.contain.jobs import DeviceLost, Job, Limits, SuiteError, WorkerEnded
+from conformance.not_here import NoDevice
 from conformance.plan import DEVICES, Subject, Target
 from conformance.results import CheckResult, Evidence, Status
 from fp8moe.backends.torch_experts import TorchExperts
@@ -91,7 +92,7 @@ class Worker:
         Raises:
             SuiteError: the suite's own code raised, in a fresh worker too.
             DeviceLost: the device is not in order in a fresh worker either; the job was not judged.
-            ValueError: the device is not there.
+            NoDevice: (a ValueError) the device is not there.
             InvalidCase: the job's case is none.
             Cancelled: before there was a verdict.
         """
@@ -217,7 +218,7 @@ class Worker:
             else:
                 if "refused" in answer:
                     handle.end()
-                    raise ValueError(answer["refused"])
+                    raise NoDevice(*answer["refused"])
                 if "ill" not in answer:
                     handle.note_baseline()
                     return handle

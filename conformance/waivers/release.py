@@ -9,18 +9,17 @@ any other class                     the distribution that brings its module; fp8
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions, packages_distributions
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from packaging.version import InvalidVersion, Version
 
 from conformance.contain import DeviceLost, SubjectRef, SuiteError, Worker, WorkerEnded
+from conformance.distributions import bringing
 from conformance.plan import Subject
 from conformance.planned import reference_to
 from conformance.report import Report
@@ -97,30 +96,7 @@ def release(subject: Subject, registered: Mapping[str, str | None], env: Mapping
     if package in OURS:
         return _of_library(LIBRARIES[cls.backend], env) if issubclass(cls, LibraryBackend) else _own()
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return next(map(_of, _bringing(package, Path(file).resolve())), _own()) if file else _own()
-
-
-def _bringing(package: str, file: Path) -> Iterator[str]:
-    """Distributions that have a file of a package, and those installed as editable from a folder that has it."""
-    for name in sorted(set(packages_distributions().get(package, ()))):
-        found = distribution(name)
-        own = (entry for entry in found.files or () if entry.name == file.name)
-        if any(Path(str(found.locate_file(entry))).resolve() == file for entry in own):
-            yield name
-    for found in distributions():
-        folder = _editable_from(found)
-        if folder is not None and file.is_relative_to(folder):
-            yield found.name
-
-
-def _editable_from(found: Distribution) -> Path | None:
-    """The folder that a distribution is installed from, by PEP 610; None where its files were copied."""
-    try:
-        told = json.loads(found.read_text("direct_url.json") or "null")
-        url = urlsplit(told["url"]) if told["dir_info"]["editable"] else None
-    except (ValueError, TypeError, KeyError):  # from elsewhere than a folder
-        return None
-    return Path(unquote(url.path)).resolve() if url is not None and url.scheme == "file" else None
+    return next(map(_of, bringing(package, Path(file).resolve())), _own()) if file else _own()
 
 
 def _own() -> Release:

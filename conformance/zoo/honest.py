@@ -186,6 +186,7 @@ HONEST: dict[str, type[TorchExperts]] = {
     "weights_alone": EightWide.with_recipe(Recipe(quantize_input=False, requantize=False, activation_output="input")),
     "power_of_two": Reversed.with_recipe(Recipe(scale_rounding="power_of_two")),
     "weighted_slots": Pairwise.with_recipe(Recipe(weighted="input")),
+    "rounded_before_bias": SplitKFour.with_recipe(Recipe(bias="input", routing_weights="input")),
     "scale_by_reciprocal": SplitKFour.with_recipe(Recipe(scale_division="reciprocal")),
     "batched_weighted_slots": BatchedReversed.with_recipe(Recipe(weighted="input", scale_division="reciprocal")),
     "by_reciprocal": SplitKFour.with_recipe(Recipe(scaling="reciprocal")),

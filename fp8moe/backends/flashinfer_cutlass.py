@@ -20,7 +20,8 @@ from fp8moe.backends.flashinfer_modules import (
     has_cutlass,
     steps_to_build,
 )
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded
+from fp8moe.backends.libraries import LibraryExperts, loaded
+from fp8moe.backends.triton_stages import device_guard
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -145,16 +146,13 @@ class FlashInferCutlassExperts(LibraryExperts):
             raise BackendUnavailable(f"{name}: {error}") from error
         return library
 
-    def compute(self, call: LibraryCall, output: Tensor) -> None:
-        # Its ranks hold runs of one size. So this one is told to be the first of two: a pair without an expert here has
-        # one of the other's.
-        elsewhere = self.config.num_local_experts
-        tokens, top_k = call.ids.shape
-        ids = torch.where(call.local_ids < 0, elsewhere, call.local_ids).view(tokens, top_k)
-        weights = call.weights
-        if top_k > 1 and self.contract.steps_for(tokens * top_k) is None:
-            ids, weights = merged_slots(ids, weights, elsewhere)
-        given = call.hidden_states
+    def compute_pairs(
+        self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
+    ) -> None:
+        tokens, top_k = ids.shape
+        merge = top_k > 1 and self.contract.steps_for(tokens * top_k) is None
+        ids, weights, without = self.slots(ids, weights, expert_map, merge=merge)
+        given = hidden_states.contiguous()
         if self.quant.use_fp8_w8a8 and not self.block:
             scaling = self.contract.recipe.scaling
             given, _ = quantize(given, GroupShape.PER_TENSOR, self.converted.a13_scale, scaling=scaling)
@@ -174,6 +172,21 @@ class FlashInferCutlassExperts(LibraryExperts):
             use_deepseek_fp8_block_scale=self.block,
             activation_type=getattr(self.flashinfer.ActivationType, ACTIVATION_TYPES[self.config.activation]),
         )
+        output.masked_fill_(without, 0.0)
+
+    def slots(
+        self, ids: Tensor, weights: Tensor, expert_map: Tensor | None, *, merge: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `fp8moe.kernels.merge.merge_slots`, by our kernel.
+
+        The library's ranks hold runs of one size. So this one is told to be the first of two: a pair without an expert
+        here has one of the other's.
+        """
+        from fp8moe.kernels.merge import merge_slots
+
+        placed = None if expert_map is None else expert_map.contiguous()
+        with device_guard(ids.device):
+            return merge_slots(ids, weights, placed, self.config.num_local_experts, merge=merge)
 
 
 def contract_for(
@@ -212,21 +225,6 @@ def contract_for(
 def sorts_every_slot(tokens: int, top_k: int) -> bool:
     """Whether the library's sort finds an expert in each of a token's slots."""
     return tokens <= SORTED_TOKENS and top_k in SORTED_SLOTS
-
-
-def merged_slots(ids: Tensor, weights: Tensor, elsewhere: int) -> tuple[Tensor, Tensor]:
-    """Each expert in the first of a token's slots that have it, with the sum of their weights; the others have
-    `elsewhere`.
-
-    Args:
-        ids: (M, k) integers; `elsewhere` where there is none.
-        weights: (M, k) fp32.
-    """
-    same = ids[:, :, None] == ids[:, None, :]
-    first = same.to(torch.int8).argmax(2) == torch.arange(ids.shape[1], device=ids.device)
-    merged = (same * weights[:, None, :].double()).sum(2).float()  # in fp64, so that no order of the slots shows
-    kept = first & (ids != elsewhere)
-    return torch.where(kept, ids, elsewhere), torch.where(kept, merged, 0.0)
 
 
 @cache

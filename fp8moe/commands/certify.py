@@ -14,7 +14,7 @@ from rich.text import Text
 from conformance import kept_text
 from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign, private_key
-from conformance.certificate.surroundings import surroundings
+from conformance.certificate.surroundings import brought_by, surroundings
 from conformance.certificate.times.judged import TARGETS, summary
 from conformance.certificate.times.kept import FAILED, TAKEN, Times
 from conformance.certificate.times.taking import ASKED_S, take
@@ -30,6 +30,7 @@ from fp8moe.commands.check import STYLES, checked, print_report, status_of, tell
 from fp8moe.commands.files import NotWritten, check_folders
 from fp8moe.commands.interrupts import held
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 
 OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
 SHOWN, MOST_OF_A_LINE = 20, 1000
@@ -244,8 +245,11 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
         sample: how many cases to run again, where the certificate holds so far.
 
     Raises:
-        BadInput: a key that is none; a sample, where the backend or such a device is not here.
+        BadInput: no folder; a key that is none; a sample, where the backend or such a device is not here.
     """
+    if not folder.is_dir():
+        why = "it is a file; name the folder of a certificate" if folder.exists() else "no such folder"
+        raise BadInput(f"{folder}: {why}")
     try:
         found = verify(folder, key)
     except CannotSign as error:
@@ -256,7 +260,7 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
         except ValueError as error:
             raise BadInput(f"--spot-check: {error}") from None
         found.findings += sampled.findings
-        told = f"{sampled.cases} cases run again on this device: {sampled.equal} with the same bits"
+        told = f"{counted(sampled.cases, 'case')} run again on this device: {sampled.equal} with the same bits"
         found.notes.append(f"{told}, {len(sampled.findings)} otherwise than told")
     return found
 
@@ -268,6 +272,8 @@ def print_verified(found: Verified) -> None:
     if found.certificate is not None:
         report = found.certificate.report
         named = report.backend if report.backend == report.origin else f"{report.backend} ({report.origin})"
+        package = brought_by(found.certificate.surroundings)
+        named += f" from {package}" * bool(package)
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(report.counts.items()))
         out.print(
             _line(f"{named}, edition {found.certificate.edition}, on {report.device}, {report.date}: {counts}"),
@@ -289,7 +295,7 @@ def print_verified(found: Verified) -> None:
             out.print(Text("\n".join(map(_line, [*told, *covered, report.scope]))), soft_wrap=True)
         out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
     else:
-        out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))
+        out.print(Text(f"does not hold: {counted(len(found.findings), 'finding')}", style="bold red"))
 
 
 def _line(text: str) -> str:

@@ -25,6 +25,7 @@ from fp8moe.commands.files import NotWritten
 from fp8moe.commands.progress import duration, time_left
 from fp8moe.commands.question import BadInput
 from fp8moe.commands.waivers import read
+from fp8moe.counted import counted
 
 ON_A_CLUSTER = "the shards were run on a cluster; times are of one device, with nothing else on it"
 
@@ -164,7 +165,7 @@ def _run(
     """Runs the shards that are missing; whether all have come to their end."""
     to_run = [shard for shard in every if shard not in found or left_over(found[shard])]
     there = f"{len(every) - len(to_run)} of them are kept from before, " if found else ""
-    told.print(f"{len(every)} shards, {there}on {placement.places} {placement.kind}", markup=False)
+    told.print(f"{counted(len(every), 'shard')}, {there}on {placement.places} {placement.kind}", markup=False)
     before = {str(shard): found[shard].to_json() if shard in found else "" for shard in to_run}
     begun = time.monotonic()
     took: list[float] = []
@@ -189,4 +190,4 @@ def _run(
 def _line(ended: Ended, report: Report) -> str:
     checks = sum(bool(check.case) for check in report.checks)
     failed = f", {len(report.failures)} FAILED" if report.failures else ""
-    return f"shard {ended.shard}: {checks:,} checks in {duration(ended.seconds)} on {ended.node}{failed}"
+    return f"shard {ended.shard}: {counted(checks, 'check')} in {duration(ended.seconds)} on {ended.node}{failed}"

@@ -9,6 +9,7 @@ import typer
 
 from fp8moe.commands.app import app, print_json, told
 from fp8moe.commands.interrupts import interruptible
+from fp8moe.counted import counted
 
 
 @app.command("certify")
@@ -103,7 +104,7 @@ def verify_command(
 ) -> None:
     """Derive a certificate's verdict again from its evidence; no device is needed but for a sample.
 
-    Exit status 0: it holds, whether the backend passed or failed; 1: it does not.
+    Exit status 0: it holds, whether the backend passed or failed; 1: it does not; 64: there is no such folder.
     """
     with told():
         from fp8moe.commands.certify import print_verified, verified
@@ -126,6 +127,9 @@ def show_command(
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write FOLDER's results as JUnit XML, as CI systems read it.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="The file of --html, if it is there and no such page.")
+    ] = False,
 ) -> None:
     """Verify a certificate, and write it as a page for people, or as JUnit XML for CI systems.
 
@@ -134,9 +138,9 @@ def show_command(
     with told():
         from fp8moe.commands.show import show
 
-        found = show(folder, other, html, key, junit)
+        found = show(folder, other, html, key, junit, overwrite)
         for each in found:
-            typer.echo(each.verdict if each.holds else f"does not hold: {len(each.findings)} findings")
+            typer.echo(each.verdict if each.holds else f"does not hold: {counted(len(each.findings), 'finding')}")
         for name, path in (("page", html), ("JUnit XML", junit)):
             if path is not None:
                 typer.echo(f"{name}: {path}")

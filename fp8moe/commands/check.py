@@ -29,11 +29,13 @@ from conformance.shards import Shard, left_over
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
+from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.failures import print_failures
 from fp8moe.commands.files import NotWritten, check_folders, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
+from fp8moe.counted import counted
 
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
@@ -90,7 +92,7 @@ def checked(
                 interrupted=interrupted,
             )
         except BadRequest as error:
-            raise BadInput(str(error)) from None
+            raise as_typed(error) from None
     return found
 
 
@@ -129,7 +131,7 @@ def tell_hanging(report: Report, again: str) -> None:
     """That the run gave up on a backend that hangs, and how to go on: `again`, in words."""
     for why, count in cases_left(report.checks).items():
         if why.startswith(IT_HANGS):
-            told = f"gave up: {why}; {count:,} cases were not run. Where it is slow and does not hang, {again}"
+            told = f"gave up: {why}; not run: {counted(count, 'case')}. Where it is slow and does not hang, {again}"
             tables.console(stderr=True).print(told, markup=False, soft_wrap=True)
 
 
@@ -152,13 +154,15 @@ def print_report(report: Report) -> None:
         out.print(f"covered: {line} of {len(AXES)} axes")
     if report.coverage:
         out.print(
-            f"excluded: {len(report.excluded)} pairs of values that no case has, each with its reason in the report"
+            f"excluded: {counted(len(report.excluded), 'pair')} of values that no case has, each with its reason in "
+            "the report"
         )
     spread = report.distribution()
     if spread:
         figures = ", ".join(f"{name} {spread[name]:.2g}" for name in ("median", "p99", "largest"))
         out.print(
-            f"error/bound of the {spread['cases']:.0f} cases that the bound was computed for: {figures} (limit 1)"
+            f"error/bound of {counted(round(spread['cases']), 'case')} that the bound was computed for: {figures} "
+            "(limit 1)"
         )
     _print_left(out, report)
     print_failures(out, "FAILED", "bold red", report.failures, report.unshrunk)
@@ -184,7 +188,9 @@ def _shard_told(report: Report) -> tuple[str, str]:
     """The same of a piece, which has no verdict of its own: whether it was run to its end, and what failed in it."""
     counts = Counter(check.status for check in report.checks if check.case)
     others = ((len(report.failures), "failed"), (counts[Status.WAIVED], "waived"))
-    told = ", ".join([f"{counts[Status.PASSED]:,} cases passed", *(f"{n:,} {word}" for n, word in others if n)])
+    told = ", ".join(
+        [f"{counted(counts[Status.PASSED], 'case')} passed", *(f"{n:,} {word}" for n, word in others if n)]
+    )
     ended = not left_over(report)
     verdict = FAILED if report.failures else PASSED if ended else INCOMPLETE
     return f"shard {report.shard}: {'done' if ended else 'not at its end'}, {told}", verdict
@@ -194,7 +200,7 @@ def _print_left(out: Console, report: Report) -> None:
     """What was not run or is not supported, each reason once."""
     left: dict[tuple[str, str], list[str]] = {}
     for why, count in cases_left(report.checks).items():
-        out.print(Text(f"not run: {count:,} cases: {why}"), soft_wrap=True)
+        out.print(Text(f"not run: {counted(count, 'case')}: {why}"), soft_wrap=True)
     for check in report.checks:
         if check.status in (Status.NOT_RUN, Status.NOT_SUPPORTED) and not cases_left([check]):
             left.setdefault((check.status.value.replace("_", " "), check.reason), []).append(

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from conformance.results import CheckResult
+from fp8moe.counted import counted
 
 REASONS_SHOWN = 10
 ALIKE_SHOWN = 4
@@ -43,7 +44,8 @@ def print_failures(
             out.print(Text(f"  and {_told(alike)}"), soft_wrap=True)
     left = sum(map(len, groups[REASONS_SHOWN:]))
     if left:
-        out.print(f"and {left} more {word.lower()}, for {len(groups) - REASONS_SHOWN} other reasons, in the report")
+        reasons = counted(len(groups) - REASONS_SHOWN, "other reason")
+        out.print(f"and {left} more {word.lower()}, for {reasons}, in the report")
 
 
 def _told(alike: Sequence[CheckResult]) -> str:

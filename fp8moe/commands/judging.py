@@ -80,7 +80,8 @@ def waivers_command(
 ) -> None:
     """Known failures that a vendor answers for, and how many days each has left. Runs nothing.
 
-    Exit status 0: all are in force; 1: one has expired. What they cover, `fp8moe check --waivers FILE` says.
+    Exit status 0: all are in force; 1: one has expired; 2: a backend is not known here, since it is misspelt or not
+    installed. What they cover, `fp8moe check --waivers FILE` says.
     """
     with told():
         from fp8moe.commands.waivers import listed, print_waivers, waivers_json
@@ -90,7 +91,7 @@ def waivers_command(
             print_json(waivers_json(found))
         else:
             print_waivers(found)
-        raise typer.Exit(1 if found.expired else 0)
+        raise typer.Exit(found.exit_status)
 
 
 @app.command("repro")

@@ -22,6 +22,7 @@ from conformance.timing.rows import SOURCE, VERSIONS, ranks, rows_of
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 from fp8moe.measured import MeasuredTable, policy_regret
 from fp8moe.measured.here import installed_versions
 from fp8moe.measured.rows import Certificate, MeasuredDevice
@@ -124,7 +125,7 @@ def print_measured(found: Sequence[Measured], left: int) -> bool:
     if found:
         out.print(Text(f"floor: {measured_rates().told}"), soft_wrap=True)
     if left:
-        out.print(Text(f"not run: {left} cases, since the budget was spent", style="yellow"))
+        out.print(Text(f"not run: {counted(left, 'case')}, since the budget was spent", style="yellow"))
     wrong = [(name, one) for one in found for name in one.too_fast]
     for name, one in wrong:
         assert one.floor is not None
@@ -149,18 +150,18 @@ def summary(found: Sequence[Measured]) -> Iterator[str]:
         p95 = ordered[min(round(0.95 * len(ordered)), len(ordered) - 1)]
         middle = ordered[len(ordered) // 2]
         yield (
-            f"regret of the seed's order over {len(judged)} cases: median {middle:.1%}, p95 {p95:.1%}, "
+            f"regret of the seed's order over {counted(len(judged), 'case')}: median {middle:.1%}, p95 {p95:.1%}, "
             f"worst {ordered[-1]:.1%}"
         )
     alone = sum(len(one.times.us) == 1 for one in found)
     if alone:
-        yield f"no regret in {alone} cases: one backend alone can run there"
+        yield f"no regret in {counted(alone, 'case')}: one backend alone can run there"
     absent: dict[tuple[str, str], int] = {}
     for one in found:
         for name, why in one.times.absent.items():
             absent[name, why] = absent.get((name, why), 0) + 1
     for (name, why), count in absent.items():
-        yield f"absent: {name}, in {count} cases: {why}"
+        yield f"absent: {name}, in {counted(count, 'case')}: {why}"
 
 
 def policy_lines(table: MeasuredTable) -> Iterator[str]:

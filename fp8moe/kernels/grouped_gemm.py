@@ -35,6 +35,21 @@ def columns_of_tile(tiles: int, columns: int, device: torch.device) -> int:
     return each
 
 
+FEW_ROWS = 16
+"""Rows of a tile whose weights are all that is waited for."""
+FEW = {"block": (64, 4, 2), "row": (64, 5, 4)}
+"""Columns, stages and warps of a program with such a tile, by the scales. No bit depends on them. For 1 to 64 tokens of
+two layers both GEMMs take up to 11% less with them than with 128, 3 and 4, once 2% more (an H200,
+reports/h200/2026-11-29-policy/tune.txt)."""
+
+
+def program_of(alignment: Alignment, columns: int, scales: Scales, device: torch.device) -> tuple[int, int, int]:
+    """Columns, stages and warps."""
+    if alignment.tile_rows == FEW_ROWS and scales in FEW and device.type == "cuda":
+        return FEW[scales]
+    return columns_of_tile(alignment.likely or alignment.tiles, columns, device), 3, 4
+
+
 @triton.jit(do_not_specialize=["tiles", "pairs_per_row"])
 def grouped_gemm_kernel(
     a,
@@ -174,7 +189,7 @@ def grouped_gemm(
     part_columns = columns // parts
     # Tiles fastest: programs that run together share a column tile, and an expert's tiles are neighbours, so each
     # block of W is fetched while it is hot; A is small and stays in the cache.
-    tile_columns = columns_of_tile(alignment.likely or alignment.tiles, columns, a.device)
+    tile_columns, stages, warps = program_of(alignment, columns, scales, a.device)
     grid = alignment.tiles * parts * triton.cdiv(part_columns, tile_columns)
     if grid > MOST_PROGRAMS:
         raise ValueError(
@@ -211,8 +226,8 @@ def grouped_gemm(
             COLUMNS=tile_columns,
             BLOCK=BLOCK,
             BLOCK_K=WIDE_BLOCK if scales == "none" else BLOCK,
-            num_warps=4,
-            num_stages=3,
+            num_warps=warps,
+            num_stages=stages,
             enable_fp_fusion=False,
         )
     return c

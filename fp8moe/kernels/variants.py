@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp8moe.activations import GATED, NON_GATED
-from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, marks, places, quantize, reduce, settle
+from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, marks, merge, places, quantize, reduce, settle
 from fp8moe.kernels.fp8_cast import LEAST_CAPABILITY
 
 
@@ -133,6 +133,11 @@ def _placing() -> dict[str, Variant]:
                 "local_ids": "*i32",
                 "without": "*u8",
             },
+        ),
+        "merge_slots": Variant(
+            merge.merge_slots_kernel,
+            {"HAS_MAP": True, "MERGE": True, "SLOTS": 8, "ROWS": merge.PAIRS_OF_SLOTS // 8**2},
+            {**ids, "weights": "*fp32", "merged_ids": "*i32", "merged_weights": "*fp32", "without": "*u8"},
         ),
         "mark_out_of_range": Variant(
             marks.mark_out_of_range_kernel, {"BLOCK": marks.BLOCK}, {"x": "*i64", "mark": "*u8"}

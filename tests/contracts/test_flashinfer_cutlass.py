@@ -28,6 +28,7 @@ from fp8moe.commands.build import ARCHITECTURES
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.schemes import TENSOR_STATIC
 from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
+from tests.contracts.merged import merged_by_torch
 from tests.contracts.released import FLASHINFER, played
 
 HONEST = TorchExperts.with_recipe(Recipe(scaling="reciprocal"))
@@ -119,6 +120,11 @@ class PlayedCutlass(flashinfer_cutlass.FlashInferCutlassExperts):
             assert f'"{name}"' in public, f"flashinfer.fused_moe gives no {name}"
         signature = FLASHINFER.signature("flashinfer/fused_moe/core.py", "cutlass_fused_moe")
         return SimpleNamespace(ActivationType=names["ActivationType"], cutlass_fused_moe=played(signature, self.answer))
+
+    def slots(
+        self, ids: Tensor, weights: Tensor, expert_map: Tensor | None, *, merge: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return merged_by_torch(ids, weights, expert_map, self.config.num_local_experts, merge=merge)
 
     def answer(self, given: Mapping[str, Any]) -> None:
         gated, block, own = self.config.is_act_and_mul, given["use_deepseek_fp8_block_scale"], self.weights
@@ -286,20 +292,11 @@ def test_an_expert_in_several_slots_counts_each_time(law: str, top_k: int) -> No
 
 def test_its_sort_would_lose_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the suite said on a device before slots were merged."""
-    monkeypatch.setattr(flashinfer_cutlass, "merged_slots", lambda ids, weights, elsewhere: (ids, weights))
+    merging = Anywhere.slots
+    monkeypatch.setattr(Anywhere, "slots", lambda *given, merge: merging(*given, merge=False))
     result = check_case(case("tensor_static", law="repeated", top_k=3), ANYWHERE, CPU)
     assert result.status is Status.FAILED
     assert "outside its bound" in result.reason
-
-
-def test_slots_with_one_expert_are_merged_into_the_first() -> None:
-    ids, weights = (
-        torch.tensor([[3, 7, 3, 3], [1, 2, 4, 4]]),
-        torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0]]),
-    )
-    merged, sums = flashinfer_cutlass.merged_slots(ids, weights, 4)
-    assert merged.tolist() == [[3, 7, 4, 4], [1, 2, 4, 4]]
-    assert sums.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from fp8moe.kernels.align import align_pairs
 from fp8moe.kernels.fused import activate_quantize, quantize_to_places
 from fp8moe.kernels.fused_rows import activate_quantize_rows, quantize_rows_to_places
 from fp8moe.kernels.grouped_gemm import BLOCK, grouped_gemm
+from fp8moe.kernels.merge import merge_slots
 from fp8moe.kernels.places import place_pairs
 from fp8moe.kernels.quantize import (
     quantize_per_tensor,
@@ -126,6 +127,11 @@ def settled(tokens: int, top_k: int) -> None:
     settle_pairs(ids, torch.rand(tokens, top_k), torch.arange(5) - 1, 4)
 
 
+def merged(tokens: int, top_k: int) -> None:
+    ids = torch.arange(tokens * top_k).reshape(tokens, top_k) % 7 - 2
+    merge_slots(ids, torch.rand(tokens, top_k), torch.arange(5) - 1, 4)
+
+
 # Sizes that fill tiles and sizes that do not; several programs each.
 CALLS: dict[str, Callable[[], object]] = {
     "groups-17x200": partial(quantize_per_token_group, rows(17, 200)),
@@ -151,6 +157,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "sum-1100": partial(summed, 1100),
     "sum-1024": partial(summed, 1024),
     "settled-37x3": partial(settled, 37, 3),
+    "merged-130x3": partial(merged, 130, 3),
+    "merged-17x10": partial(merged, 17, 10),
     "places-40": partial(placed, 40, 16),
     "places-600": partial(placed, 600, 1),
     "to-places-17x200": partial(quantized_to_places, 17, 200),

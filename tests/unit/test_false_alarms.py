@@ -32,6 +32,9 @@ ACCUSED = {
     "v1:k=4,M=65,scheme=block_none,act=gelu,law=repeated,values=bimodal_scales,ep=2:0,bias=on,seed=10617": Recipe(
         scaling="reciprocal"
     ),
+    # finite: products that were infinities of 16 bits before their bias was added
+    "v1:M=16,scheme=tensor_static,dtype=fp16,values=overflow,bias=on": Recipe(bias="input"),
+    "v1:M=16,scheme=tensor_static,dtype=fp16,act=relu2_no_mul,values=overflow,bias=on": Recipe(bias="input"),
     # a suite error: nothing to judge, in a shape with odd strides
     "v1:E=1,k=1,M=0": Recipe(),
 }

@@ -96,7 +96,7 @@ def test_the_summary_tells_the_regret_and_who_was_not_there() -> None:
     found = [one(n, {"TRITON": 100.0 + n, "DEEPGEMM": 100.0}) for n in (1, 10, 50)] + [one(2, {"TRITON": 1.0})]
     assert list(summary(found)) == [
         "regret of the seed's order over 3 cases: median 10.0%, p95 50.0%, worst 50.0%",
-        "no regret in 1 cases: one backend alone can run there",
+        "no regret in 1 case: one backend alone can run there",
         "absent: MARLIN, in 4 cases: not installed",
     ]
 

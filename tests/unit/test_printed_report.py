@@ -99,7 +99,7 @@ def test_what_was_not_run_is_counted_by_why(capsys: pytest.CaptureFixture[str]) 
     assert told == [f"not run: {2 * count:,} cases: {why}" for why, count in whys.items()]
     tell_hanging(report, "do this.")
     assert capsys.readouterr().err == (
-        "gave up: it hangs: 3 of the cases did not end; 2,400 cases were not run. Where it is slow and does not hang, "
+        "gave up: it hangs: 3 of the cases did not end; not run: 2,400 cases. Where it is slow and does not hang, "
         "do this.\n"
     )
     tell_hanging(stopped({"it failed before": 3}), "do this.")
