@@ -81,8 +81,8 @@ def dealt(items: Sequence[Item], count: int) -> list[list[Item]]:
 
 
 def left_over(report: Report) -> list[CheckResult]:
-    """What a run of a shard should have run, and did not."""
-    excuses = (Shard.parse(report.shard).excuse, FAILED_BEFORE)
+    """What a run, or a run of a shard, should have run, and did not."""
+    excuses = (FAILED_BEFORE, *([Shard.parse(report.shard).excuse] if report.shard else ()))
     return [
         check
         for check in report.checks

@@ -56,7 +56,7 @@ def spot_check(
     chosen = random.Random(seed).sample(told_good, min(count, len(told_good)))
     with Worker(report.target, Limits(first_seconds=FIRST_SECONDS)) as worker:
         with suppress(WorkerEnded):  # the cases tell what it does
-            unknown = worker.call(told_unknown, ref, seconds=PLAN_SECONDS)
+            unknown = worker.call(told_unknown, ref, seconds=PLAN_SECONDS + worker.limits.first)
             if unknown:
                 raise ValueError(unknown)
         for told in chosen:

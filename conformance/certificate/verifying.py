@@ -25,10 +25,11 @@ from conformance.certificate.statement import EVIDENCE, statement_of, subject_of
 from conformance.certificate.surroundings import released, suite_digest
 from conformance.certificate.times.judged import contradictions as times_against
 from conformance.certificate.times.kept import ROUNDS, TABLE, TAKEN
-from conformance.certification import POOLED, excluded, pooled_scope
+from conformance.certification import excluded
 from conformance.checks import EQUIVALENCE
 from conformance.editions import DEVICES, KINDS, Edition, UnknownEdition, edition, manifest, target_of
 from conformance.levels import Item, coverage_of, items_for
+from conformance.pooling import POOLED, pooled_scope
 from conformance.report import Report
 from conformance.results import Status
 from conformance.vocabulary import SCHEME_NAMES

@@ -26,18 +26,24 @@ class DeviceLost(Exception):
     """The device computes wrongly, or not at all, in a fresh worker too: nothing more can be judged on it."""
 
 
+class Cancelled(Exception):
+    """The run is being ended: what was asked is not waited for."""
+
+
 class WorkerEnded(Exception):
     """A worker ended, or had to be ended, while it did what it was asked.
 
     Args:
         reason: what happened, as a result's reason says it.
         outside: it was a process of the suite's own that ended, whoever ended it.
+        hung: it was ended because its time was up.
     """
 
-    def __init__(self, reason: str, *, outside: bool = False) -> None:
+    def __init__(self, reason: str, *, outside: bool = False, hung: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.outside = outside
+        self.hung = hung
 
 
 FIRST_SECONDS = 240.0
@@ -63,6 +69,11 @@ class Limits:
     start_seconds: float = 120.0
     memory_bytes: int | None = 8 << 30
     output_bytes: int = 1 << 20
+
+    @property
+    def first(self) -> float:
+        """Seconds for a job of a backend that has answered none."""
+        return max(self.first_seconds or 0.0, self.seconds)
 
 
 @dataclass(frozen=True)

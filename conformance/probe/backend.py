@@ -25,6 +25,8 @@ ROW_SCALES = ("channel_tok", "tensor_static", "tensor_tok", "tensor_dyn")
 BLOCK_SCALES = ("block",)
 TOKENS = (16, 128)
 """A kernel may choose its instruction by the number of tokens: for tiles of the smallest height and of the largest."""
+LAYERS = 2 * len(TOKENS)
+"""That are probed at most: of either kind of scales, with each number of tokens."""
 
 
 class Verdict(str, Enum):

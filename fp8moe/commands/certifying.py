@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fp8moe.commands.app import app, print_json, told
+from fp8moe.commands.interrupts import interruptible
 from fp8moe.counted import counted
 
 
@@ -20,6 +21,14 @@ def certify_command(
     budget: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time; called again, it goes on."),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="Of one case, before it counts as hanging; default: 60, and 240 for a process's first.",
+        ),
     ] = None,
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="An OpenSSH ed25519 private key; without one it is not signed.")
@@ -55,9 +64,10 @@ def certify_command(
     """Run an edition of the suite on a backend, and write a certificate that others can verify.
 
     Exit status 0: it passed; 1: it failed, which the certificate says; 2: there is none yet, since not everything was
-    run; 70: an error of the suite itself.
+    run; 70: an error of the suite itself; 74: it could not be written, and it is told where the run is; 143: SIGTERM
+    ended it, and what was run is kept.
     """
-    with told():
+    with told(), interruptible():
         from conformance.contain import SuiteError
         from fp8moe.commands.certify import certify, status_of_certify
         from fp8moe.commands.check import told_error
@@ -69,11 +79,13 @@ def certify_command(
             raise BadInput("--ray-shards, --ray-accelerator: with --ray ADDRESS alone")
         try:
             if ray is None:
-                found = certify(backend, out, edition, device, budget, sign, waivers, shard, shards or (), times)
+                pieces = (shard, shards or ())
+                found = certify(backend, out, edition, device, budget, sign, waivers, *pieces, times, seconds)
                 raise typer.Exit(status_of_certify(found))
             from fp8moe.commands.certify_on_ray import certify_on_ray
 
-            whole = certify_on_ray(backend, out, edition, device, sign, waivers, ray, ray_shards, ray_accelerator)
+            placed = (ray, ray_shards, ray_accelerator)
+            whole = certify_on_ray(backend, out, edition, device, sign, waivers, *placed, seconds)
             raise typer.Exit(2 if whole is None else status_of_certify(whole))
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None

@@ -189,14 +189,17 @@ def test_a_task_on_a_gpu_that_is_none(nodes: Nodes, tmp_path: Path) -> None:
     assert nodes.starts() == [("1/1", "second")]
 
 
-def test_what_was_run_before_an_interruption_is_not_run_again(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status_then"), [(signal.SIGINT, 2), (signal.SIGTERM, 143)])
+def test_what_was_run_before_an_interruption_is_not_run_again(
+    number: signal.Signals, status_then: int, nodes: Nodes, tmp_path: Path
+) -> None:
     out = tmp_path / "certificate"
     asked = (*ASKED, "--out", out, "--ray", nodes.address)
     running = nodes.begin(*asked, "--ray-shards", 4)
     wait_until(lambda: list(tmp_path.glob("*.shard-*")), lambda: f"no end: {nodes.starts()}")
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     status, told = ended(running)
-    assert (status, "interrupted: what has been run is kept" in told) == (2, True), told
+    assert (status, "interrupted: what has been run is kept" in told) == (status_then, True), told
     kept = sorted(path.name for path in tmp_path.glob("*.shard-*"))
     assert 1 <= len(kept) < 4
     before = nodes.starts()

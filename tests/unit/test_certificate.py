@@ -21,9 +21,9 @@ from conformance.certificate.signing import CannotSign
 from conformance.certificate.statement import EVIDENCE
 from conformance.certificate.verifying import Verified, verify
 from conformance.certificate.writing import STATEMENT_FILE, NoCertificate, write_certificate
-from conformance.certification import POOLED
 from conformance.checks import EQUIVALENCE
 from conformance.matrix import BY_BITS, BY_BOUND
+from conformance.pooling import POOLED
 from conformance.results import CheckResult, Status
 from fp8moe.commands.certify import print_verified
 from tests.unit.certificates import (

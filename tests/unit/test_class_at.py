@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conformance import check_backend
 from conformance.class_at import class_at
+from conformance.contain.hosting import shutdown
 from conformance.not_here import UnknownBackend
 from conformance.plan import load_subject
 from conformance.planned import BadRequest
@@ -33,7 +35,8 @@ def helper(): ...
 
 
 @pytest.fixture
-def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Its folder is on the import path, also of workers, whose server keeps the path that it was started with."""
     folder = tmp_path / "acme_kernels"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -42,7 +45,9 @@ def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "broken.py").write_text("raise RuntimeError('no driver')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return tmp_path
+    shutdown()
+    yield tmp_path
+    shutdown()
 
 
 @pytest.mark.parametrize(
