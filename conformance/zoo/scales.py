@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +12,17 @@ from conformance.cases import Case
 from conformance.zoo.around import _scales as scales
 from conformance.zoo.around import _weights as weights
 from conformance.zoo.inside import _computes as computes
+from conformance.zoo.loaded_scales import (
+    blocked_jointly,
+    doubled,
+    halves,
+    last_block_of_the_neighbour,
+    second_weights_scales,
+    shifted_by_a_row,
+    three_percent,
+)
 from conformance.zoo.plant import Fault
 from conformance.zoo.quantisation import QUANTISATION, declaring, exponent_only, quantised_input, quantises
-from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantDesc
 from fp8moe.recipe import Recipe
@@ -129,62 +136,6 @@ def _multiplied_in_place(base: Any) -> dict[str, Any]:
         return torch.cat([wave * factor**number for number, wave in enumerate(waves)])
 
     return {"second_gemm": second_gemm}
-
-
-def _shifted_by_a_row(scale: Tensor) -> Tensor:
-    return scale.roll(1, 1) if scale.dim() == 3 else scale
-
-
-def _second_weights_scales(given: MoEWeights) -> MoEWeights:
-    if given.w13_scale is None or given.w2_scale is None:
-        return given
-    wanted, other = (scale.reshape(len(scale), -1) for scale in (given.w13_scale, given.w2_scale))
-    place = torch.arange(wanted.shape[1], device=wanted.device) % other.shape[1]
-    return replace(given, w13_scale=other[:, place].reshape(given.w13_scale.shape))
-
-
-def _halves(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
-    """A change of the gate's and the up's scales, where they are apart."""
-
-    def changed(scale: Tensor) -> Tensor:
-        if scale.dim() == 1 or scale.shape[1] % 2:
-            return scale
-        return torch.cat(change(*scale.chunk(2, 1)), 1)
-
-    return changed
-
-
-def _last_block_of_the_neighbour(scale: Tensor) -> Tensor:
-    if scale.dim() == 3 and scale.shape[2] > 1:
-        scale[..., -1] = scale[..., -2]
-    return scale
-
-
-def _blocked_jointly(base: Any) -> dict[str, Any]:
-    """Blocks of w13's rows are counted from the first row of the gate, also where the gate's last one is partial."""
-
-    def weight(self: Any, name: str, index: int) -> Tensor:
-        group = self.quant.w1.shape
-        if name != "w13" or group is None or not group.is_block():
-            found: Tensor = base.weight(self, name, index)
-            return found
-        codes, scale = self.weights.w13[index], self.weights.w13_scale[index]
-        rows: Tensor = scale[torch.arange(len(codes), device=scale.device) // group.row]
-        return decode(codes) * rows.repeat_interleave(group.col, 1)[:, : codes.shape[1]]
-
-    return {"weight": weight}
-
-
-def _three_percent(scale: Tensor) -> Tensor:
-    scale[(0,) * scale.dim()] *= 1.03
-    return scale
-
-
-def _doubled(given: MoEWeights) -> MoEWeights:
-    """As if these codes were to be read as e4m3fnuz, which makes half of them."""
-    if given.w13.dtype != torch.float8_e4m3fn:
-        return given
-    return scales(lambda scale: 2 * scale, "w13_scale")(given)
 
 
 BOTH = ("w13_scale", "w2_scale")
@@ -329,14 +280,14 @@ SCALES = (
         "fnuz-scale-x2",
         "w13's scales are doubled for e4m3fnuz, and the codes are e4m3fn",
         True,
-        weights(_doubled),
+        weights(doubled),
     ),
     Fault(
         "channel_scales_shifted",
         "",
         "a weight row takes the scale of the row before it: an offset into a fused gate and up (made up)",
         False,
-        weights(scales(_shifted_by_a_row, *BOTH)),
+        weights(scales(shifted_by_a_row, *BOTH)),
         replace(CHANNEL, values="block_scales"),
     ),
     Fault(
@@ -344,14 +295,14 @@ SCALES = (
         "",
         "w13's scales are w2's: a loader that maps both names to one",
         False,
-        weights(_second_weights_scales),
+        weights(second_weights_scales),
     ),
     Fault(
         "gate_scale_for_both",
         "",
         "the up's weights take the gate's scales: one pointer to a fused tensor's",
         True,
-        weights(scales(_halves(lambda gate, up: (gate, gate)), "w13_scale")),
+        weights(scales(halves(lambda gate, up: (gate, gate)), "w13_scale")),
         SCALED,
     ),
     Fault(
@@ -359,14 +310,14 @@ SCALES = (
         "",
         "gate and up take the larger of their scales, and the codes stay as they were: fusing two checkpoints' tensors",
         True,
-        weights(scales(_halves(lambda gate, up: (gate.maximum(up), gate.maximum(up))), "w13_scale")),
+        weights(scales(halves(lambda gate, up: (gate.maximum(up), gate.maximum(up))), "w13_scale")),
     ),
     Fault(
         "partial_block_takes_its_neighbour",
         "",
         "the last block of K of a weight reads the scale of the block before it: a count of blocks rounded down",
         True,
-        weights(scales(_last_block_of_the_neighbour, *BOTH)),
+        weights(scales(last_block_of_the_neighbour, *BOTH)),
         EDGES,
     ),
     Fault(
@@ -374,7 +325,7 @@ SCALES = (
         "",
         "w13's row blocks are counted through gate and up, though each half begins a block of its own",
         True,
-        _blocked_jointly,
+        blocked_jointly,
         EDGES,
     ),
     Fault(
@@ -382,7 +333,7 @@ SCALES = (
         "",
         "one scale of w13 is 3% too large: the smallest slip of a repacking that bounds are asked to see",
         True,
-        weights(scales(_three_percent, "w13_scale")),
+        weights(scales(three_percent, "w13_scale")),
         SCALED,
     ),
     Fault(

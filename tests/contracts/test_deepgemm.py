@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +16,7 @@ from conformance.build import build
 from conformance.plan import load_subject, probe_config
 from fp8moe import PLATFORMS, BackendUnavailable, FusedMoEActivationFormat, LayerNotSupported
 from fp8moe.backends import batched_deepgemm, deepgemm
-from fp8moe.backends.deepgemm_stages import ALIGNMENT, BY_DEEPGEMM, LAYOUT, DeepGemmStages, by_powers_of_two
+from fp8moe.backends.deepgemm_stages import ALIGNMENT, BY_DEEPGEMM, LAYOUT, by_powers_of_two
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.dispatch import combine, local_ids
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
@@ -376,53 +373,6 @@ def test_other_devices_are_refused() -> None:
     tensors = build(case("block"), "cpu")
     with pytest.raises(BackendUnavailable, match="fp32 scales alone, which are for CUDA SM90, not"):
         OnBlackwell(tensors.config, tensors.quant, tensors.weights)
-
-
-@pytest.fixture
-def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An installed vLLM that must not be imported, with a copy of DeepGEMM that imports a part of its own."""
-    copy = tmp_path / "vllm" / "third_party" / "deep_gemm"
-    copy.mkdir(parents=True)
-    (tmp_path / "vllm" / "__init__.py").write_text("raise AssertionError('vllm was imported')\n")
-    (copy / "part.py").write_text("def m_grouped_fp8_gemm_nt_masked(): ...\n")
-    (copy / "__init__.py").write_text("from .part import *\nimport deep_gemm.part\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(DeepGemmStages, "platform", lambda self: PLATFORMS["h200"])
-    yield copy
-    for name in [name for name in sys.modules if name.split(".")[0] == "deep_gemm"]:
-        del sys.modules[name]
-
-
-def batched() -> batched_deepgemm.BatchedDeepGemmExperts:
-    tensors = build(case("block"), "cpu")
-    return batched_deepgemm.BatchedDeepGemmExperts(tensors.config, tensors.quant, tensors.weights)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("deep_gemm") is not None, reason="another deep_gemm is installed")
-def test_the_copy_inside_vllm_serves_without_vllm(vllm: Path) -> None:
-    assert batched().deep_gemm.__file__ == str(vllm / "__init__.py")
-    assert batched().deep_gemm is sys.modules["deep_gemm"]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("deep_gemm") is not None, reason="another deep_gemm is installed")
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        ("assert None is not None", "does not load (AssertionError: no text); install a DeepGEMM"),
-        ("", "__init__.py) has no m_grouped_fp8_gemm_nt_masked: another version; install a DeepGEMM"),
-    ],
-)
-def test_a_copy_that_cannot_be_used_is_told(vllm: Path, content: str, why: str) -> None:
-    (vllm / "__init__.py").write_text(content)
-    with pytest.raises(BackendUnavailable, match=re.escape(why)):
-        batched()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("deep_gemm") is not None, reason="deep_gemm is installed")
-def test_without_a_library_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DeepGemmStages, "platform", lambda self: PLATFORMS["h200"])
-    with pytest.raises(BackendUnavailable, match="deep_gemm does not load"):
-        batched()
 
 
 def test_what_is_declared_of_few_tokens_is_the_fallbacks() -> None:

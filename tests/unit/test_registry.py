@@ -1,22 +1,17 @@
-"""The registry: backends from outside the tree join by a call or an entry point, checked when they do, and leave."""
+"""The registry: backends from outside the tree join by a call, checked when they do, and leave."""
 
 import copy
 import pickle
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
-from fp8moe import registry
-from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
 from fp8moe.platforms import PLATFORMS
 from fp8moe.registry import (
-    SEED_ORDER,
     BackendContractError,
     BackendSpec,
     Fp8MoeBackend,
@@ -32,79 +27,12 @@ from fp8moe.registry import (
 )
 from fp8moe.schemes import BLOCK
 from fp8moe.selector import explain_fp8_moe_backend, select_fp8_moe_backend
-
-SEED_NAMES = [name for name, _, _ in SEED_ORDER]
-LAYER = FusedMoEConfig(
-    num_experts=8,
-    experts_per_token=2,
-    hidden_dim=256,
-    intermediate_size_per_partition=128,
-    num_local_experts=8,
-    activation="silu",
-    device="cpu",
-    routing_method=RoutingMethodType.Renormalize,
-    moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
-    in_dtype=torch.bfloat16,
-)
-
-
-class Acme(FusedMoEPermuteExpertsUnpermute):
-    """The least that a vendor writes; it takes every configuration."""
-
-    @staticmethod
-    def activation_format() -> FusedMoEActivationFormat:
-        return FusedMoEActivationFormat.Standard
-
-    def apply(self, hidden_states: Any, topk_weights: Any, topk_ids: Any, **_: Any) -> Any:
-        return hidden_states
-
-
-class BatchedAcme(FusedMoEPermuteExpertsUnpermute):
-    @staticmethod
-    def activation_format() -> FusedMoEActivationFormat:
-        return FusedMoEActivationFormat.BatchedExperts
-
-    def apply_batched(self, hidden_states: Any, expert_num_tokens: Any) -> Any:
-        return hidden_states
+from tests.unit.out_of_tree import LAYER, SEED_NAMES, Acme, BatchedAcme, class_with, emptied, order, refused
 
 
 @pytest.fixture(autouse=True)
 def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing from outside the tree, whatever is installed here; and nothing left behind."""
-    monkeypatch.setattr(registry, "_registered", [])
-    plug_ins(monkeypatch)
-    yield
-    registry._entry_point_backends.cache_clear()
-    default_backends.cache_clear()
-
-
-def plug_ins(monkeypatch: pytest.MonkeyPatch, *found: EntryPoint) -> None:
-    """Makes exactly these the installed entry points."""
-
-    def entry_points(*, group: str) -> tuple[EntryPoint, ...]:
-        return found if group == registry.ENTRY_POINT_GROUP else ()
-
-    monkeypatch.setattr(registry, "entry_points", entry_points)
-    registry._entry_point_backends.cache_clear()
-    default_backends.cache_clear()
-
-
-def plug_in(name: str, target: object, distribution: str | None = "acme-kernels") -> EntryPoint:
-    """An entry point of an installed distribution; an exception as `target` is raised by loading it."""
-
-    class FakeEntryPoint(EntryPoint):
-        def load(self) -> Any:
-            if isinstance(target, BaseException):
-                raise target
-            return target
-
-    made = FakeEntryPoint(name, "acme.moe:SPEC", registry.ENTRY_POINT_GROUP)
-    vars(made)["dist"] = None if distribution is None else SimpleNamespace(name=distribution)
-    return made
-
-
-def order() -> list[str]:
-    return [spec.name for spec in default_backends()]
+    yield from emptied(monkeypatch)
 
 
 # -- the eleven --
@@ -239,14 +167,6 @@ def test_unregistering_a_neighbour_leaves_an_order() -> None:
 # -- refusals: each leaves the registry as it was --
 
 
-def refused(match: str, *arguments: Any, **options: Any) -> None:
-    before = registered_backends()
-    with pytest.raises(BackendContractError, match=match):
-        register_backend(*arguments, **options)
-    assert registered_backends() == before
-    assert set(SEED_NAMES) <= set(order())
-
-
 @pytest.mark.parametrize("name", ["TRITON", "triton", "Batched_DeepGemm"])
 def test_a_name_of_the_eleven_is_taken(name: str) -> None:
     refused(rf"{name}.*taken by backend '{name.upper()}'", name, Acme)
@@ -301,10 +221,6 @@ def test_a_position_beside_a_whole_spec_is_not_dropped() -> None:
     assert "ACME" in order()
 
 
-def class_with(**members: Any) -> type:
-    return type("Broken", (Acme,), members)
-
-
 @pytest.mark.parametrize(
     ("cls", "wrong"),
     [
@@ -355,101 +271,3 @@ def test_a_class_that_breaks_the_contract(cls: Any, wrong: str) -> None:
 def test_all_violations_are_told_at_once() -> None:
     cls = class_with(contract=None, support=3, apply=lambda self: None)
     refused("contract is NoneType.*apply lacks|apply lacks.*contract is NoneType", "ACME", cls)
-
-
-# -- by entry point --
-
-
-def spec_function() -> BackendSpec:
-    return BackendSpec("ACME", Acme, Position(before="TRITON"))
-
-
-@pytest.mark.parametrize("target", [spec_function(), spec_function, lambda: Acme])
-def test_what_an_entry_point_may_name(monkeypatch: pytest.MonkeyPatch, target: object) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", target))
-    (spec,) = registered_backends()
-    assert (spec.name, spec.experts_cls, spec.distribution) == ("ACME", Acme, "acme-kernels")
-    assert ("ACME" in order()) is (target is not None and spec.position is not None)
-
-
-def test_an_entry_point_that_names_a_class_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", Acme))
-    assert backend_named("ACME").experts_cls is Acme
-    assert order() == SEED_NAMES
-
-
-def test_entry_points_come_before_calls_and_in_the_order_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    plug_ins(monkeypatch, plug_in("B", BatchedAcme, "b-kernels"), plug_in("A", Acme, "a-kernels"))
-    register_backend("0", Acme)
-    assert [spec.name for spec in registered_backends()] == ["A", "B", "0"]
-
-
-def test_entry_points_may_stand_beside_each_other_whatever_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = BackendSpec("A", Acme, Position(after="Z"))
-    plug_ins(monkeypatch, plug_in("A", first), plug_in("Z", BackendSpec("Z", BatchedAcme, Position(after="XPU"))))
-    assert order() == [*SEED_NAMES, "Z", "A"]
-
-
-@pytest.mark.parametrize(
-    ("target", "wrong"),
-    [
-        (ImportError("libacme.so: no such file"), "'ACME' of acme-kernels .*loading it raised ImportError: libacme.so"),
-        (SystemExit(1), "'ACME' of acme-kernels .*loading it raised SystemExit"),
-        (lambda: 1 / 0, "'ACME' of acme-kernels .*loading it raised ZeroDivisionError"),
-        (object(), "'ACME' of acme-kernels .*expected a BackendSpec"),
-        (lambda: None, "'ACME' of acme-kernels .*expected a BackendSpec"),
-        (int, "'ACME' of acme-kernels: .*expected a subclass"),
-        (BackendSpec("TRITON", Acme), "'TRITON' of acme-kernels: the name is taken by backend 'TRITON'"),
-        (class_with(contract=None), "'ACME' of acme-kernels: Broken.contract is NoneType"),
-        (BackendSpec("ACME", Acme, Position(before="NOWHERE")), "'ACME' of acme-kernels: position is beside 'NOWHERE'"),
-    ],
-)
-def test_a_broken_plug_in_is_named_with_its_distribution(
-    monkeypatch: pytest.MonkeyPatch, target: object, wrong: str
-) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", target))
-    with pytest.raises(BackendContractError, match=wrong):
-        default_backends()
-    plug_ins(monkeypatch)  # taken off the machine
-    assert order() == SEED_NAMES
-
-
-def test_two_plug_ins_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", Acme, "acme-kernels"), plug_in("acme", BatchedAcme, "other-kernels"))
-    with pytest.raises(BackendContractError) as caught:
-        default_backends()
-    assert "acme-kernels" in str(caught.value)
-    assert "other-kernels" in str(caught.value)
-
-
-def test_a_call_cannot_take_a_plug_ins_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", Acme))
-    refused("'ACME'.*taken by backend 'ACME' of acme-kernels", "ACME", BatchedAcme)
-
-
-def test_a_plug_in_without_a_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", OSError("gone"), None))
-    with pytest.raises(BackendContractError, match="'ACME' of an unknown distribution"):
-        default_backends()
-
-
-def test_a_broken_plug_in_does_not_stop_a_question_with_candidates_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", OSError("gone")))
-    given: dict[str, Any] = {"platform": PLATFORMS["h100"], "env": {}, "backends": seed_backends()}
-    assert select_fp8_moe_backend(LAYER, *BLOCK, **given)[0] is Fp8MoeBackend.FLASHINFER_CUTLASS
-
-
-def test_the_selector_names_a_predicate_that_raises() -> None:
-    def asks(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("no license")
-
-    answers: list[tuple[Callable[..., Any], str]] = [
-        (asks, "ACME.*raised RuntimeError: no license"),
-        (lambda *_, **__: True, "ACME.*raised TypeError"),
-        (lambda *_, **__: (False, "too old"), "ACME.*refused with 'too old': expected a fp8moe.Reason"),
-    ]
-    for predicate, wrong in answers:
-        register_backend("ACME", class_with(is_supported_config=staticmethod(predicate)), before="AITER")
-        with pytest.raises(BackendContractError, match=wrong):
-            select_fp8_moe_backend(LAYER, *BLOCK, platform=PLATFORMS["cpu"], env={})
-        unregister_backend("ACME")

@@ -1,0 +1,134 @@
+"""The registry: backends that join by an entry point."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fp8moe.platforms import PLATFORMS
+from fp8moe.registry import (
+    BackendContractError,
+    BackendSpec,
+    Fp8MoeBackend,
+    Position,
+    backend_named,
+    default_backends,
+    register_backend,
+    registered_backends,
+    seed_backends,
+    unregister_backend,
+)
+from fp8moe.schemes import BLOCK
+from fp8moe.selector import select_fp8_moe_backend
+from tests.unit.out_of_tree import (
+    LAYER,
+    SEED_NAMES,
+    Acme,
+    BatchedAcme,
+    class_with,
+    emptied,
+    order,
+    plug_in,
+    plug_ins,
+    refused,
+)
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    yield from emptied(monkeypatch)
+
+
+def spec_function() -> BackendSpec:
+    return BackendSpec("ACME", Acme, Position(before="TRITON"))
+
+
+@pytest.mark.parametrize("target", [spec_function(), spec_function, lambda: Acme])
+def test_what_an_entry_point_may_name(monkeypatch: pytest.MonkeyPatch, target: object) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", target))
+    (spec,) = registered_backends()
+    assert (spec.name, spec.experts_cls, spec.distribution) == ("ACME", Acme, "acme-kernels")
+    assert ("ACME" in order()) is (target is not None and spec.position is not None)
+
+
+def test_an_entry_point_that_names_a_class_is_only_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", Acme))
+    assert backend_named("ACME").experts_cls is Acme
+    assert order() == SEED_NAMES
+
+
+def test_entry_points_come_before_calls_and_in_the_order_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("B", BatchedAcme, "b-kernels"), plug_in("A", Acme, "a-kernels"))
+    register_backend("0", Acme)
+    assert [spec.name for spec in registered_backends()] == ["A", "B", "0"]
+
+
+def test_entry_points_may_stand_beside_each_other_whatever_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = BackendSpec("A", Acme, Position(after="Z"))
+    plug_ins(monkeypatch, plug_in("A", first), plug_in("Z", BackendSpec("Z", BatchedAcme, Position(after="XPU"))))
+    assert order() == [*SEED_NAMES, "Z", "A"]
+
+
+@pytest.mark.parametrize(
+    ("target", "wrong"),
+    [
+        (ImportError("libacme.so: no such file"), "'ACME' of acme-kernels .*loading it raised ImportError: libacme.so"),
+        (SystemExit(1), "'ACME' of acme-kernels .*loading it raised SystemExit"),
+        (lambda: 1 / 0, "'ACME' of acme-kernels .*loading it raised ZeroDivisionError"),
+        (object(), "'ACME' of acme-kernels .*expected a BackendSpec"),
+        (lambda: None, "'ACME' of acme-kernels .*expected a BackendSpec"),
+        (int, "'ACME' of acme-kernels: .*expected a subclass"),
+        (BackendSpec("TRITON", Acme), "'TRITON' of acme-kernels: the name is taken by backend 'TRITON'"),
+        (class_with(contract=None), "'ACME' of acme-kernels: Broken.contract is NoneType"),
+        (BackendSpec("ACME", Acme, Position(before="NOWHERE")), "'ACME' of acme-kernels: position is beside 'NOWHERE'"),
+    ],
+)
+def test_a_broken_plug_in_is_named_with_its_distribution(
+    monkeypatch: pytest.MonkeyPatch, target: object, wrong: str
+) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", target))
+    with pytest.raises(BackendContractError, match=wrong):
+        default_backends()
+    plug_ins(monkeypatch)  # taken off the machine
+    assert order() == SEED_NAMES
+
+
+def test_two_plug_ins_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", Acme, "acme-kernels"), plug_in("acme", BatchedAcme, "other-kernels"))
+    with pytest.raises(BackendContractError) as caught:
+        default_backends()
+    assert "acme-kernels" in str(caught.value)
+    assert "other-kernels" in str(caught.value)
+
+
+def test_a_call_cannot_take_a_plug_ins_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", Acme))
+    refused("'ACME'.*taken by backend 'ACME' of acme-kernels", "ACME", BatchedAcme)
+
+
+def test_a_plug_in_without_a_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", OSError("gone"), None))
+    with pytest.raises(BackendContractError, match="'ACME' of an unknown distribution"):
+        default_backends()
+
+
+def test_a_broken_plug_in_does_not_stop_a_question_with_candidates_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", OSError("gone")))
+    given: dict[str, Any] = {"platform": PLATFORMS["h100"], "env": {}, "backends": seed_backends()}
+    assert select_fp8_moe_backend(LAYER, *BLOCK, **given)[0] is Fp8MoeBackend.FLASHINFER_CUTLASS
+
+
+def test_the_selector_names_a_predicate_that_raises() -> None:
+    def asks(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no license")
+
+    answers: list[tuple[Callable[..., Any], str]] = [
+        (asks, "ACME.*raised RuntimeError: no license"),
+        (lambda *_, **__: True, "ACME.*raised TypeError"),
+        (lambda *_, **__: (False, "too old"), "ACME.*refused with 'too old': expected a fp8moe.Reason"),
+    ]
+    for predicate, wrong in answers:
+        register_backend("ACME", class_with(is_supported_config=staticmethod(predicate)), before="AITER")
+        with pytest.raises(BackendContractError, match=wrong):
+            select_fp8_moe_backend(LAYER, *BLOCK, platform=PLATFORMS["cpu"], env={})
+        unregister_backend("ACME")
