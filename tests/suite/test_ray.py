@@ -196,11 +196,11 @@ def test_what_was_run_before_an_interruption_is_not_run_again(
     out = tmp_path / "certificate"
     asked = (*ASKED, "--out", out, "--ray", nodes.address)
     running = nodes.begin(*asked, "--ray-shards", 4)
-    wait_until(lambda: list(tmp_path.glob("*.shard-*")), lambda: f"no end: {nodes.starts()}")
+    wait_until(lambda: list(tmp_path.glob("certificate.shard-*.json.gz")), lambda: f"no end: {nodes.starts()}")
     running.send_signal(number)
     status, told = ended(running)
     assert (status, "interrupted: what has been run is kept" in told) == (status_then, True), told
-    kept = sorted(path.name for path in tmp_path.glob("*.shard-*"))
+    kept = sorted(path.name for path in tmp_path.glob("certificate.shard-*.json.gz"))
     assert 1 <= len(kept) < 4
     before = nodes.starts()
 
