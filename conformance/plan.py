@@ -25,7 +25,13 @@ from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
 from fp8moe.near import remedy
 from fp8moe.platforms import PLATFORMS, Platform, detected_platform
-from fp8moe.registry import BackendContractError, backend_named, registered_backends, seed_backends
+from fp8moe.registry import (
+    BackendContractError,
+    backend_named,
+    broken_plug_ins,
+    registered_backends,
+    seed_backends,
+)
 from fp8moe.schemes import SCHEMES
 
 DEVICES = ("auto", "cpu", "interpreter", "cuda", "rocm", "xpu")
@@ -112,7 +118,9 @@ def load_subject(text: str) -> Subject:
         try:
             spec = backend_named(text)
         except KeyError:
-            known = dict.fromkeys(subject.name for subject in default_subjects())
+            known = dict.fromkeys(
+                [*(subject.name for subject in default_subjects()), *(broken.name for broken in broken_plug_ins())]
+            )
             told = f"no backend has this name; {remedy(text, known)}"
             raise UnknownBackend(text, told if told.endswith("?") else f"{told}, or module:Class") from None
         return Subject(spec.name, spec.experts_cls, text)
