@@ -105,7 +105,7 @@ def told_plan(
         return {"unknown": error.args}
     except BackendUnavailable as error:
         settled.append(CheckResult("selects", CONTRACT, Status.NOT_RUN, ref.name, reason=str(error)))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # no Ctrl-C reaches a worker: this is the backend's own
         told = f"loading it, or asking what it takes, raised {type(error).__name__}: {error}"
         settled.append(CheckResult("selects", CONTRACT, Status.FAILED, ref.name, reason=told))
     running = [cell for cell in cells if cell.status is None]
@@ -131,7 +131,7 @@ def told_unknown(ref: SubjectRef) -> str:
         ref.load()
     except UnknownBackend as error:
         return str(error)
-    except (Exception, SystemExit):
+    except BaseException:
         return ""
     return ""
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 STRICT = "FP8MOE_STRICT_PLUG_INS"
-"""Set, and not to 0: a plug-in that cannot be used is an error for whoever asks for the order, not a warning. Read when the
-order is first asked for."""
+"""Set, and not to 0: a plug-in that cannot be used is an error for whoever asks for the order, not a warning. It is
+read when the order is first asked for."""
 
 
 class BrokenPlugInWarning(UserWarning):

@@ -221,13 +221,16 @@ def broken_plug_ins() -> tuple[BrokenPlugIn, ...]:
 
 
 def backend_named(name: str) -> BackendSpec:
-    """The spec of a backend, those that are only named included.
+    """The spec of a backend, those that are only named included. For one of the eleven no plug-in is imported.
 
     Raises:
         KeyError: no backend has this name; the message lists those that are there.
         BackendContractError: an installed package's has, and it cannot be used; the message has the cause.
     """
-    known = {spec.name: spec for spec in (*_arranged().order, *registered_backends())}
+    known = {spec.name: spec for spec in seed_backends()}
+    if name in known:
+        return known[name]
+    known |= {spec.name: spec for spec in registered_backends()}
     if name not in known:
         for plug_in in broken_plug_ins():
             if name in (plug_in.name, plug_in.backend):

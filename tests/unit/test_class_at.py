@@ -43,6 +43,7 @@ def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "experts.py").write_text(PACKAGE)
     (folder / "lacking.py").write_text("import acme_library\n")
     (folder / "broken.py").write_text("raise RuntimeError('no driver')\n")
+    (folder / "aborts.py").write_text("raise KeyboardInterrupt('no license')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     shutdown()
@@ -120,6 +121,7 @@ def test_a_mistyped_class_is_a_usage_error(acme: Path, command: str) -> None:
         ("experts:AcmeFastExperts", "its constructor raised RuntimeError: no kernels for this device"),
         ("broken:AcmeExperts", "loading it, or asking what it takes, raised RuntimeError: no driver"),
         ("lacking:AcmeExperts", "raised ModuleNotFoundError: No module named 'acme_library'"),
+        ("aborts:AcmeExperts", "loading it, or asking what it takes, raised KeyboardInterrupt: no license"),
     ],
 )
 def test_a_class_that_raises_has_failed(acme: Path, name: str, told: str) -> None:

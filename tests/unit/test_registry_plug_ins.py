@@ -133,6 +133,13 @@ def test_a_plug_in_that_takes_a_name_of_the_eleven_leaves_that_one_alone(monkeyp
     assert "'TRITON' of acme-kernels: the name is taken" in broken_plug_ins()[0].error
 
 
+def test_no_plug_in_is_imported_for_one_of_the_eleven(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", KeyboardInterrupt()))
+    assert [backend_named(name) for name in SEED_NAMES] == list(seed_backends())
+    with pytest.raises(KeyboardInterrupt):  # somebody's Ctrl-C while a module is imported
+        backend_named("ACME")
+
+
 def test_a_plug_in_beside_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     beside = BackendSpec("B", Acme, Position(after="A"))
     plug_ins(monkeypatch, plug_in("A", OSError("gone")), plug_in("B", beside, "b-kernels"))
