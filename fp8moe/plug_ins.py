@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 STRICT = "FP8MOE_STRICT_PLUG_INS"
 """Set, and not to 0: a plug-in that cannot be used is an error for whoever asks for the order, not a warning. It is
 read when the order is first asked for."""
+
+SLOW_SECONDS = 10.0
+LOGGER = logging.getLogger("fp8moe.plug_ins")
 
 
 class BrokenPlugInWarning(UserWarning):
@@ -48,6 +54,18 @@ def warn_of(broken: Iterable[BrokenPlugIn]) -> None:
                 stacklevel=3,
             )
             _told.add(plug_in)
+
+
+@contextmanager
+def told_if_slow(where: str) -> Iterator[None]:
+    """Says what is waited for, should an import hang; the logger writes to standard error where none is set up."""
+    timer = threading.Timer(SLOW_SECONDS, LOGGER.warning, (f"still importing {where} after {SLOW_SECONDS:g} s",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 _told: set[BrokenPlugIn] = set()

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from fp8moe.plug_ins import BrokenPlugIn, strict, warn_of
+from fp8moe.plug_ins import BrokenPlugIn, strict, told_if_slow, warn_of
 
 if TYPE_CHECKING:
     from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
@@ -318,9 +318,10 @@ def _load(entry_point: EntryPoint) -> BackendSpec:
     distribution = _brings(entry_point)
     where = f"entry point {entry_point.name!r} of {distribution} ({entry_point.value})"
     try:
-        target: Any = entry_point.load()
-        if not inspect.isclass(target) and not isinstance(target, BackendSpec) and callable(target):
-            target = target()
+        with told_if_slow(where):
+            target: Any = entry_point.load()
+            if not inspect.isclass(target) and not isinstance(target, BackendSpec) and callable(target):
+                target = target()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, and what pytest.importorskip raises

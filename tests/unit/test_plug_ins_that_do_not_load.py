@@ -14,7 +14,7 @@ import pytest
 import conformance
 from conformance.contain.hosting import shutdown
 from fp8moe.registry import BackendContractError, broken_plug_ins
-from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
+from tests.unit.command_line import no_variables, python, run  # noqa: F401 (a fixture)
 from tests.unit.out_of_tree import forget
 
 TOLD = "entry point 'ACME_MOE' of acme-moe (acme_moe:SPEC): loading it raised ImportError: libacme.so is missing"
@@ -59,6 +59,16 @@ def test_the_suites_header_lists_it_and_the_others_are_judged(acme: Path) -> Non
     done = subprocess.run(command, cwd=suite.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert LINE in done.stdout.splitlines()
+
+
+def test_one_that_hangs_is_named_while_it_is_waited_for(acme: Path) -> None:
+    module = "import logging, threading\nseen = threading.Event()\n"
+    module += "logging.getLogger('fp8moe.plug_ins').addFilter(lambda record: seen.set() or True)\n"
+    (acme / "acme_moe.py").write_text(module + "raise ImportError('late' if seen.wait(60) else 'nobody told')\n")
+    code = "import fp8moe.plug_ins as p, fp8moe.registry as r; p.SLOW_SECONDS = 0.01; print(r.broken_plug_ins())"
+    done = python(code)
+    assert done.stderr == "still importing entry point 'ACME_MOE' of acme-moe (acme_moe:SPEC) after 0.01 s\n"
+    assert "raised ImportError: late" in done.stdout
 
 
 def test_it_convicts_nobody_else() -> None:
