@@ -215,6 +215,11 @@ def registered_backends() -> tuple[BackendSpec, ...]:
     return _arranged().registered
 
 
+def plug_ins_installed() -> bool:
+    """Whether any package has an entry point for us, or any call registered a backend; nothing is imported."""
+    return bool(_registered or entry_points(group=ENTRY_POINT_GROUP))
+
+
 def broken_plug_ins() -> tuple[BrokenPlugIn, ...]:
     """Installed packages' backends that are left out, in the order of their entry points' names."""
     return _arranged().broken
