@@ -253,9 +253,7 @@ def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
     if own is None:
         notes.append("the backend came from no installed distribution: what ran cannot be named")
     elif own.get("editable") is True and own.get("name") != OWN:  # of our own source the certificate has a digest
-        notes.append(
-            "the backend came from an editable install: its source may differ from the release of that version"
-        )
+        notes.append("the backend came from an editable install: its source may differ from the release")
 
 
 def _times(certificate: Certificate, notes: list[str]) -> Iterator[str]:
