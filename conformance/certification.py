@@ -29,7 +29,7 @@ from conformance.planned import (
     device_name,
     fingerprint_of,
     no_plan,
-    reference_to,
+    reference_here,
     smallest,
 )
 from conformance.pooling import POOLED, pooled_result
@@ -129,7 +129,7 @@ class _Run:
         shard: Shard | None,
         interrupted: threading.Event,
     ) -> None:
-        self.ref = reference_to(backend)
+        self.ref = reference_here(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
         self.budget, self.resume, self.stop_at_first = budget_s, resume, stop_at_first
         self.workers = workers or default_workers(self.device)

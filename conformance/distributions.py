@@ -17,12 +17,12 @@ def bringing(package: str, file: Path) -> Iterator[str]:
         if any(Path(str(found.locate_file(entry))).resolve() == file for entry in own):
             yield name
     for found in distributions():
-        folder = _editable_from(found)
+        folder = editable_from(found)
         if folder is not None and file.is_relative_to(folder):
             yield found.name
 
 
-def _editable_from(found: Distribution) -> Path | None:
+def editable_from(found: Distribution) -> Path | None:
     """The folder that a distribution is installed from, by PEP 610; None where its files were copied."""
     try:
         told = json.loads(found.read_text("direct_url.json") or "null")

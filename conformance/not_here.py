@@ -3,6 +3,11 @@ it what was typed: an option, an argument."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterable
+
+from fp8moe.near import remedy
+
 
 class NotHere(ValueError):
     """
@@ -22,6 +27,25 @@ class NotHere(ValueError):
 
 class UnknownBackend(NotHere):
     """There is no backend, module or class of that name, or the class is none of a backend."""
+
+    @classmethod
+    def of(cls, text: str, known: Iterable[str]) -> UnknownBackend:
+        """Of a text without a colon, which is none of these names; no module that it may name is imported."""
+        module, dot, last = text.rpartition(".")
+        if not text.strip():
+            return cls(text, "the name is empty; expected a backend's name, or module:Class")
+        if dot and all(part.isidentifier() for part in text.split(".")) and _is_importable(module.partition(".")[0]):
+            meant = f"{module}:{last}" if last[:1].isupper() else f"{text}:Class"
+            return cls(text, f"module:Class needs a colon, such as {meant}")
+        told = f"no backend has this name; {remedy(text, known)}"
+        return cls(text, told if told.endswith("?") else f"{told}, or module:Class")
+
+
+def _is_importable(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a module that hides where it is from
+        return False
 
 
 class NoDevice(NotHere):

@@ -23,9 +23,16 @@ from fp8moe.config import (
 )
 from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
-from fp8moe.near import remedy
 from fp8moe.platforms import PLATFORMS, Platform, detected_platform
-from fp8moe.registry import BackendContractError, backend_named, registered_backends, seed_backends
+from fp8moe.registry import (
+    BackendContractError,
+    BackendSpec,
+    backend_named,
+    broken_plug_ins,
+    plug_ins_installed,
+    registered_backends,
+    seed_backends,
+)
 from fp8moe.schemes import SCHEMES
 
 DEVICES = ("auto", "cpu", "interpreter", "cuda", "rocm", "xpu")
@@ -112,9 +119,8 @@ def load_subject(text: str) -> Subject:
         try:
             spec = backend_named(text)
         except KeyError:
-            known = dict.fromkeys(subject.name for subject in default_subjects())
-            told = f"no backend has this name; {remedy(text, known)}"
-            raise UnknownBackend(text, told if told.endswith("?") else f"{told}, or module:Class") from None
+            known = [*(subject.name for subject in default_subjects()), *(each.name for each in broken_plug_ins())]
+            raise UnknownBackend.of(text, dict.fromkeys(known)) from None
         return Subject(spec.name, spec.experts_cls, text)
     try:
         found = class_at(text)
@@ -128,6 +134,18 @@ def load_subject(text: str) -> Subject:
     return Subject(text.partition(":")[2], found, text)
 
 
+def surely_unknown(text: str) -> UnknownBackend | None:
+    """As `load_subject` raises it, where that can be told without a plug-in's code, which only a worker may run."""
+    known = [subject.name for subject in (*map(_subject, seed_backends()), *reference_subjects())]
+    if ":" in text or text in known or (plug_ins_installed() and text.strip()):
+        return None
+    return UnknownBackend.of(text, known)
+
+
+def _subject(spec: BackendSpec) -> Subject:
+    return Subject(spec.name, spec.experts_cls, spec.name)
+
+
 def reference_subjects() -> tuple[Subject, ...]:
     """Our honest backends in plain PyTorch: in no selection list, run everywhere."""
     return tuple(Subject(cls.__name__, cls, cls.__name__) for cls in (TorchExperts, BatchedTorchExperts))
@@ -135,8 +153,7 @@ def reference_subjects() -> tuple[Subject, ...]:
 
 def default_subjects() -> tuple[Subject, ...]:
     """The eleven, those registered from outside the tree, and the plain PyTorch backends."""
-    named = [Subject(spec.name, spec.experts_cls, spec.name) for spec in (*seed_backends(), *registered_backends())]
-    return (*named, *reference_subjects())
+    return (*map(_subject, (*seed_backends(), *registered_backends())), *reference_subjects())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from conformance.cases import Case
 from conformance.contain import DeviceLost, Job, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.levels import Item, items_of, space_of
 from conformance.not_here import NoDevice, UnknownBackend
-from conformance.plan import DEVICES, Cell, Subject, plan, resolve_target, target_name
+from conformance.plan import DEVICES, Cell, Subject, plan, resolve_target, surely_unknown, target_name
 from conformance.predicate import CONTRACT, predicate_results
 from conformance.probe import probe_backend
 from conformance.probe.backend import CHECK as FINGERPRINT
@@ -105,7 +105,7 @@ def told_plan(
         return {"unknown": error.args}
     except BackendUnavailable as error:
         settled.append(CheckResult("selects", CONTRACT, Status.NOT_RUN, ref.name, reason=str(error)))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # no Ctrl-C reaches a worker: this is the backend's own
         told = f"loading it, or asking what it takes, raised {type(error).__name__}: {error}"
         settled.append(CheckResult("selects", CONTRACT, Status.FAILED, ref.name, reason=told))
     running = [cell for cell in cells if cell.status is None]
@@ -131,7 +131,7 @@ def told_unknown(ref: SubjectRef) -> str:
         ref.load()
     except UnknownBackend as error:
         return str(error)
-    except (Exception, SystemExit):
+    except BaseException:
         return ""
     return ""
 
@@ -215,3 +215,16 @@ def reference_to(backend: Backend) -> SubjectRef:
     if not isinstance(name, str):
         raise BadRequest(f"backend={backend!r}: expected a Fp8MoeBackend, a registered name, module:Class, or a class")
     return SubjectRef.named(name)
+
+
+def reference_here(backend: Backend) -> SubjectRef:
+    """The same, refused at once where no worker is needed to tell that there is no such backend.
+
+    Raises:
+        BadRequest: neither a name nor a class, or a name that nothing here has.
+    """
+    ref = reference_to(backend)
+    unknown = surely_unknown(ref.origin)
+    if unknown is not None:
+        raise BadRequest.of("backend", *unknown.args)
+    return ref

@@ -35,6 +35,7 @@ from conformance.selected import selected_rows
 from conformance.timing.regrets import regret_lines
 from fp8moe import __version__
 from fp8moe.detection import describe_device, probe_libraries
+from fp8moe.registry import broken_plug_ins
 
 if TYPE_CHECKING:
     import pytest
@@ -154,6 +155,7 @@ class Session:
             f"kernel libraries: {', '.join(libraries)}",
             f"evidence in this run: {', '.join(evidence) or 'none'}",
             f"random cases for each cell: {self.examples}, seed {self.seed}",
+            *(f"plug-in that does not load, left out: {broken.error}" for broken in broken_plug_ins()),
         ]
 
     def write_summary(self, terminal: Any) -> None:

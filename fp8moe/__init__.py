@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         select_measured,
     )
     from fp8moe.platforms import PLATFORMS, Platform
+    from fp8moe.plug_ins import BrokenPlugInWarning
     from fp8moe.quant import FusedMoEQuantConfig
     from fp8moe.recipe import Arithmetic, Recipe
     from fp8moe.refusals import BackendNotSupported, NoBackendFits
@@ -77,6 +78,7 @@ _MODULE_OF = {
     "BackendNotSupported": "refusals",
     "BackendSpec": "registry",
     "BackendUnavailable": "registry",
+    "BrokenPlugInWarning": "plug_ins",
     "Contract": "recipe",
     "Fp8MoeBackend": "registry",
     "FusedMoEActivationFormat": "config",
@@ -139,6 +141,7 @@ __all__ = [
     "BackendNotSupported",
     "BackendSpec",
     "BackendUnavailable",
+    "BrokenPlugInWarning",
     "Contract",
     "Fp8MoeBackend",
     "FusedMoEActivationFormat",

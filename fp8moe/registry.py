@@ -9,12 +9,15 @@ from enum import Enum
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from fp8moe.plug_ins import BrokenPlugIn, strict, told_if_slow, warn_of
 
 if TYPE_CHECKING:
     from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 
 ENTRY_POINT_GROUP = "fp8moe.backends"
+UNKNOWN = "an unknown distribution"
 
 
 class Fp8MoeBackend(Enum):
@@ -143,23 +146,58 @@ def seed_backends() -> tuple[BackendSpec, ...]:
 def default_backends() -> tuple[BackendSpec, ...]:
     """The order of a scan: the eleven, with the registered backends at the positions they asked for.
 
+    An installed package's backend that does not load, breaks the contract, has a name that is taken, or a position
+    beside an unknown one is left out with a `BrokenPlugInWarning`.
+
     Raises:
-        BackendContractError: a registered backend breaks the contract, or asks for a position beside an
-            unknown name; the message names its distribution.
+        BackendContractError: there is such a backend, and FP8MOE_STRICT_PLUG_INS is set.
     """
+    found = _arranged()
+    if found.broken and strict():
+        raise BackendContractError(found.broken[0].error)
+    warn_of(found.broken)
+    return found.order
+
+
+class _Arranged(NamedTuple):
+    order: tuple[BackendSpec, ...]
+    registered: tuple[BackendSpec, ...]
+    broken: tuple[BrokenPlugIn, ...]
+
+
+@cache
+def _arranged() -> _Arranged:
+    loaded, broken = _entry_point_backends()
     order = list(seed_backends())
-    waiting = [spec for spec in registered_backends() if spec.position is not None]
+    waiting = [spec for spec in (*(spec for _, spec in loaded), *_registered) if spec.position is not None]
     while waiting:
         placed = [spec for spec in waiting if _place(order, spec)]
         if not placed:
-            spec = waiting[0]
-            assert spec.position is not None
-            raise BackendContractError(
-                f"{_who(spec)}: position is beside {spec.position.before or spec.position.after!r}, which is no "
-                f"backend in the order; known: {', '.join(known.name for known in order)}"
-            )
+            break
         waiting = [spec for spec in waiting if spec not in placed]
-    return tuple(order)
+    for spec in waiting:
+        if spec in _registered:
+            raise BackendContractError(_misplaced(spec, order))
+    lost = [
+        BrokenPlugIn(name, spec.name, spec.distribution or UNKNOWN, _misplaced(spec, order))
+        for name, spec in loaded
+        if spec in waiting
+    ]
+    kept = [spec for _, spec in loaded if spec not in waiting]
+    return _Arranged(tuple(order), (*kept, *_registered), (*broken, *lost))
+
+
+def _forget_order() -> None:
+    _arranged.cache_clear()
+    default_backends.cache_clear()
+
+
+def _misplaced(spec: BackendSpec, order: Iterable[BackendSpec]) -> str:
+    assert spec.position is not None
+    return (
+        f"{_who(spec)}: position is beside {spec.position.before or spec.position.after!r}, which is no backend in the "
+        f"order; known: {', '.join(known.name for known in order)}"
+    )
 
 
 def _place(order: list[BackendSpec], spec: BackendSpec) -> bool:
@@ -174,17 +212,34 @@ def _place(order: list[BackendSpec], spec: BackendSpec) -> bool:
 
 def registered_backends() -> tuple[BackendSpec, ...]:
     """Backends from outside the tree: entry points first, then those registered by a call."""
-    return (*_entry_point_backends(), *_registered)
+    return _arranged().registered
+
+
+def plug_ins_installed() -> bool:
+    """Whether any package has an entry point for us, or any call registered a backend; nothing is imported."""
+    return bool(_registered or entry_points(group=ENTRY_POINT_GROUP))
+
+
+def broken_plug_ins() -> tuple[BrokenPlugIn, ...]:
+    """Installed packages' backends that are left out, in the order of their entry points' names."""
+    return _arranged().broken
 
 
 def backend_named(name: str) -> BackendSpec:
-    """The spec of a backend, those that are only named included.
+    """The spec of a backend, those that are only named included. For one of the eleven no plug-in is imported.
 
     Raises:
         KeyError: no backend has this name; the message lists those that are there.
+        BackendContractError: an installed package's has, and it cannot be used; the message has the cause.
     """
-    known = {spec.name: spec for spec in (*default_backends(), *registered_backends())}
+    known = {spec.name: spec for spec in seed_backends()}
+    if name in known:
+        return known[name]
+    known |= {spec.name: spec for spec in registered_backends()}
     if name not in known:
+        for plug_in in broken_plug_ins():
+            if name in (plug_in.name, plug_in.backend):
+                raise BackendContractError(plug_in.error)
         raise KeyError(f"no backend is named {name!r}; known: {', '.join(sorted(known))}")
     return known[name]
 
@@ -215,12 +270,12 @@ def register_backend(
         raise BackendContractError(f"register_backend({spec!r}): the class and the position are the BackendSpec's own")
     _check_spec(spec, taken=[*seed_backends(), *registered_backends()])
     _registered.append(spec)
-    default_backends.cache_clear()
+    _forget_order()
     try:
-        default_backends()
+        _arranged()
     except BackendContractError:
         _registered.remove(spec)
-        default_backends.cache_clear()
+        _forget_order()
         raise
     return spec
 
@@ -239,28 +294,42 @@ def unregister_backend(name: str) -> None:
         if spec.position is not None and name in (spec.position.before, spec.position.after):
             raise BackendContractError(f"{_who(spec)} has its position beside {name!r}; unregister it first")
     _registered.remove(found)
-    default_backends.cache_clear()
+    _forget_order()
 
 
 @cache
-def _entry_point_backends() -> tuple[BackendSpec, ...]:
-    found: list[BackendSpec] = []
-    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
-        spec = _load(entry_point)
-        _check_spec(spec, taken=[*seed_backends(), *found])
-        found.append(spec)
-    return tuple(found)
+def _entry_point_backends() -> tuple[tuple[tuple[str, BackendSpec], ...], tuple[BrokenPlugIn, ...]]:
+    """Those that load, each with its entry point's name, and those that do not."""
+    found: list[tuple[str, BackendSpec]] = []
+    broken: list[BrokenPlugIn] = []
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (point.name, _brings(point))):
+        name = entry_point.name
+        try:
+            spec = _load(entry_point)
+            name = str(spec.name)
+            _check_spec(spec, taken=[*seed_backends(), *(other for _, other in found)])
+            found.append((entry_point.name, spec))
+        except BackendContractError as error:
+            broken.append(BrokenPlugIn(entry_point.name, name, _brings(entry_point), str(error)))
+    return tuple(found), tuple(broken)
+
+
+def _brings(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else UNKNOWN
 
 
 def _load(entry_point: EntryPoint) -> BackendSpec:
     """An entry point names a `BackendSpec`, a function that returns one, or an experts class."""
-    distribution = entry_point.dist.name if entry_point.dist is not None else "an unknown distribution"
+    distribution = _brings(entry_point)
     where = f"entry point {entry_point.name!r} of {distribution} ({entry_point.value})"
     try:
-        target: Any = entry_point.load()
-        if not inspect.isclass(target) and not isinstance(target, BackendSpec) and callable(target):
-            target = target()
-    except (Exception, SystemExit) as error:
+        with told_if_slow(where):
+            target: Any = entry_point.load()
+            if not inspect.isclass(target) and not isinstance(target, BackendSpec) and callable(target):
+                target = target()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and what pytest.importorskip raises
         raise BackendContractError(f"{where}: loading it raised {type(error).__name__}: {error}") from error
     if inspect.isclass(target):
         target = BackendSpec(entry_point.name, cast("type[FusedMoEPermuteExpertsUnpermute]", target))

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from conformance.distributions import bringing
+from conformance.distributions import bringing, editable_from
 from conformance.versions import versions
 from conformance.waivers.release import OWN, Release
 from fp8moe import __version__
@@ -69,9 +69,9 @@ def _sources(folder: Traversable, name: str) -> list[tuple[str, bytes]]:
     return found
 
 
-def distribution_of(origin: str) -> dict[str, str] | None:
-    """Name, version and the SHA-256 of the list of files (RECORD) of the distribution that a backend comes from; None
-    where it comes from none."""
+def distribution_of(origin: str) -> dict[str, Any] | None:
+    """Name, version and the SHA-256 of the list of files (RECORD) of the distribution that a backend comes from, and
+    `editable` where it is installed so, since that list has none of its source; None where it comes from none."""
     module = origin.partition(":")[0]
     entries = [entry for entry in metadata.entry_points(group=GROUP) if entry.name == origin]
     if entries and entries[0].dist is not None:
@@ -106,10 +106,11 @@ def brought_by(told: Mapping[str, Any]) -> str:
     return " ".join(str(own[name]) for name in ("name", "version") if own.get(name))
 
 
-def _told(found: metadata.Distribution) -> dict[str, str]:
+def _told(found: metadata.Distribution) -> dict[str, Any]:
     record = found.read_text("RECORD") or ""
     return {
         "name": found.metadata["Name"],
         "version": found.version,
         "record_sha256": hashlib.sha256(record.encode()).hexdigest() if record else "",
+        **({"editable": True} if editable_from(found) is not None else {}),
     }

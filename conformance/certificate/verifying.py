@@ -252,6 +252,8 @@ def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
         yield f"release: {str(release)[:200]}: elsewhere {release.distribution} is {known[release.distribution]!r:.80}"
     if own is None:
         notes.append("the backend came from no installed distribution: what ran cannot be named")
+    elif own.get("editable") is True and own.get("name") != OWN:  # of our own source the certificate has a digest
+        notes.append("the backend came from an editable install: its source may differ from the release")
 
 
 def _times(certificate: Certificate, notes: list[str]) -> Iterator[str]:

@@ -77,7 +77,7 @@ def told_release(ref: SubjectRef) -> Sequence[str]:
     try:
         registered = {spec.name: spec.distribution for spec in registered_backends()}
         found = release(ref.load(), registered)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         found = Release(ref.name, why=f"looking for it raised {type(error).__name__}: {error}")
     return found.distribution, found.version, found.why
 

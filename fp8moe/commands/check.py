@@ -144,7 +144,8 @@ def print_report(report: Report) -> None:
     """The verdicts, a table of check against scheme, what was covered, and each failure with one command."""
     out = tables.console()
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    out.print(f"{report.backend} at level {report.level} on {report.target}, {report.device}", soft_wrap=True)
+    backend = report.origin or report.backend  # as it was named
+    out.print(f"{backend} at level {report.level} on {report.target}, {report.device}", soft_wrap=True)
     out.print(f"{versions}; seed {report.seed}; {report.seconds:.0f} s", soft_wrap=True)
     out.print(_matrix(report.checks))
     out.print(

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from fp8moe.commands.question import BadInput, Question
-from fp8moe.commands.tables import FORMAT, console, platform_json, table
+from fp8moe.commands.tables import FORMAT, broken_json, console, platform_json, print_broken, table
 from fp8moe.counted import counted
 from fp8moe.measured import InvalidMeasuredTable, MeasuredSelection, MeasuredTable, explain_measured
 from fp8moe.measured.here import device_name_here
@@ -82,6 +82,7 @@ def selection_json(selection: Selection, question: Question, name: str, platform
             }
             for verdict in selection.verdicts
         ],
+        "plug_ins_that_do_not_load": broken_json(),
         **({"measured": measured_json(selection)} if isinstance(selection, MeasuredSelection) else {}),
     }
 
@@ -148,6 +149,7 @@ def print_selection(selection: Selection, question: Question, name: str, platfor
     out.print(verdicts)
     if isinstance(selection, MeasuredSelection):
         _print_times(selection)
+    print_broken(out)
     choice = "an error" if selection.backend is None else selection.backend.value
     out.print(Text(f"choice: {choice}, by rule {selection.rule}: {RULES[selection.rule]}", style="bold"))
     path = _class_path(selection.experts_cls)
@@ -210,3 +212,4 @@ def print_all_platforms(answers: dict[str, tuple[Platform, Selection]], question
         why = RULES[selection.rule] if error is None else str(error).splitlines()[0]
         rows.add_row(name, platform.architecture, choice, selection.rule, Text(why))
     out.print(rows)
+    print_broken(out)

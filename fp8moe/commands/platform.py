@@ -10,7 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from fp8moe.backends.libraries import LibraryBackend
-from fp8moe.commands.tables import FORMAT, console, platform_json, table, yes_or_no
+from fp8moe.commands.tables import (
+    FORMAT,
+    broken_json,
+    console,
+    platform_json,
+    print_broken,
+    table,
+    yes_or_no,
+)
 from fp8moe.detection import Detection
 from fp8moe.envs import Env, MalformedVariable
 from fp8moe.libraries import KINDS
@@ -55,6 +63,7 @@ def detection_json(detection: Detection, backends: list[dict[str, Any]]) -> dict
         "platform": platform_json(detection.platform),
         "libraries": [{**asdict(probe), "install": probe.install} for probe in detection.libraries],
         "backends": backends,
+        "plug_ins_that_do_not_load": broken_json(),
     }
 
 
@@ -98,6 +107,7 @@ def print_detection(detection: Detection, backends: list[dict[str, Any]]) -> Non
         )
         states.add_row(row["backend"], rule, Text(row["lacks"]), row["adapter"])
     out.print(states)
+    print_broken(out)
     for row in backends:
         for what, place in row.get("variants", {}).items():
             out.print(f"{row['backend']} with {what}: fp8moe check {place}", soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fp8moe.platforms import Platform
+from fp8moe.registry import broken_plug_ins
 
 FORMAT = 1
 """Version of the JSON; a key is added without a new one, and taken away or changed only with one."""
@@ -34,6 +35,20 @@ def table(title: str, *columns: str) -> Table:
 
 def yes_or_no(answer: bool, yes: str, no: str) -> Text:
     return Text(yes, style="green") if answer else Text(no, style="yellow")
+
+
+def broken_json() -> list[dict[str, str]]:
+    """Installed packages' backends that are left out, and why."""
+    return [
+        {"entry_point": each.name, "backend": each.backend, "distribution": each.distribution, "error": each.error}
+        for each in broken_plug_ins()
+    ]
+
+
+def print_broken(out: Console) -> None:
+    """The same in lines, where there are any."""
+    for each in broken_plug_ins():
+        out.print(Text(f"plug-in that does not load, left out: {each.error}", style="yellow"), soft_wrap=True)
 
 
 def platform_json(platform: Platform) -> dict[str, Any]:

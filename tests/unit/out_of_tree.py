@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import fp8moe.plug_ins
 from fp8moe import registry
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
@@ -59,8 +60,7 @@ def emptied(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_registered", [])
     plug_ins(monkeypatch)
     yield
-    registry._entry_point_backends.cache_clear()
-    default_backends.cache_clear()
+    forget()
 
 
 def plug_ins(monkeypatch: pytest.MonkeyPatch, *found: EntryPoint) -> None:
@@ -70,8 +70,14 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch, *found: EntryPoint) -> None:
         return found if group == registry.ENTRY_POINT_GROUP else ()
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
+    forget()
+
+
+def forget() -> None:
+    """As in a fresh process, but for what was registered by a call."""
     registry._entry_point_backends.cache_clear()
-    default_backends.cache_clear()
+    registry._forget_order()
+    fp8moe.plug_ins._told.clear()
 
 
 def plug_in(name: str, target: object, distribution: str | None = "acme-kernels") -> EntryPoint:

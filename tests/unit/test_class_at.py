@@ -17,6 +17,7 @@ from conformance.planned import BadRequest
 from conformance.results import Status
 from conformance.zoo import TORCH
 from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.commands.check import print_report
 from fp8moe.registry import BackendContractError
 from tests.unit.command_line import no_variables, python, run  # noqa: F401 (a fixture)
 
@@ -43,6 +44,7 @@ def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "experts.py").write_text(PACKAGE)
     (folder / "lacking.py").write_text("import acme_library\n")
     (folder / "broken.py").write_text("raise RuntimeError('no driver')\n")
+    (folder / "aborts.py").write_text("raise KeyboardInterrupt('no license')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     shutdown()
@@ -88,6 +90,30 @@ def test_what_is_there_is_found() -> None:
     assert class_at("conformance.zoo:TORCH.expert0_scale") is TORCH.expert0_scale
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", ": the name is empty; expected a backend's name, or module:Class"),
+        (" ", " : the name is empty; expected a backend's name, or module:Class"),
+        ("acme_kernels.experts", "acme_kernels.experts: module:Class needs a colon, such as acme_kernels.experts:Cl"),
+        ("acme_kernels.Experts", "acme_kernels.Experts: module:Class needs a colon, such as acme_kernels:Experts"),
+        ("acme_kernel.Experts", "acme_kernel.Experts: no backend has this name; expected one of AITER, "),
+        ("..Experts", "..Experts: no backend has this name; did you mean TorchExperts?"),
+        ("TRITN", "TRITN: no backend has this name; did you mean TRITON?"),
+    ],
+)
+def test_a_name_that_nothing_has(acme: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str) -> None:
+    with pytest.raises(UnknownBackend) as raised:
+        load_subject(text)
+    assert str(raised.value).startswith(told)
+    monkeypatch.setattr("conformance.plan.plug_ins_installed", lambda: False)  # nobody has to be asked
+    monkeypatch.setattr("conformance.certification.Worker", None)
+    with pytest.raises(BadRequest) as refused:
+        check_backend(text, device="cpu")
+    assert (refused.value.argument, refused.value.value) == ("backend", text)
+    assert refused.value.told.startswith(told.removeprefix(f"{text}: "))
+
+
 def test_of_many_classes_some_are_told() -> None:
     with pytest.raises(
         UnknownBackend, match=r"has no expert9_scale; did you mean expert0_scale.*\? there: .* and \d+ "
@@ -120,12 +146,15 @@ def test_a_mistyped_class_is_a_usage_error(acme: Path, command: str) -> None:
         ("experts:AcmeFastExperts", "its constructor raised RuntimeError: no kernels for this device"),
         ("broken:AcmeExperts", "loading it, or asking what it takes, raised RuntimeError: no driver"),
         ("lacking:AcmeExperts", "raised ModuleNotFoundError: No module named 'acme_library'"),
+        ("aborts:AcmeExperts", "loading it, or asking what it takes, raised KeyboardInterrupt: no license"),
     ],
 )
-def test_a_class_that_raises_has_failed(acme: Path, name: str, told: str) -> None:
+def test_a_class_that_raises_has_failed(acme: Path, name: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = check_backend(f"acme_kernels.{name}", device="cpu", stop_at_first=True)
     assert found.verdict == "failed"
     assert any(told in check.reason for check in found.checks if check.status is Status.FAILED)
+    print_report(found)
+    assert capsys.readouterr().out.startswith(f"acme_kernels.{name} at level smoke on cpu, ")
 
 
 def test_a_class_that_is_given_and_is_none_is_refused() -> None:

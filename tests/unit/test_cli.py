@@ -72,7 +72,7 @@ def test_platform_as_table() -> None:
 
 def test_platform_as_json() -> None:
     answer = json.loads(run("platform", "--json").stdout)
-    assert set(answer) == {"format", "device", "platform", "libraries", "backends"}
+    assert set(answer) == {"format", "device", "platform", "libraries", "backends", "plug_ins_that_do_not_load"}
     assert [row["name"] for row in answer["libraries"]] == list(LIBRARIES)
     assert all(row["install"] for row in answer["libraries"])
     assert [row["backend"] for row in answer["backends"]][: len(SEED_NAMES)] == SEED_NAMES
@@ -179,6 +179,7 @@ def test_explain_json_keys_are_stable() -> None:
         "experts_cls",
         "error",
         "verdicts",
+        "plug_ins_that_do_not_load",
     ]
     assert answer["format"] == 1
     assert answer["platform"] == {

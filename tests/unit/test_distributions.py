@@ -47,6 +47,7 @@ def test_of_an_installed_package(origin: str, editable: bool, tmp_path: Path, mo
     found = distribution_of(origin)
     assert found is not None
     assert (found["name"], found["version"], len(found["record_sha256"])) == ("acme-moe", "2.1", 64)
+    assert found.get("editable", False) is editable
     assert brought_by({"distribution": found}) == "acme-moe 2.1"
     assert "acme_moe" not in sys.modules
 
@@ -66,6 +67,21 @@ def test_of_our_own_and_of_none() -> None:
         assert brought_by({"distribution": distribution_of(origin)}) == f"fp8moe {__version__}"
     assert distribution_of("no_such_package:Experts") is None
     assert brought_by({"distribution": None}) == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "noted"),
+    [
+        ({"name": "toy", "version": "1", "editable": True}, True),
+        ({"name": "toy", "version": "1"}, False),
+        ({"name": "toy", "version": "1", "editable": "no"}, False),
+        ({"name": "fp8moe", "version": "1", "editable": True}, False),
+    ],
+)
+def test_verify_notes_an_editable_install(own: dict[str, Any], noted: bool, tmp_path: Path) -> None:
+    forged(written(tmp_path / "certificate"), lambda evidence: evidence.update(distribution=own))
+    found = verify(tmp_path / "certificate", editions=lambda _name: SMALL)
+    assert any(note.startswith("the backend came from an editable install: ") for note in found.notes) is noted
 
 
 @pytest.mark.parametrize(

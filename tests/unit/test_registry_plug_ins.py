@@ -1,17 +1,22 @@
 """The registry: backends that join by an entry point."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+import fp8moe
 from fp8moe.platforms import PLATFORMS
+from fp8moe.plug_ins import STRICT, BrokenPlugInWarning
 from fp8moe.registry import (
     BackendContractError,
     BackendSpec,
     Fp8MoeBackend,
     Position,
     backend_named,
+    broken_plug_ins,
     default_backends,
     register_backend,
     registered_backends,
@@ -73,6 +78,7 @@ def test_entry_points_may_stand_beside_each_other_whatever_their_names(monkeypat
     ("target", "wrong"),
     [
         (ImportError("libacme.so: no such file"), "'ACME' of acme-kernels .*loading it raised ImportError: libacme.so"),
+        (pytest.skip.Exception("no GPU"), "'ACME' of acme-kernels .*loading it raised Skipped: no GPU"),
         (SystemExit(1), "'ACME' of acme-kernels .*loading it raised SystemExit"),
         (lambda: 1 / 0, "'ACME' of acme-kernels .*loading it raised ZeroDivisionError"),
         (object(), "'ACME' of acme-kernels .*expected a BackendSpec"),
@@ -86,19 +92,82 @@ def test_entry_points_may_stand_beside_each_other_whatever_their_names(monkeypat
 def test_a_broken_plug_in_is_named_with_its_distribution(
     monkeypatch: pytest.MonkeyPatch, target: object, wrong: str
 ) -> None:
-    plug_ins(monkeypatch, plug_in("ACME", target))
+    plug_ins(monkeypatch, plug_in("ACME", target), plug_in("GOOD", BackendSpec("GOOD", Acme, Position(after="XPU"))))
+    with pytest.warns(BrokenPlugInWarning, match=wrong) as told:
+        assert order() == [*SEED_NAMES, "GOOD"]
+    assert len(told) == 1
+    assert "left out of the order" in str(told[0].message)
+    assert "uninstall acme-kernels; FP8MOE_STRICT_PLUG_INS=1 makes this an error" in str(told[0].message)
+    (broken,) = broken_plug_ins()
+    assert (broken.name, broken.distribution) == ("ACME", "acme-kernels")
+    assert re.search(wrong, broken.error)
+    assert [spec.name for spec in registered_backends()] == ["GOOD"]
     with pytest.raises(BackendContractError, match=wrong):
-        default_backends()
-    plug_ins(monkeypatch)  # taken off the machine
-    assert order() == SEED_NAMES
+        backend_named("ACME")
+    with warnings.catch_warnings():  # told once, whatever comes later
+        warnings.simplefilter("error")
+        register_backend("LATER", Acme)
+        assert order() == [*SEED_NAMES, "GOOD"]
+
+
+def test_a_broken_plug_in_is_an_error_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", OSError("gone")), plug_in("GOOD", Acme))
+    monkeypatch.setenv(STRICT, "1")
+    for _ in range(2):
+        with pytest.raises(BackendContractError, match=r"'ACME' of acme-kernels .*OSError: gone"):
+            default_backends()
+    assert backend_named("GOOD").experts_cls is Acme  # no name stands for another backend
+    monkeypatch.setenv(STRICT, "0")
+    with pytest.warns(BrokenPlugInWarning):
+        assert order() == SEED_NAMES
+
+
+def test_the_warning_is_shown_by_default() -> None:
+    assert issubclass(fp8moe.BrokenPlugInWarning, UserWarning)  # others are hidden, Python's own filters say
+    assert fp8moe.BrokenPlugInWarning is BrokenPlugInWarning
+
+
+def test_a_plug_in_that_takes_a_name_of_the_eleven_leaves_that_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("TRITON", Acme))
+    assert backend_named("TRITON") in seed_backends()
+    assert "'TRITON' of acme-kernels: the name is taken" in broken_plug_ins()[0].error
+
+
+def test_no_plug_in_is_imported_for_one_of_the_eleven(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", KeyboardInterrupt()))
+    assert [backend_named(name) for name in SEED_NAMES] == list(seed_backends())
+    with pytest.raises(KeyboardInterrupt):  # somebody's Ctrl-C while a module is imported
+        backend_named("ACME")
+
+
+def test_a_plug_in_beside_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = BackendSpec("B", Acme, Position(after="A"))
+    plug_ins(monkeypatch, plug_in("A", OSError("gone")), plug_in("B", beside, "b-kernels"))
+    with pytest.warns(BrokenPlugInWarning) as told:
+        assert order() == SEED_NAMES
+    assert [each.name for each in broken_plug_ins()] == ["A", "B"]
+    assert "'B' of b-kernels: position is beside 'A'" in str(told[1].message)
 
 
 def test_two_plug_ins_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_ins(monkeypatch, plug_in("ACME", Acme, "acme-kernels"), plug_in("acme", BatchedAcme, "other-kernels"))
-    with pytest.raises(BackendContractError) as caught:
+    with pytest.warns(BrokenPlugInWarning, match="'acme' of other-kernels: the name is taken by .* of acme-kernels"):
         default_backends()
-    assert "acme-kernels" in str(caught.value)
-    assert "other-kernels" in str(caught.value)
+    assert backend_named("ACME").distribution == "acme-kernels"
+    with pytest.raises(BackendContractError, match="other-kernels"):
+        backend_named("acme")
+
+
+def test_of_two_plug_ins_with_equal_names_the_first_by_distribution_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_ins(monkeypatch, plug_in("ACME", Acme, "b-kernels"), plug_in("ACME", BatchedAcme, "a-kernels"))
+    assert backend_named("ACME").distribution == "a-kernels"
+    assert [each.distribution for each in broken_plug_ins()] == ["b-kernels"]
+
+
+def test_entry_points_of_one_name_with_specs_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = BackendSpec("A", Acme), BackendSpec("B", BatchedAcme)
+    plug_ins(monkeypatch, plug_in("ACME", a, "a-kernels"), plug_in("ACME", b, "b-kernels"))
+    assert [spec.name for spec in registered_backends()] == ["A", "B"]
 
 
 def test_a_call_cannot_take_a_plug_ins_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,14 +177,19 @@ def test_a_call_cannot_take_a_plug_ins_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_plug_in_without_a_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_ins(monkeypatch, plug_in("ACME", OSError("gone"), None))
-    with pytest.raises(BackendContractError, match="'ACME' of an unknown distribution"):
+    with pytest.warns(BrokenPlugInWarning, match="'ACME' of an unknown distribution"):
         default_backends()
 
 
 def test_a_broken_plug_in_does_not_stop_a_question_with_candidates_given(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_ins(monkeypatch, plug_in("ACME", OSError("gone")))
-    given: dict[str, Any] = {"platform": PLATFORMS["h100"], "env": {}, "backends": seed_backends()}
-    assert select_fp8_moe_backend(LAYER, *BLOCK, **given)[0] is Fp8MoeBackend.FLASHINFER_CUTLASS
+    given: dict[str, Any] = {"platform": PLATFORMS["h100"], "env": {}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen = select_fp8_moe_backend(LAYER, *BLOCK, **given, backends=seed_backends())[0]
+    assert chosen is Fp8MoeBackend.FLASHINFER_CUTLASS
+    with pytest.warns(BrokenPlugInWarning, match="OSError: gone"):
+        assert select_fp8_moe_backend(LAYER, *BLOCK, **given)[0] is chosen
 
 
 def test_the_selector_names_a_predicate_that_raises() -> None:

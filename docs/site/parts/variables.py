@@ -19,6 +19,7 @@ from fp8moe.envs import (
     MalformedVariable,
 )
 from fp8moe.libraries import VLLM_OPS
+from fp8moe.plug_ins import STRICT
 from parts.markdown import code, prose, table
 
 TEXTS = ("", "0", "1", "2", "true", "TRUE", " 1 ", "yes", "off", *FLASHINFER_CHOICES)
@@ -38,6 +39,8 @@ OTHERS = {
     "VLLM_MOE_DP_CHUNK_SIZE": "a positive integer: the default of `FusedMoEConfig.max_num_tokens`; unset: 256",
     VLLM_OPS: "a folder with vLLM's compiled operators, for a machine without vLLM: of `fp8moe platform` and the "
     "backends VLLM_CUTLASS, BATCHED_VLLM_CUTLASS and MARLIN",
+    STRICT: "neither empty nor 0: where an installed package's backend does not load, selection raises, in place of "
+    "a warning and a choice without it",
     "TRITON_INTERPRET": "1: our Triton kernels run in Triton's interpreter; the suite sets it itself on a machine "
     "without a GPU",
     NO_JIT: "FlashInfer's own: where it is set FLASHINFER_CUTLASS takes only modules that were built ahead of time",
