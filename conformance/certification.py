@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from conformance.axes import Space
+from conformance.backend_code import code_of, difference
 from conformance.checks import EQUIVALENCE
 from conformance.contain import Cancelled, DeviceLost, Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
@@ -25,6 +26,7 @@ from conformance.plan import default_workers
 from conformance.planned import (
     Backend,
     BadRequest,
+    OtherCode,
     Plan,
     device_name,
     fingerprint_of,
@@ -153,6 +155,7 @@ class _Run:
                 plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
             except WorkerEnded as ended:
                 plan = no_plan(self.ref, str(ended))
+            self.code = code_of(first, self.ref, plan.module)
             self.in_force = InForce.of(self.waivers, first, self.ref, plan, self.device)
             self._take_over(plan)
             others = [opened.enter_context(self._worker()) for _ in range(self.workers - 1)]
@@ -207,6 +210,9 @@ class _Run:
         before = self.resume
         if before is None:
             return
+        differs = difference(before.code, self.code)
+        if differs:
+            raise OtherCode(differs)
         asked = {"backend": plan.name, "origin": self.ref.origin, "level": self.level, "seed": self.seed}
         asked |= {"target": self.device, "device": plan.device, "shard": self._shard}
         for name, value in asked.items():
@@ -347,6 +353,7 @@ class _Run:
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             waivers=tuple(waiver.told() for waiver in self.in_force.waivers),
             shard=self._shard,
+            code=self.code,
         )
 
     def _not_run(self, plan: Plan) -> Iterator[CheckResult]:

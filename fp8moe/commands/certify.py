@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,15 @@ from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
 from conformance.waivers.release import release_here
 from fp8moe.commands import tables
-from fp8moe.commands.check import STYLES, checked, print_report, status_of, tell_hanging, write_report
+from fp8moe.commands.check import (
+    STYLES,
+    NotGoneOnWith,
+    checked,
+    print_report,
+    status_of,
+    tell_hanging,
+    write_report,
+)
 from fp8moe.commands.files import NotWritten, check_folders
 from fp8moe.commands.interrupts import held
 from fp8moe.commands.question import BadInput
@@ -81,10 +91,17 @@ def certify(
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
     before = of_shards(shards) if shards else kept if kept.exists() else None
-    asked = (backend, which.level, device, which.seed, budget, kept, before, seconds, waivers, piece)
+    asked = (backend, which.level, device, which.seed, budget, kept)
     unwritten = None
     with held() as interrupted:
-        report = checked(*asked, interrupted)
+        try:
+            report = checked(*asked, before, seconds, waivers, piece, interrupted)
+        except NotGoneOnWith as error:
+            if isinstance(before, Report):
+                raise
+            aside = f"does not go on with {kept}, which is moved to {_moved_aside(kept)}"
+            told.print(f"{aside}: {error.told}. Starts afresh", markup=False, soft_wrap=True)
+            report = checked(*asked, None, seconds, waivers, piece, interrupted)
         if report.target not in DEVICES:
             raise BadInput(f"--device {report.target}: {OF_A_RUN}")
         try:
@@ -200,6 +217,23 @@ def partial(out: Path) -> Path:
 def piece_of(out: Path, shard: Shard) -> Path:
     """Where the report of a shard is kept."""
     return out.with_name(f"{out.name}.shard-{shard.number}-of-{shard.count}.json.gz")
+
+
+def _moved_aside(kept: Path) -> Path:
+    """Where a run is moved to that is not gone on with; what was moved aside before stays.
+
+    Raises:
+        BadInput: it cannot be moved.
+    """
+    names = (f"{kept.name}.old{number or ''}" for number in count())
+    free = next(path for path in map(kept.with_name, names) if not os.path.lexists(path))
+    try:
+        kept.rename(free)
+    except OSError as error:
+        raise BadInput(
+            f"{kept}: it is of other code, and cannot be moved aside ({error.strerror}): remove it"
+        ) from None
+    return free
 
 
 def is_whole(report: Report) -> bool:

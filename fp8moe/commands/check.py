@@ -21,7 +21,7 @@ from conformance.hangs import IT_HANGS
 from conformance.left import cases_left
 from conformance.levels import LEVELS
 from conformance.matrix import BY_BITS
-from conformance.planned import BadRequest
+from conformance.planned import BadRequest, OtherCode
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.report_junit import of_report
 from conformance.results import CheckResult, Status
@@ -40,6 +40,14 @@ from fp8moe.counted import counted
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
 STYLES = {PASSED: "green", FAILED: "bold red", INCOMPLETE: "yellow"}
+
+
+class NotGoneOnWith(BadInput):
+    """A report to go on with is of other code of the backend than is here; `told` says what differs."""
+
+    def __init__(self, given: str, error: OtherCode) -> None:
+        super().__init__(f"{given}{str(error).removeprefix('resume')}")
+        self.told = error.told
 
 
 def checked(
@@ -62,6 +70,7 @@ def checked(
         interrupted: as `check_backend` takes it.
 
     Raises:
+        NotGoneOnWith: `resume` is of other code of the backend.
         BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed, a file of
             waivers that breaks the rules.
     """
@@ -91,6 +100,8 @@ def checked(
                 waivers=known,
                 interrupted=interrupted,
             )
+        except OtherCode as error:
+            raise NotGoneOnWith("--shards" if isinstance(resume, Report) else f"--resume {resume}", error) from None
         except BadRequest as error:
             raise as_typed(error) from None
     return found
