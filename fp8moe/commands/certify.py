@@ -24,6 +24,7 @@ from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, veri
 from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.editions import DEVICES, Edition, UnknownEdition, edition, names
 from conformance.gate.shown.words import clipped, visible
+from conformance.planned import device_name
 from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
 from conformance.waivers.release import release_here
@@ -91,7 +92,10 @@ def certify(
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
     before = of_shards(shards) if shards else kept if kept.exists() else None
-    asked = (backend, which.level, device, which.seed, budget, kept)
+    target = device_name(device)
+    if target not in DEVICES:
+        raise BadInput(f"--device {target}: {OF_A_RUN}")
+    asked = (backend, which.level, target, which.seed, budget, kept)
     unwritten = None
     with held() as interrupted:
         try:
@@ -102,8 +106,6 @@ def certify(
             aside = f"does not go on with {kept}, which is moved to {_moved_aside(kept)}"
             told.print(f"{aside}: {error.told}. Starts afresh", markup=False, soft_wrap=True)
             report = checked(*asked, None, seconds, waivers, piece, interrupted)
-        if report.target not in DEVICES:
-            raise BadInput(f"--device {report.target}: {OF_A_RUN}")
         try:
             write_report(kept, report)
         except NotWritten as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -31,7 +32,7 @@ from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
 from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.failures import print_failures
-from fp8moe.commands.files import NotWritten, check_folders, write_whole
+from fp8moe.commands.files import NotWritten, check_folders, write_meanwhile, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
@@ -66,7 +67,7 @@ def checked(
     """Runs the checks, and tells on standard error how far it has come.
 
     Args:
-        report: that it is to go into, which is only asked about.
+        report: that it is to go into; meanwhile, the run so far goes there.
         interrupted: as `check_backend` takes it.
 
     Raises:
@@ -99,6 +100,7 @@ def checked(
                 shard=shard,
                 waivers=known,
                 interrupted=interrupted,
+                keep=None if report is None else partial(keep_so_far, report),
             )
         except OtherCode as error:
             raise NotGoneOnWith("--shards" if isinstance(resume, Report) else f"--resume {resume}", error) from None
@@ -113,6 +115,11 @@ def write_report(path: Path, report: Report) -> None:
         NotWritten: it cannot be written there.
     """
     write_whole(path, kept_text.content_of(path, report.to_json()))
+
+
+def keep_so_far(path: Path, report: Report) -> None:
+    """Of a run that has not ended; that it cannot be written is told at its end."""
+    write_meanwhile(path, kept_text.content_of(path, report.to_json()))
 
 
 def write_junit(path: Path, report: Report) -> None:
