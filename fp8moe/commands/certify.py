@@ -148,7 +148,7 @@ def edition_for(name: str | None, device: str | None, out: Path, key: Path | Non
     if device is not None and device not in DEVICES:
         raise BadInput(f"--device {device}: {OF_A_RUN}")
     if out.exists():
-        raise BadInput(f"--out {out}: is there already; name a folder that is not")
+        raise BadInput(f"--out {out}: is there already; remove it, or give another --out")
     if key is not None:
         try:
             private_key(key)
@@ -244,10 +244,10 @@ def is_whole(report: Report) -> bool:
 
 
 def status_of_certify(report: Report) -> int:
-    """As of `check`, where there is a certificate; of a shard: 0 where it was run to its end and nothing failed."""
+    """As of `check`; of a shard: 0 where it was run to its end and nothing failed."""
     if report.shard:
         return 1 if report.failures else 2 if left_over(report) else 0
-    return status_of(report) if is_whole(report) else 2
+    return status_of(report)
 
 
 def _shard(text: str) -> Shard:

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance import kept_text
-from conformance.axes import AXES
+from conformance.axes import AXES, Space
+from conformance.cases import Case
 from conformance.certification import check_backend
-from conformance.checks import CHECKS
+from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.contain import Limits, SuiteError
 from conformance.hangs import IT_HANGS
 from conformance.left import cases_left
@@ -32,7 +33,7 @@ from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
 from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.failures import print_failures
-from fp8moe.commands.files import NotWritten, check_folders, write_meanwhile, write_whole
+from fp8moe.commands.files import NotWritten, check_folders, kept_elsewhere, write_meanwhile, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
@@ -153,6 +154,20 @@ def tell_hanging(report: Report, again: str) -> None:
             tables.console(stderr=True).print(told, markup=False, soft_wrap=True)
 
 
+def tell_interrupted(found: Report, report: Path | None) -> None:
+    """How to go on with a run that a signal ended; where none asked for a report, it is kept all the same.
+
+    Args:
+        report: where it is.
+    """
+    if not left_over(found):
+        return
+    again = "interrupted: " if report is not None else "interrupted, without --report: "
+    kept = report or kept_elsewhere("report.json", found.to_json().encode())
+    again += f"--resume {kept} goes on with it" if kept else "nothing is kept, since no place took it"
+    tables.console(stderr=True).print(again, markup=False, soft_wrap=True)
+
+
 def told_error(error: SuiteError) -> int:
     print(f"{error}\nfp8moe check: an error of the suite itself, no verdict on the backend", file=sys.stderr)
     return SUITE_ERROR
@@ -168,8 +183,11 @@ def print_report(report: Report) -> None:
     out.print(
         "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
     )
-    for line in report.coverage:
-        out.print(f"covered: {line} of {len(AXES)} axes")
+    if report.coverage and not _is_begun(report):
+        out.print("covered: nothing so far, since none of the cases that are for it has passed")
+    else:
+        for line in report.coverage:
+            out.print(f"covered: {line} of {len(AXES)} axes")
     if report.coverage:
         out.print(
             f"excluded: {counted(len(report.excluded), 'pair')} of values that no case has, each with its reason in "
@@ -193,6 +211,16 @@ def print_report(report: Report) -> None:
     told, verdict = _shard_told(report) if report.shard else _verdict_told(report)
     style = STYLES[INCOMPLETE if report.waived and verdict == PASSED else verdict]
     out.print(Text(told, style=style), soft_wrap=True)
+
+
+def _is_begun(report: Report) -> bool:
+    """Whether a case has passed that counts for what is covered, which those pinned by name do not."""
+    space = Space(report.takes, fnuz=report.fnuz)
+    return any(
+        space.row(Case.parse(check.case)) is not None
+        for check in report.checks
+        if check.check == EQUIVALENCE and check.case and check.status is Status.PASSED
+    )
 
 
 def _verdict_told(report: Report) -> tuple[str, str]:

@@ -78,7 +78,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 raise
             path.write_bytes(data)
     except OSError as error:
-        kept = _kept_elsewhere(path.name, data)
+        kept = kept_elsewhere(path.name, data)
         where = f"it is kept as {kept}: move it from there" if kept else "no other place took it either"
         raise NotWritten(f"{path}: could not be written ({error.strerror or error}); {where}", kept) from error
 
@@ -116,7 +116,8 @@ def _beside(path: Path) -> Path:
     return real.with_name(f"{real.name}.{os.getpid()}")
 
 
-def _kept_elsewhere(name: str, data: bytes) -> Path | None:
+def kept_elsewhere(name: str, data: bytes) -> Path | None:
+    """A new file, in the folder for temporary ones if that takes it; None where no place does."""
     for folder in (tempfile.gettempdir, Path.cwd, Path.home):
         try:
             descriptor, made = tempfile.mkstemp(prefix="fp8moe-", suffix=f"-{name}", dir=folder())
