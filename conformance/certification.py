@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from conformance.axes import Space
+from conformance.backend_code import code_of, difference
 from conformance.checks import EQUIVALENCE
 from conformance.contain import Cancelled, DeviceLost, Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
@@ -25,6 +26,7 @@ from conformance.plan import default_workers
 from conformance.planned import (
     Backend,
     BadRequest,
+    OtherCode,
     Plan,
     device_name,
     fingerprint_of,
@@ -38,6 +40,7 @@ from conformance.remaining import Remaining
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from conformance.shards import FAILED_BEFORE, Shard, cost
+from conformance.so_far import UNENDED, Keep, SoFar
 from conformance.versions import versions
 from conformance.waivers import WaiverError, Waivers, read_waivers
 from conformance.waivers.in_force import InForce
@@ -65,6 +68,7 @@ def check_backend(
     waivers: Waivers | str | Path | None = None,
     shard: Shard | None = None,
     interrupted: threading.Event | None = None,
+    keep: Keep | None = None,
 ) -> Report:
     """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result; one
     that hangs wherever it is called is given up on, as `conformance.hangs` says. Ctrl-C ends it with what was run.
@@ -88,6 +92,7 @@ def check_backend(
             `resume` takes.
         interrupted: once it is set, by a signal's handler say, the run ends as by Ctrl-C; unlike that, it does not cut
             short what makes the report.
+        keep: called with the report so far now and then, as `conformance.so_far` says; `resume` takes it.
 
     Raises:
         BadRequest: (a ValueError) an unknown level, device or backend, a report to resume of another run, or a file of
@@ -106,7 +111,7 @@ def check_backend(
             raise BadRequest(f"waivers: {error}") from None
     given = (level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress, waivers, shard)
     try:
-        return _Run(backend, *given, interrupted or threading.Event()).run()
+        return _Run(backend, *given, interrupted or threading.Event(), keep).run()
     except Cancelled:
         raise KeyboardInterrupt from None
 
@@ -128,6 +133,7 @@ class _Run:
         waivers: Waivers,
         shard: Shard | None,
         interrupted: threading.Event,
+        keep: Keep | None,
     ) -> None:
         self.ref = reference_here(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
@@ -144,6 +150,7 @@ class _Run:
         self.hangs = Hangs(self.workers)
         self.stopped = ""
         self.interrupted = interrupted
+        self.so_far = SoFar(keep)
         self.lock = threading.Lock()
 
     def run(self) -> Report:
@@ -153,12 +160,14 @@ class _Run:
                 plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
             except WorkerEnded as ended:
                 plan = no_plan(self.ref, str(ended))
+            self.code = code_of(first, self.ref, plan.module)
             self.in_force = InForce.of(self.waivers, first, self.ref, plan, self.device)
             self._take_over(plan)
             others = [opened.enter_context(self._worker()) for _ in range(self.workers - 1)]
             settled = list(plan.settled)
             try:
                 self._go_through(plan, [first, *others])
+                self.so_far.offer(len(self.results), lambda: self._report_so_far(plan), every=0.0)
                 settled += [*self._fingerprint(plan, first), *self._pooled(plan), *self._waived(first)]
                 self._shrink(first)
             except (KeyboardInterrupt, Cancelled):
@@ -207,6 +216,9 @@ class _Run:
         before = self.resume
         if before is None:
             return
+        differs = difference(before.code, self.code)
+        if differs:
+            raise OtherCode(differs)
         asked = {"backend": plan.name, "origin": self.ref.origin, "level": self.level, "seed": self.seed}
         asked |= {"target": self.device, "device": plan.device, "shard": self._shard}
         for name, value in asked.items():
@@ -253,6 +265,7 @@ class _Run:
                     result = replace(result, seconds=round(time.monotonic() - begun, 3))
                     with self.lock:
                         self._take(item, result, len(mine), remaining)
+                        self.so_far.offer(len(self.results), lambda: self._report_so_far(plan))
                 except DeviceLost as error:
                     self._stop(str(error))
                     return
@@ -319,7 +332,11 @@ class _Run:
                 found = failure
             self.results[key] = self.shrunk[key] = found
 
-    def _report(self, plan: Plan, settled: Sequence[CheckResult]) -> Report:
+    def _report_so_far(self, plan: Plan) -> Report:
+        untaken = CheckResult("computes", FINGERPRINT, Status.NOT_RUN, plan.name, reason=f"{UNENDED}: not taken")
+        return self._report(plan, [*plan.settled, untaken], covered=False)
+
+    def _report(self, plan: Plan, settled: Sequence[CheckResult], covered: bool = True) -> Report:
         before = self.resume
         space = Space(plan.takes, fnuz=plan.fnuz)
         judged = [
@@ -337,7 +354,9 @@ class _Run:
             device=plan.device,
             versions=versions(),
             checks=(*settled, *self.results.values(), *self._not_run(plan), NOT_TIMED),
-            coverage=tuple(str(coverage) for coverage in coverage_of(self.level, space, judged)) if plan.takes else (),
+            coverage=tuple(str(coverage) for coverage in coverage_of(self.level, space, judged))
+            if covered and plan.takes
+            else (),
             excluded=excluded(space) if plan.takes else (),
             seconds=time.monotonic() - self.started + (0.0 if before is None else before.seconds),
             planned=len(plan.items),
@@ -347,6 +366,7 @@ class _Run:
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             waivers=tuple(waiver.told() for waiver in self.in_force.waivers),
             shard=self._shard,
+            code=self.code,
         )
 
     def _not_run(self, plan: Plan) -> Iterator[CheckResult]:
@@ -358,7 +378,7 @@ class _Run:
             if item.key not in self.results
         )
         for (check, scheme, part, of_shard), count in left.items():
-            why = FAILED_BEFORE if (check, scheme) in self.failed else self.stopped
+            why = FAILED_BEFORE if (check, scheme) in self.failed else self.stopped or UNENDED
             if self.shard is not None and not of_shard:
                 why = self.shard.excuse
             reason = left_reason(why, count, part)

@@ -45,6 +45,18 @@ class BadRequest(ValueError):
         return error
 
 
+class OtherCode(BadRequest):
+    """A report to go on with is of other code of the backend than is here.
+
+    Attributes:
+        told: what differs.
+    """
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"resume: a report of other code than is here: {told}; run it from the start")
+        self.told = told
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a worker says of a backend before any case: all of it plain data.
@@ -56,6 +68,7 @@ class Plan:
         items: what the level goes through.
         takes: activations by scheme, of those that run.
         fnuz: whether weights may be e4m3fnuz.
+        module: of the backend's class; "" where it could not be loaded.
     """
 
     name: str
@@ -64,6 +77,7 @@ class Plan:
     items: Sequence[Item]
     takes: Mapping[str, Sequence[str]]
     fnuz: bool
+    module: str = ""
 
     @classmethod
     def of(
@@ -96,8 +110,10 @@ def told_plan(
         target = replace(target, platform=platform)
     settled: list[CheckResult] = []
     cells: Sequence[Cell] = ()
+    module = ""
     try:
         subject = ref.load()
+        module = str(subject.experts_cls.__module__)
         settled = predicate_results(subject) if selects else []
         if all(result.status is not Status.FAILED for result in settled):
             cells = plan([subject], target)
@@ -122,6 +138,7 @@ def told_plan(
         "items": [(item.check, str(item.case), item.part) for item in items],
         "takes": {cell.scheme: cell.activations for cell in running},
         "fnuz": bool(running) and True in space_of(running, target).values[-1],
+        "module": module,
     }
 
 

@@ -22,7 +22,7 @@ BEYOND = "is beyond the declared"
 VERDICTS = ("selects", "computes", "performs")
 DERIVED = ("format", "verdict", "verdicts")
 """What the file of a report tells on top of its fields, for whoever does not want to derive it."""
-LATER = ("date", "takes", "fnuz", "shard", "waivers")
+LATER = ("date", "takes", "fnuz", "shard", "waivers", "code")
 """Fields that older reports lack."""
 
 
@@ -69,6 +69,8 @@ class Report:
     """Which piece of the level was run, "K/N"; "" where it was the whole."""
     waivers: Sequence[Mapping[str, str]] = ()
     """Those that were in force, each with the fields of its file."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Which code the backend had, by `conformance.backend_code`; empty in older reports, and where it is in no file."""
 
     @property
     def verdict(self) -> str:

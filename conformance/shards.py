@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from conformance.backend_code import difference
 from conformance.cases import Case
 from conformance.levels import Item
 from conformance.report import Report
@@ -103,6 +104,10 @@ def of_one_run(reports: Sequence[Report]) -> None:
             if getattr(report, name) != getattr(first, name):
                 told = f"{name}={str(getattr(report, name))[:200]!r}, and shard {first.shard} has"
                 raise InvalidShard(f"shard {report.shard}: {told} {str(getattr(first, name))[:200]!r}")
+        differs = difference(report.code, first.code)
+        if differs:
+            beside = "" if report is first else f" beside shard {first.shard}"
+            raise InvalidShard(f"shard {report.shard}: other code of the backend{beside}: {differs}; run it again")
 
 
 def gathered(reports: Sequence[Report]) -> Report:

@@ -22,7 +22,7 @@ __all__ = ["SURROUNDINGS", "Certificate", "Malformed", "read_certificate"]
 
 MOST_PACKED, MOST_STATEMENT, MOST_TIMES = 5 << 20, 1 << 20, 1 << 20
 MOST_STRANGERS = 10
-MAY_LACK = ("waivers", "shard")
+MAY_LACK = ("waivers", "shard", "code")
 """Of a report in earlier certificates."""
 MAYBE = (dict, type(None))
 SURROUNDINGS = {"device": dict, "versions": dict, "suite": dict, "distribution": MAYBE, "release": MAYBE}

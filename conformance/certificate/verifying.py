@@ -17,6 +17,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from conformance.axes import Space
+from conformance.backend_code import is_own
 from conformance.bounds import pooled
 from conformance.certificate.consistent import of_digests, of_result, of_the_whole
 from conformance.certificate.reading import Certificate, Malformed, read_certificate
@@ -34,7 +35,7 @@ from conformance.report import Report
 from conformance.results import Status
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.kept import contradictions
-from conformance.waivers.release import OWN
+from conformance.waivers.release import OWN, Release
 from fp8moe import __version__
 from fp8moe.config import ACTIVATIONS
 from fp8moe.counted import counted
@@ -250,10 +251,26 @@ def _surroundings(certificate: Certificate, notes: list[str]) -> Iterator[str]:
     known = {str((own or {}).get("name")): (own or {}).get("version"), OWN: suite.get("version")}
     if told.get("release") is not None and known.get(release.distribution, release.version) != release.version:
         yield f"release: {str(release)[:200]}: elsewhere {release.distribution} is {known[release.distribution]!r:.80}"
+    yield from _code(report, str(suite.get("sha256")), release)
     if own is None:
         notes.append("the backend came from no installed distribution: what ran cannot be named")
     elif own.get("editable") is True and own.get("name") != OWN:  # of our own source the certificate has a digest
         notes.append("the backend came from an editable install: its source may differ from the release")
+
+
+def _code(report: Report, suite: str, release: Release) -> Iterator[str]:
+    """What speaks against the code that the report is of; older ones do not tell it."""
+    code = report.code
+    if not code:
+        return
+    expected = {"suite": suite, "distribution": release.distribution, "version": release.version}
+    if is_own(code.get("package", "")):
+        expected["sha256"] = suite
+    elif not SHA256.fullmatch(code.get("sha256", "")):
+        yield f"report.code.sha256={code.get('sha256', '')[:80]!r}: no SHA-256"
+    for name, value in expected.items():
+        if code.get(name) != value:
+            yield f"report.code.{name}={str(code.get(name))[:80]!r}: elsewhere it is {value[:80]!r}"
 
 
 def _times(certificate: Certificate, notes: list[str]) -> Iterator[str]:

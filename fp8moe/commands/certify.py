@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,20 @@ from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, veri
 from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.editions import DEVICES, Edition, UnknownEdition, edition, names
 from conformance.gate.shown.words import clipped, visible
+from conformance.planned import device_name
 from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
 from conformance.waivers.release import release_here
 from fp8moe.commands import tables
-from fp8moe.commands.check import STYLES, checked, print_report, status_of, tell_hanging, write_report
+from fp8moe.commands.check import (
+    STYLES,
+    NotGoneOnWith,
+    checked,
+    print_report,
+    status_of,
+    tell_hanging,
+    write_report,
+)
 from fp8moe.commands.files import NotWritten, check_folders
 from fp8moe.commands.interrupts import held
 from fp8moe.commands.question import BadInput
@@ -81,12 +92,20 @@ def certify(
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
     before = of_shards(shards) if shards else kept if kept.exists() else None
-    asked = (backend, which.level, device, which.seed, budget, kept, before, seconds, waivers, piece)
+    target = device_name(device)
+    if target not in DEVICES:
+        raise BadInput(f"--device {target}: {OF_A_RUN}")
+    asked = (backend, which.level, target, which.seed, budget, kept)
     unwritten = None
     with held() as interrupted:
-        report = checked(*asked, interrupted)
-        if report.target not in DEVICES:
-            raise BadInput(f"--device {report.target}: {OF_A_RUN}")
+        try:
+            report = checked(*asked, before, seconds, waivers, piece, interrupted)
+        except NotGoneOnWith as error:
+            if isinstance(before, Report):
+                raise
+            aside = f"does not go on with {kept}, which is moved to {_moved_aside(kept)}"
+            told.print(f"{aside}: {error.told}. Starts afresh", markup=False, soft_wrap=True)
+            report = checked(*asked, None, seconds, waivers, piece, interrupted)
         try:
             write_report(kept, report)
         except NotWritten as error:
@@ -129,7 +148,7 @@ def edition_for(name: str | None, device: str | None, out: Path, key: Path | Non
     if device is not None and device not in DEVICES:
         raise BadInput(f"--device {device}: {OF_A_RUN}")
     if out.exists():
-        raise BadInput(f"--out {out}: is there already; name a folder that is not")
+        raise BadInput(f"--out {out}: is there already; remove it, or give another --out")
     if key is not None:
         try:
             private_key(key)
@@ -202,16 +221,33 @@ def piece_of(out: Path, shard: Shard) -> Path:
     return out.with_name(f"{out.name}.shard-{shard.number}-of-{shard.count}.json.gz")
 
 
+def _moved_aside(kept: Path) -> Path:
+    """Where a run is moved to that is not gone on with; what was moved aside before stays.
+
+    Raises:
+        BadInput: it cannot be moved.
+    """
+    names = (f"{kept.name}.old{number or ''}" for number in count())
+    free = next(path for path in map(kept.with_name, names) if not os.path.lexists(path))
+    try:
+        kept.rename(free)
+    except OSError as error:
+        raise BadInput(
+            f"{kept}: it is of other code, and cannot be moved aside ({error.strerror}): remove it"
+        ) from None
+    return free
+
+
 def is_whole(report: Report) -> bool:
     """Whether a certificate can be made of a run: one that failed, too, has to have come to its end."""
     return report.verdict != INCOMPLETE and all(check.case for check in left_over(report))
 
 
 def status_of_certify(report: Report) -> int:
-    """As of `check`, where there is a certificate; of a shard: 0 where it was run to its end and nothing failed."""
+    """As of `check`; of a shard: 0 where it was run to its end and nothing failed."""
     if report.shard:
         return 1 if report.failures else 2 if left_over(report) else 0
-    return status_of(report) if is_whole(report) else 2
+    return status_of(report)
 
 
 def _shard(text: str) -> Shard:

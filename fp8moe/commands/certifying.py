@@ -63,9 +63,9 @@ def certify_command(
 ) -> None:
     """Run an edition of the suite on a backend, and write a certificate that others can verify.
 
-    Exit status 0: it passed; 1: it failed, which the certificate says; 2: there is none yet, since not everything was
-    run; 70: an error of the suite itself; 74: it could not be written, and it is told where the run is; 143: SIGTERM
-    ended it, and what was run is kept.
+    Exit status 0: it passed; 1: it failed, which the certificate says, if it was run to its end; 2: there is none yet,
+    since not everything was run; 70: an error of the suite itself; 74: it could not be written, and it is told where
+    the run is; 143: SIGTERM ended it, and what was run is kept.
     """
     with told(), interruptible():
         from conformance.contain import SuiteError

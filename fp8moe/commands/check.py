@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -13,15 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance import kept_text
-from conformance.axes import AXES
+from conformance.axes import AXES, Space
+from conformance.cases import Case
 from conformance.certification import check_backend
-from conformance.checks import CHECKS
+from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.contain import Limits, SuiteError
 from conformance.hangs import IT_HANGS
 from conformance.left import cases_left
 from conformance.levels import LEVELS
 from conformance.matrix import BY_BITS
-from conformance.planned import BadRequest
+from conformance.planned import BadRequest, OtherCode
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.report_junit import of_report
 from conformance.results import CheckResult, Status
@@ -31,7 +33,7 @@ from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
 from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.failures import print_failures
-from fp8moe.commands.files import NotWritten, check_folders, write_whole
+from fp8moe.commands.files import NotWritten, check_folders, kept_elsewhere, write_meanwhile, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
@@ -40,6 +42,14 @@ from fp8moe.counted import counted
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
 STYLES = {PASSED: "green", FAILED: "bold red", INCOMPLETE: "yellow"}
+
+
+class NotGoneOnWith(BadInput):
+    """A report to go on with is of other code of the backend than is here; `told` says what differs."""
+
+    def __init__(self, given: str, error: OtherCode) -> None:
+        super().__init__(f"{given}{str(error).removeprefix('resume')}")
+        self.told = error.told
 
 
 def checked(
@@ -58,10 +68,11 @@ def checked(
     """Runs the checks, and tells on standard error how far it has come.
 
     Args:
-        report: that it is to go into, which is only asked about.
+        report: that it is to go into; meanwhile, the run so far goes there.
         interrupted: as `check_backend` takes it.
 
     Raises:
+        NotGoneOnWith: `resume` is of other code of the backend.
         BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed, a file of
             waivers that breaks the rules.
     """
@@ -90,7 +101,10 @@ def checked(
                 shard=shard,
                 waivers=known,
                 interrupted=interrupted,
+                keep=None if report is None else partial(keep_so_far, report),
             )
+        except OtherCode as error:
+            raise NotGoneOnWith("--shards" if isinstance(resume, Report) else f"--resume {resume}", error) from None
         except BadRequest as error:
             raise as_typed(error) from None
     return found
@@ -102,6 +116,11 @@ def write_report(path: Path, report: Report) -> None:
         NotWritten: it cannot be written there.
     """
     write_whole(path, kept_text.content_of(path, report.to_json()))
+
+
+def keep_so_far(path: Path, report: Report) -> None:
+    """Of a run that has not ended; that it cannot be written is told at its end."""
+    write_meanwhile(path, kept_text.content_of(path, report.to_json()))
 
 
 def write_junit(path: Path, report: Report) -> None:
@@ -135,6 +154,20 @@ def tell_hanging(report: Report, again: str) -> None:
             tables.console(stderr=True).print(told, markup=False, soft_wrap=True)
 
 
+def tell_interrupted(found: Report, report: Path | None) -> None:
+    """How to go on with a run that a signal ended; where none asked for a report, it is kept all the same.
+
+    Args:
+        report: where it is.
+    """
+    if not left_over(found):
+        return
+    again = "interrupted: " if report is not None else "interrupted, without --report: "
+    kept = report or kept_elsewhere("report.json", found.to_json().encode())
+    again += f"--resume {kept} goes on with it" if kept else "nothing is kept, since no place took it"
+    tables.console(stderr=True).print(again, markup=False, soft_wrap=True)
+
+
 def told_error(error: SuiteError) -> int:
     print(f"{error}\nfp8moe check: an error of the suite itself, no verdict on the backend", file=sys.stderr)
     return SUITE_ERROR
@@ -151,8 +184,11 @@ def print_report(report: Report) -> None:
     out.print(
         "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
     )
-    for line in report.coverage:
-        out.print(f"covered: {line} of {len(AXES)} axes")
+    if report.coverage and not _is_begun(report):
+        out.print("covered: nothing so far, since none of the cases that are for it has passed")
+    else:
+        for line in report.coverage:
+            out.print(f"covered: {line} of {len(AXES)} axes")
     if report.coverage:
         out.print(
             f"excluded: {counted(len(report.excluded), 'pair')} of values that no case has, each with its reason in "
@@ -176,6 +212,16 @@ def print_report(report: Report) -> None:
     told, verdict = _shard_told(report) if report.shard else _verdict_told(report)
     style = STYLES[INCOMPLETE if report.waived and verdict == PASSED else verdict]
     out.print(Text(told, style=style), soft_wrap=True)
+
+
+def _is_begun(report: Report) -> bool:
+    """Whether a case has passed that counts for what is covered, which those pinned by name do not."""
+    space = Space(report.takes, fnuz=report.fnuz)
+    return any(
+        space.row(Case.parse(check.case)) is not None
+        for check in report.checks
+        if check.check == EQUIVALENCE and check.case and check.status is Status.PASSED
+    )
 
 
 def _verdict_told(report: Report) -> tuple[str, str]:

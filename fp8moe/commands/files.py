@@ -7,7 +7,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fp8moe.commands.question import BadInput
@@ -78,9 +78,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 raise
             path.write_bytes(data)
     except OSError as error:
-        kept = _kept_elsewhere(path.name, data)
+        kept = kept_elsewhere(path.name, data)
         where = f"it is kept as {kept}: move it from there" if kept else "no other place took it either"
         raise NotWritten(f"{path}: could not be written ({error.strerror or error}); {where}", kept) from error
+
+
+def write_meanwhile(path: Path, content: str | bytes) -> None:
+    """As `write_whole`, of what will be written again: where that would not be there as a whole, nothing is done."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    if not _is_written_through(path):
+        with suppress(OSError), beside(path) as made:
+            made.write_bytes(data)
 
 
 @contextmanager
@@ -108,7 +116,8 @@ def _beside(path: Path) -> Path:
     return real.with_name(f"{real.name}.{os.getpid()}")
 
 
-def _kept_elsewhere(name: str, data: bytes) -> Path | None:
+def kept_elsewhere(name: str, data: bytes) -> Path | None:
+    """A new file, in the folder for temporary ones if that takes it; None where no place does."""
     for folder in (tempfile.gettempdir, Path.cwd, Path.home):
         try:
             descriptor, made = tempfile.mkstemp(prefix="fp8moe-", suffix=f"-{name}", dir=folder())

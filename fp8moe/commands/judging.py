@@ -53,7 +53,15 @@ def check_command(
     """
     with told(), interruptible(), held() as interrupted:
         from conformance.contain import SuiteError
-        from fp8moe.commands.check import all_written, checked, print_report, status_of, tell_hanging, told_error
+        from fp8moe.commands.check import (
+            all_written,
+            checked,
+            print_report,
+            status_of,
+            tell_hanging,
+            tell_interrupted,
+            told_error,
+        )
         from fp8moe.commands.files import check_folders
 
         if junit is not None:
@@ -67,6 +75,8 @@ def check_command(
         print_report(found)
         kept = "--report FILE keeps a run for --resume" if report is None else f"--resume {report} goes on with it"
         tell_hanging(found, f"give it a greater --seconds; {kept}")
+        if interrupted.is_set() and whole:
+            tell_interrupted(found, report)
         raise typer.Exit(status_of(found) if whole else EXIT_NOT_WRITTEN)
 
 

@@ -36,11 +36,11 @@ class Slow(BlockAlone):
 """
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(folder: Path, *arguments: str, first: str = "") -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT), str(folder)])
     (folder / "slow_vendor.py").write_text(BACKEND)
     return subprocess.Popen(
-        [sys.executable, "-m", "fp8moe", *arguments],
+        [sys.executable, "-c", f"{first}\nfrom fp8moe.cli import main\nmain()", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
@@ -114,6 +114,43 @@ def test_a_certificate_is_gone_on_with(tmp_path: Path) -> None:
     assert "the same command goes on with it" in err
     assert (tmp_path / "certificate.partial.json.gz").exists()
     assert not (tmp_path / "certificate").exists()
+
+
+AT_ONCE = "import conformance.so_far\nconformance.so_far.EVERY = 0.0"
+"""Else a run is kept every half a minute."""
+
+
+def test_one_that_is_killed_is_gone_on_with(tmp_path: Path) -> None:
+    """As by the kernel where memory is short: nothing of the process can see to it any more."""
+    report = tmp_path / "report.json"
+    run = started(tmp_path, *CHECK, first=AT_ONCE)
+    until((tmp_path / "stuck").exists)
+    run.kill()
+    run.communicate(timeout=SOON)
+    told = json.loads(report.read_text())
+    assert told["verdict"] == "incomplete"
+    before = {check["case"] for check in told["checks"] if check["status"] == "passed" and check.get("case")}
+    assert before
+    assert any("it has not come to its end: " in check.get("reason", "") for check in told["checks"])
+
+    (tmp_path / "calls").unlink()
+    again = started(tmp_path, *CHECK, "--resume", "report.json", "--budget", "0")
+    again.communicate(timeout=300)
+    told = json.loads(report.read_text())
+    assert {check["case"] for check in told["checks"] if check["status"] == "passed" and check.get("case")} == before
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_certificate_whose_run_is_killed_is_gone_on_with(tmp_path: Path) -> None:
+    run = started(tmp_path, *CERTIFY, first=AT_ONCE)
+    until((tmp_path / "stuck").exists)
+    run.kill()
+    run.communicate(timeout=SOON)
+    again = started(tmp_path, *CERTIFY, "--budget", "0")
+    out, err = again.communicate(timeout=300)
+    assert "goes on with certificate.partial.json.gz" in err
+    assert "cases by check and scheme" in out
+    assert again.returncode == 2
 
 
 def test_before_there_is_anything_to_keep(tmp_path: Path) -> None:

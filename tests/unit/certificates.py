@@ -110,6 +110,13 @@ def invented(failing: int = 0) -> Report:
         planned=len(items),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         takes=TAKES,
+        code={
+            "package": "toy",
+            "sha256": "0" * 64,
+            "suite": suite_digest(),
+            "distribution": "toy",
+            "version": "1",
+        },
     )
 
 

@@ -93,6 +93,27 @@ def failures(evidence: dict[str, Any]) -> list[dict[str, Any]]:
     return [check for check in cases_of(evidence) if check["status"] == "failed"]
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"suite": "1" * 64}, "report.code.suite='1111"),
+        ({"version": "2"}, "report.code.version='2': elsewhere it is '1'"),
+        ({"distribution": "acme"}, "report.code.distribution='acme': elsewhere it is 'toy'"),
+        ({"sha256": "x"}, "report.code.sha256='x': no SHA-256"),
+        ({"package": "fp8moe"}, "report.code.sha256='0000"),
+    ],
+)
+def test_code_that_is_not_what_the_surroundings_tell(change: dict[str, str], told: str, folder: Path) -> None:
+    forged(folder, lambda evidence: evidence["report"]["code"].update(change))
+    (finding,) = verdict_on(folder).findings
+    assert finding.startswith(told)
+
+
+def test_one_from_before_code_was_recorded_holds(folder: Path) -> None:
+    forged(folder, lambda evidence: evidence["report"].pop("code"))
+    assert verdict_on(folder).findings == []
+
+
 def test_the_statement_alone_changed(tmp_path: Path) -> None:
     folder = written(tmp_path / "certificate", invented(failing=1))
     envelope = json.loads((folder / STATEMENT_FILE).read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,7 +26,9 @@ def test_two_that_come_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(failure, case=SMALLEST)
 
     monkeypatch.setattr("conformance.certification.smallest", smallest)
-    run = _Run("TorchExperts", "smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None)
+    run = _Run(
+        "TorchExperts", "smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None, Event(), None
+    )
     run.in_force = cast(Any, SimpleNamespace(covering=lambda _check, _case: None))
     cases = ("v1:M=17", "v1:M=33")
     run.results = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import typer
 
 from conformance.certification import check_backend
 from conformance.report import Report
-from conformance.results import CheckResult
+from conformance.results import CheckResult, Status
 from fp8moe.commands import interrupts
+from fp8moe.commands.check import tell_interrupted
 from fp8moe.commands.interrupts import held, interruptible
 from tests.unit.certificates import BlockAlone, invented
 from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
@@ -40,9 +42,38 @@ def test_the_report_is_whole(tmp_path: Path) -> None:
     assert Report.from_json(path.read_text()).verdict == "passed"
 
 
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_how_to_go_on_is_told(is_asked_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no report was asked for, too: hours may be in it."""
+    left = CheckResult("computes", "computes.relation.chunks (relations)", Status.NOT_RUN, "TOY", "block")
+    report = invented()
+    report = replace(report, checks=[*report.checks, replace(left, reason="it was interrupted")])
+
+    def ended(*_arguments: object, **_options: object) -> Report:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return report
+
+    monkeypatch.setattr("fp8moe.commands.check.check_backend", ended)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    asked = ("--report", str(tmp_path / "asked.json")) if is_asked_for else ()
+    told = run("check", "TOY", *asked, status=143).stderr.splitlines()[-1]
+    (kept,) = tmp_path.iterdir()
+    assert told == f"interrupted{'' if is_asked_for else ', without --report'}: --resume {kept} goes on with it"
+    assert Report.from_json(kept.read_text()) == Report.from_json(report.to_json())
+
+
+def test_that_nothing_is_kept_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("fp8moe.commands.check.kept_elsewhere", lambda *_: None)
+    left = CheckResult("computes", "computes.relation.chunks (relations)", Status.NOT_RUN, "TOY", "block")
+    tell_interrupted(replace(invented(), checks=[left]), None)
+    assert capsys.readouterr().err == "interrupted, without --report: nothing is kept, since no place took it\n"
+    tell_interrupted(invented(), None)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.usefixtures("late")
 def test_a_certificate_is_left_to_the_next_call(tmp_path: Path) -> None:
-    done = run("certify", "TOY", "--out", str(tmp_path / "certificate"), status=143)
+    done = run("certify", "TOY", "--device", "cpu", "--out", str(tmp_path / "certificate"), status=143)
     assert done.stderr.splitlines()[-1] == "fp8moe: interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["certificate.partial.json.gz"]
 

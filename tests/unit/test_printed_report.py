@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from conformance.axes import Space
+from conformance.cases import Case
 from conformance.hangs import IT_HANGS
 from conformance.left import cases_left, left_reason
 from conformance.report import Report
@@ -28,6 +30,20 @@ def test_a_failure_tells_the_case_that_it_was_found_as(capsys: pytest.CaptureFix
 def test_one_that_is_as_it_was_found_tells_none(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(invented(failing=1))
     assert "found as" not in capsys.readouterr().out
+
+
+def test_what_is_covered_before_any_case_that_is_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """As 0.00% it would read as if what has run had told nothing."""
+    report = replace(invented(), coverage=("9% of 99 pairs of values",))
+    print_report(report)
+    assert "covered: 9% of 99 pairs of values of " in capsys.readouterr().out
+    space = Space(report.takes, fnuz=report.fnuz)
+    pinned = [check for check in report.checks if check.case and space.row(Case.parse(check.case)) is None]
+    assert pinned
+    print_report(replace(report, checks=pinned))
+    told = capsys.readouterr().out
+    assert "covered: nothing so far, since none of the cases that are for it has passed" in told
+    assert "pairs of values of " not in told
 
 
 def failing(reasons: Sequence[str], status: Status = Status.FAILED) -> Report:
