@@ -136,6 +136,17 @@ def told_unknown(ref: SubjectRef) -> str:
     return ""
 
 
+def unknown_backend(ref: SubjectRef) -> tuple[str, str] | None:
+    """In a worker: what `UnknownBackend` says of it; None where there is one, whatever its own code does."""
+    try:
+        ref.load()
+    except UnknownBackend as error:
+        return error.value, error.told
+    except (Exception, SystemExit):
+        return None
+    return None
+
+
 def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
     """The result of `computes.fingerprint`; that the worker did not come to its end is the backend's failure. Each
     layer that is probed has as long as a case, the first as long as a first one."""
