@@ -20,7 +20,7 @@ from conformance.contain import Limits, SuiteError
 from conformance.hangs import IT_HANGS
 from conformance.left import cases_left
 from conformance.levels import LEVELS
-from conformance.matrix import BY_BITS
+from conformance.matrix import BY_BITS, BY_BOUND, EQUIVALENCE
 from conformance.planned import BadRequest
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.report_junit import of_report
@@ -150,6 +150,12 @@ def print_report(report: Report) -> None:
     out.print(
         "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
     )
+    for why, count in Counter(
+        check.judged_by.removeprefix(BY_BOUND)
+        for check in report.checks
+        if check.check == EQUIVALENCE and check.judged_by.startswith(BY_BOUND)
+    ).items():
+        out.print(Text(f"judged by the bound: {counted(count, 'case')}: {why}"), soft_wrap=True)
     for line in report.coverage:
         out.print(f"covered: {line} of {len(AXES)} axes")
     if report.coverage:
