@@ -28,6 +28,7 @@ from conformance.planned import (
     BadRequest,
     OtherCode,
     Plan,
+    confirmed,
     device_name,
     fingerprint_of,
     no_plan,
@@ -327,6 +328,8 @@ class _Run:
                 continue
             left = max(until - time.monotonic(), 0.0)
             found = smallest(worker, self.ref, failure, left, self.in_force.covering)
+            if found.case != failure.case or time.monotonic() < until:
+                found = confirmed(worker, self.ref, found, failure)
             others = {(other.check, other.case) for of, other in self.results.items() if of != key}
             if (found.check, found.case) in others:  # two failures that come to one could not be told apart
                 found = failure

@@ -68,7 +68,7 @@ def tried(
         chosen.run(trial)
     except Ended as ended:
         status, reason, trial.judgement = ended.status, str(ended), ended.judgement or trial.judgement
-        trial.mismatch = ended.mismatch
+        trial.mismatch, trial.raised = ended.mismatch, ended.__cause__
     if status is Status.FAILED:
         forget()  # whatever went wrong may have left its marks in tensors that others would get
     judgement = trial.judgement

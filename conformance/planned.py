@@ -25,6 +25,7 @@ from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 
 PLAN_SECONDS = 30.0
 """For the suite's own part of a plan, on top of what a backend has for its first job; it has taken 2 s on two cores."""
+ONLY_AFTER_OTHERS = "it fails only after other calls of its process: the case passes in a fresh one"
 Backend = Fp8MoeBackend | str | type[FusedMoEPermuteExpertsUnpermute]
 
 
@@ -153,6 +154,17 @@ def told_unknown(ref: SubjectRef) -> str:
     return ""
 
 
+def unknown_backend(ref: SubjectRef) -> tuple[str, str] | None:
+    """In a worker: what `UnknownBackend` says of it; None where there is one, whatever its own code does."""
+    try:
+        ref.load()
+    except UnknownBackend as error:
+        return error.value, error.told
+    except (Exception, SystemExit):
+        return None
+    return None
+
+
 def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
     """The result of `computes.fingerprint`; that the worker did not come to its end is the backend's failure. Each
     layer that is probed has as long as a case, the first as long as a first one."""
@@ -197,6 +209,24 @@ def smallest(
     with suppress(DeviceLost, SuiteError):  # what was found stands, as large as it is
         shrink(Case.parse(failure.case), fails, keep=("scheme", "activation"), seconds=seconds)
     return last
+
+
+def confirmed(worker: Worker, ref: SubjectRef, found: CheckResult, failure: CheckResult) -> CheckResult:
+    """`found`, the small one, if a fresh process fails on it too, as whoever reproduces it will have one; else
+    `failure`, which it was made from, and that says where a fresh process passes."""
+
+    def fresh(result: CheckResult) -> Status:
+        worker.restart()
+        return worker.run(Job(result.check, result.case, ref)).status
+
+    with suppress(DeviceLost, SuiteError):
+        if found.case != failure.case:
+            if fresh(found) is Status.FAILED:
+                return found
+            found = failure
+        if fresh(failure) is Status.PASSED:
+            return replace(failure, reason=f"{failure.reason}; {ONLY_AFTER_OTHERS}")
+    return found
 
 
 def no_plan(ref: SubjectRef, why: str) -> Plan:

@@ -172,7 +172,9 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     compiled = sum(compiles(item) for item in items)
     mode = config.getoption("--fp8moe-compile")
     also = [f"compiled for devices that need not be here: {compiled} (--fp8moe-compile={mode})"] if compiled else []
-    return [*_begin(config), *also]
+    header = _begin(config)
+    session_of(config).computes = any(in_suite(item) and item.get_closest_marker("computes") for item in items)
+    return [*header, *also]
 
 
 def compiles(item: pytest.Item) -> bool:
@@ -223,8 +225,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Under pytest-xdist the controller collects nothing itself, so it goes by the arguments."""
+    """A wrong option is told once, before each module would tell it. Under pytest-xdist the controller collects nothing
+    itself, so it goes by the arguments."""
     config = session.config
+    if _asks_for_suite(config):
+        session_of(config)
     controls_workers = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
     if controls_workers and _asks_for_suite(config):
         terminal = config.pluginmanager.get_plugin("terminalreporter")

@@ -67,6 +67,8 @@ class Session:
         self._workers: dict[str, Worker] = {}
         self.started = time.monotonic()
         self.ledger = Ledger()
+        self.computes = True
+        """Whether a check of what a backend computes was selected, as far as is known."""
         self.convicted: set[str] = set()
         """Ids of cells that failed in this process: what comes after is not run on them."""
 
@@ -171,15 +173,8 @@ class Session:
             scope = next((result.scope for result in checked if result.scope), "nothing")
             terminal.write_line(f"selects: {held} of {len(checked)} checks hold; the invariants over {scope}")
             terminal.write_line("")
-        terminal.write_line(render(matrix(self.cells, self.ledger), width, colour))
-        terminal.write_line(LEGEND)
-        for status in (Status.NOT_SUPPORTED, Status.NOT_RUN):
-            for line in reasons(self.cells, status):
-                terminal.write_line(f"{status.value.replace('_', ' ')}: {line}")
-        for line in judged_by_the_bound(self.cells, self.ledger):
-            terminal.write_line(f"judged by the bound: {line}")
-        for line in self._left_out():
-            terminal.write_line(f"not run: {line}")
+        if self.computes:
+            self._write_matrix(terminal, width, colour)
         self._write_compiled(terminal, width, colour)
         self._write_performs(terminal, width, colour)
         self._write_emulated(terminal, width, colour)
@@ -193,6 +188,18 @@ class Session:
         if self.report:
             Path(self.report).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
             terminal.write_line(f"report: {self.report}")
+
+    def _write_matrix(self, terminal: Any, width: int, colour: bool) -> None:
+        """What each backend came to on each scheme, and why not where it came to nothing."""
+        terminal.write_line(render(matrix(self.cells, self.ledger), width, colour))
+        terminal.write_line(LEGEND)
+        for status in (Status.NOT_SUPPORTED, Status.NOT_RUN):
+            for line in reasons(self.cells, status):
+                terminal.write_line(f"{status.value.replace('_', ' ')}: {line}")
+        for line in judged_by_the_bound(self.cells, self.ledger):
+            terminal.write_line(f"judged by the bound: {line}")
+        for line in self._left_out():
+            terminal.write_line(f"not run: {line}")
 
     def _write_compiled(self, terminal: Any, width: int, colour: bool) -> None:
         """What was compiled for devices that are not here: evidence of its own class, so in a table of its own."""

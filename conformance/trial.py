@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +17,7 @@ from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.mismatches import in_bits, told_judgement, worst_of
 from conformance.oracles import tensors_of, trace_of
 from conformance.plan import SIMULATED_PLATFORM, Subject, Target, is_triton
+from conformance.raised import told
 from conformance.result_form import form_of_result
 from conformance.results import Evidence, Mismatch, Status
 from conformance.untouched import Watch
@@ -67,6 +66,7 @@ class Trial:
         judgement: the last one by the bound.
         digest: of the first output.
         mismatch: where it convicts, if that can be told.
+        raised: what the backend raised, where that convicts.
         kept: on the CPU, outputs on the case's own tensors, where they are asked for.
         compared: the calls that were compared last, where they are asked for.
     """
@@ -86,6 +86,7 @@ class Trial:
         self.judged_by = ""
         self.judgement: Judgement | None = None
         self.mismatch: Mismatch | None = None
+        self.raised: BaseException | None = None
         self.digest = ""
         self.kept: list[Tensor] | None = None
         self.compared = LastCompared()
@@ -387,14 +388,3 @@ def beyond_limits(contract: Contract, case: Case) -> str:
         if limit is not None and value > limit:
             return f"{name}={value} is beyond the declared max_{name}={limit}"
     return ""
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line, with where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    try:
-        text = str(error)
-    except BaseException as another:
-        text = f"(its text raised {type(another).__name__})"
-    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"

@@ -26,8 +26,8 @@ from conformance.contain.jobs import Job, SubjectRef
 from conformance.contain.settings import Settings
 from conformance.not_here import NoDevice
 from conformance.plan import Subject, Target, is_triton, resolve_target
+from conformance.raised import told
 from conformance.results import CheckResult, Evidence, Status
-from conformance.trial import told
 from fp8moe.registry import BackendUnavailable
 
 CHANNEL_LOST = 113

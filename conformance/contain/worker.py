@@ -58,6 +58,8 @@ class Worker:
         self._numbers = itertools.count(1)
         self._served = 0
         self._restarts = 0
+        self.ended = False
+        """Whether the last job ended its process, or had to be ended with it."""
         self._answered: set[str] = set()
         """Backends that have answered in the process at hand."""
         self._slow: set[str] = set()
@@ -97,6 +99,7 @@ class Worker:
             Cancelled: before there was a verdict.
         """
         case = Case.parse(job.case)
+        self.ended = False
         for attempt in range(1, ATTEMPTS + 1):
             last = attempt == ATTEMPTS
             handle = self._ready()
@@ -117,6 +120,7 @@ class Worker:
                     self._slow.add(job.subject.name)
                 if ended.outside and not last:
                     continue
+                self.ended = True
                 return self._failed(job, case, ended.reason, evidence, {HUNG: seconds} if ended.hung else {})
             except BaseException:  # Ctrl-C among them: a job without a reader is none
                 self.close()

@@ -16,12 +16,12 @@ from conformance.cases import Case
 from conformance.oracles import forget, tensors_of
 from conformance.performs import Floor, Work, floor_of, work_of
 from conformance.plan import load_subject
+from conformance.raised import told
 from conformance.rates import Rates, rates_of
 from conformance.timing.graphs import Unrolled
 from conformance.timing.memory import Memory, high_water
 from conformance.timing.shared import Given, on_memory_of
 from conformance.timing.yardsticks import COMPUTE, LAUNCH, MEMORY
-from conformance.trial import told
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.registry import BackendUnavailable
 

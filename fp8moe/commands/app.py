@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +17,9 @@ EXIT_BAD_INPUT = 64
 """As sysexits.h has it, so that it cannot be taken for an answer."""
 EXIT_NOT_WRITTEN = 74
 """As sysexits.h has it: what was asked for was done, and a file that it was to go into could not be written."""
+EXIT_NO_READER = 128 + signal.SIGPIPE
+"""As a shell has it of a program that its reader has left, such as `head`."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     name="fp8moe",
@@ -28,7 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Bad input ends the command with one line on standard error."""
+    """Bad input ends the command with one line on standard error; so does standard output that takes no more."""
     try:
         from fp8moe.commands.files import NotWritten
         from fp8moe.commands.question import BadInput
@@ -36,12 +43,42 @@ def told() -> Iterator[None]:
     except ValueError as error:  # a variable that is read at import holds nonsense
         raise _bad_input(error) from None
     try:
-        yield
+        with _printed():
+            yield
     except (BadInput, BackendContractError) as error:
         raise _bad_input(error) from None
     except NotWritten as error:
         typer.echo(f"fp8moe: {error}", err=True)
         raise typer.Exit(EXIT_NOT_WRITTEN) from None
+
+
+@contextmanager
+def _printed() -> Iterator[None]:
+    """All that is printed is written at the end, so that no status is told of an answer that nobody got."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _print_no_more()
+        raise typer.Exit(EXIT_NO_READER) from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        _print_no_more()
+        typer.echo(
+            f"fp8moe: standard output could not be written ({error.strerror}); the answer is not whole", err=True
+        )
+        raise typer.Exit(EXIT_NOT_WRITTEN) from None
+
+
+def _print_no_more() -> None:
+    """Python writes what it still has when it ends, and would fail again."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _bad_input(error: Exception) -> typer.Exit:

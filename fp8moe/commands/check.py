@@ -22,7 +22,7 @@ from conformance.contain import Limits, SuiteError
 from conformance.hangs import IT_HANGS
 from conformance.left import cases_left
 from conformance.levels import LEVELS
-from conformance.matrix import BY_BITS
+from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.planned import BadRequest, OtherCode
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.report_junit import of_report
@@ -184,6 +184,12 @@ def print_report(report: Report) -> None:
     out.print(
         "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
     )
+    for why, count in Counter(
+        check.judged_by.removeprefix(BY_BOUND)
+        for check in report.checks
+        if check.check == EQUIVALENCE and check.judged_by.startswith(BY_BOUND)
+    ).items():
+        out.print(Text(f"judged by the bound: {counted(count, 'case')}: {why}"), soft_wrap=True)
     if report.coverage and not _is_begun(report):
         out.print("covered: nothing so far, since none of the cases that are for it has passed")
     else:

@@ -91,6 +91,14 @@ def write_meanwhile(path: Path, content: str | bytes) -> None:
             made.write_bytes(data)
 
 
+def why_unread(path: Path, error: Exception) -> str:
+    """Why a file could not be read, or is none of the kind, without its name."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    told = error.strerror if isinstance(error, OSError) else None
+    return (told or str(error)).removeprefix(f"{path}: ")
+
+
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A place in the same folder to write to; it becomes `path` at the end, and nothing is left where that is not

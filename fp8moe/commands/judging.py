@@ -137,17 +137,27 @@ def repro_command(
         typer.Option(metavar="FILE", help="Write all tensors, expected ones and bounds too, as FILE.safetensors."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="The file of --dump, if it is there.")] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=1, help="Before it counts as hanging; default: 240, as a process's first."),
+    ] = None,
+    here: Annotated[
+        bool,
+        typer.Option("--here", help="In this process, for a debugger; what ends the backend ends the command, too."),
+    ] = False,
 ) -> None:
     """Run one case again, and show what differs; of a certificate or a report, a failure that it tells of.
 
-    It imports and runs the backend that the certificate or report names, if that is installed here.
+    It imports and runs the backend that the certificate or report names, if that is installed here; in a process that
+    may die of it, as `fp8moe check` does.
 
     Exit status 0: it passed; 1: it failed; 2: it could not be run, or no failure is there; 70: an error of the suite.
     """
-    with told():
+    with told(), interruptible():
         from fp8moe.commands.repro import Given, reproduced
 
-        raise typer.Exit(reproduced(what, Given(backend, device, check, seed, number, dump, overwrite)))
+        given = Given(backend, device, check, seed, number, dump, overwrite, seconds, here)
+        raise typer.Exit(reproduced(what, given))
 
 
 @app.command("emulate")

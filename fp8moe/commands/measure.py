@@ -25,6 +25,7 @@ from conformance.timing.measured_rates import measured_rates
 from conformance.timing.rows import SOURCE, VERSIONS, ranks, rows_of
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing, contenders, regret, side_by_side
 from fp8moe.commands import tables
+from fp8moe.commands.files import why_unread
 from fp8moe.commands.question import BadInput
 from fp8moe.counted import counted
 from fp8moe.measured import MeasuredTable, policy_regret
@@ -228,7 +229,7 @@ def certificates_of(reports: Sequence[Path]) -> dict[str, Certificate]:
         try:
             name, certificate = Certificate.of_report(_derived(path), _device(), installed_versions(*VERSIONS))
         except (OSError, ValueError) as error:
-            raise BadInput(f"--certificate {path}: {error}") from None
+            raise BadInput(f"--certificate {path}: {why_unread(path, error)}") from None
         found[name] = certificate
     return found
 

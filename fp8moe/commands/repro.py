@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,16 +17,19 @@ from conformance.brief import brief
 from conformance.cases import Case
 from conformance.certificate.tabled import field
 from conformance.checks import EQUIVALENCE
-from conformance.not_here import NoDevice, NotHere
-from conformance.plan import Subject, Target, is_triton, load_subject, resolve_target
+from conformance.contain import DeviceLost, Limits, SubjectRef
+from conformance.contain.jobs import FIRST_SECONDS
+from conformance.not_here import NoDevice, NotHere, UnknownBackend
+from conformance.plan import Target, is_triton, load_subject, resolve_target
 from conformance.recorded import Failure, Recorded, known_check, recorded
-from conformance.repro import Again, dumped, run_again, stages_of, told_mismatch
-from conformance.results import Status
+from conformance.repro import dumped, run_again
+from conformance.repro_contained import Shown, run_contained, shown, write_tensors
+from conformance.results import CheckResult, Status
 from fp8moe.commands import tables
 from fp8moe.commands.files import beside, check_folders
 from fp8moe.commands.question import BadInput
 from fp8moe.counted import counted
-from fp8moe.registry import BackendContractError
+from fp8moe.registry import BackendContractError, seed_backends
 
 DEFAULT_BACKEND = "TRITON"
 LISTED = 20
@@ -50,6 +51,19 @@ class Given:
     number: int | None = None
     dump: Path | None = None
     overwrite: bool = False
+    seconds: float | None = None
+    here: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be run. `from_file`: the backend's name is a file's, not the command's."""
+
+    case: Case
+    origin: str
+    target: Target
+    check: str
+    from_file: bool = False
 
 
 class CannotRun(Exception):
@@ -66,31 +80,63 @@ def reproduced(what: str, given: Given) -> int:
         BadInput: what is no case, report or certificate; an option that is none.
     """
     out = tables.console()
-    save = None if given.dump is None else _saver(given.dump, given.overwrite)
+    if given.here and given.seconds is not None:
+        raise BadInput(f"--seconds {given.seconds:g}: a limit of the worker's; leave it out with --here")
+    if given.dump is not None:
+        _check_dump(given.dump, given.overwrite)
     try:
-        case, subject, target, check = _asked(out, what, given)
-    except CannotRun as error:
+        asked = _asked(out, what, given)
+        result, seen = _run(asked, given)
+    except (CannotRun, DeviceLost) as error:
         print(f"fp8moe repro: {error}", file=sys.stderr)
         return NOT_RUN
-    try:
-        again = run_again(case, subject, target, check, keep=save is not None)
-        print_again(out, again)
-        kept = None if save is None else dumped(again)
+    except (BadInput, BackendContractError):
+        raise
     except Exception:
         traceback.print_exc()
         print("fp8moe repro: an error of the suite itself, no verdict on the backend", file=sys.stderr)
         return SUITE_ERROR
-    if save is not None and kept is not None:
-        save(*kept)
+    print_again(out, asked, result, seen)
+    if given.dump is not None:
         out.print(Text(f"tensors: {given.dump}"), soft_wrap=True)
-        if again.calls:
+        if seen.calls:
             out.print("  NAME is the case's own, and each call's that has no other", markup=False, soft_wrap=True)
-        for name, what in again.calls.items():
+        for name, what in seen.calls.items():
             out.print(Text(f"  {name}.NAME is the {name} call's: {what}"), soft_wrap=True)
-    return STATUSES.get(again.result.status, NOT_RUN)
+    return STATUSES.get(result.status, NOT_RUN)
 
 
-def _asked(out: Console, what: str, given: Given) -> tuple[Case, Subject, Target, str]:
+def _run(asked: Asked, given: Given) -> tuple[CheckResult, Shown]:
+    """In a worker with the limits of `fp8moe check`, or in this process."""
+    if given.dump is None:
+        return _run_to(asked, given, None)
+    try:
+        with beside(given.dump) as made:
+            return _run_to(asked, given, made)
+    except OSError as error:
+        raise BadInput(f"--dump {given.dump}: {error}; nothing is written") from None
+
+
+def _run_to(asked: Asked, given: Given, dump: Path | None) -> tuple[CheckResult, Shown]:
+    try:
+        if not given.here:
+            limits = Limits(first_seconds=FIRST_SECONDS) if given.seconds is None else Limits(seconds=given.seconds)
+            ref = SubjectRef.named(asked.origin)
+            return run_contained(ref, asked.case, asked.target, asked.check, limits, dump)
+        subject = load_subject(asked.origin)
+    except (UnknownBackend, BackendContractError) as error:
+        if asked.from_file:
+            remedy = "install it, or name another with --backend"
+            raise CannotRun(f"its backend is not here ({error}): {remedy}") from None
+        raise (_not_here(error) if isinstance(error, NotHere) else error) from None
+    again = run_again(asked.case, subject, asked.target, asked.check, keep=dump is not None)
+    seen = shown(again)
+    if dump is not None:
+        write_tensors(dump, dumped(again))
+    return again.result, seen
+
+
+def _asked(out: Console, what: str, given: Given) -> Asked:
     if re.match(r"v\d+:", what) and not Path(what).exists():
         if given.number is not None:
             raise BadInput(f"--number {given.number}: it goes with a report or a certificate; leave it out")
@@ -105,7 +151,7 @@ def _asked(out: Console, what: str, given: Given) -> tuple[Case, Subject, Target
     return _of_failure(_chosen(out, found, given.number), found, given)
 
 
-def _of_case(text: str, given: Given) -> tuple[Case, Subject, Target, str]:
+def _of_case(text: str, given: Given) -> Asked:
     try:
         check = EQUIVALENCE if given.check is None else known_check(given.check)
     except ValueError as error:
@@ -113,7 +159,7 @@ def _of_case(text: str, given: Given) -> tuple[Case, Subject, Target, str]:
     try:
         case = _seeded(Case.parse(text), given.seed)
         target = resolve_target(given.device or "auto")
-        return case, load_subject(given.backend or DEFAULT_BACKEND), target, check
+        return Asked(case, given.backend or DEFAULT_BACKEND, target, check)
     except NotHere as error:
         raise _not_here(error) from None
     except ValueError as error:
@@ -144,7 +190,7 @@ def _chosen(out: Console, found: Recorded, number: int | None) -> Failure:
     return found.failures[chosen - 1]
 
 
-def _of_failure(failure: Failure, found: Recorded, given: Given) -> tuple[Case, Subject, Target, str]:
+def _of_failure(failure: Failure, found: Recorded, given: Given) -> Asked:
     result = failure.result
     name = field(result.check).text
     if not failure.has_case:
@@ -166,20 +212,19 @@ def _of_failure(failure: Failure, found: Recorded, given: Given) -> tuple[Case, 
     activations = 8 * case.tokens * (case.hidden + case.top_k * (2 * case.inter + case.hidden))
     if case.weight_bytes + activations > MOST_BYTES:
         raise CannotRun(f"{case} is larger than {MOST_BYTES >> 30} GiB, and none of the suite's; give its id to run it")
-    target = _target(given.device, found.target)  # before a backend is loaded: its kernels may be for the interpreter
-    try:
-        subject = load_subject(origin)
-    except (ValueError, BackendContractError) as error:
-        if given.backend is not None:
-            raise (_not_here(error) if isinstance(error, NotHere) else BadInput(str(error))) from None
-        raise CannotRun(f"its backend is not here ({error}): install it, or name another with --backend") from None
+    target = _target(given.device, found.target)
     if target is None:
-        elsewhere = "interpreter" if is_triton(subject.experts_cls) else "cpu"
         where = f"{field(found.target).text} ({field(found.device).text})"
-        raise CannotRun(
-            f"it failed on {where}, and no such device is here; --device {elsewhere} runs it on this machine"
-        )
-    return case, subject, target, check
+        raise CannotRun(f"it failed on {where}, and no such device is here; {_elsewhere(origin)}")
+    return Asked(case, origin, target, check, from_file=given.backend is None)
+
+
+def _elsewhere(origin: str) -> str:
+    """What runs a backend here, without loading any but ours."""
+    ours = {spec.name: spec.experts_cls for spec in seed_backends()}
+    if origin in ours and is_triton(ours[origin]):
+        return "--device interpreter runs it on this machine"
+    return "--device cpu runs it on this machine, and --device interpreter what is derived from TRITON"
 
 
 def _target(given: str | None, recorded_on: str) -> Target | None:
@@ -200,15 +245,14 @@ def _seeded(case: Case, seed: int | None) -> Case:
     return case if seed is None else replace(case, seed=seed)
 
 
-def print_again(out: Console, again: Again) -> None:
-    """The verdict, its ratios, the element where it shows most, and the stages."""
-    result = again.result
+def print_again(out: Console, asked: Asked, result: CheckResult, seen: Shown) -> None:
+    """The verdict, its ratios, the element where it shows most, the stages, and what was raised."""
 
     def tell(text: str) -> None:
         out.print(Text(text), soft_wrap=True)
 
     which = "" if result.check == EQUIVALENCE else f", {result.check.removeprefix('computes.')}"
-    tell(f"{again.subject.name} on {again.target.name}: {again.case}{which}")
+    tell(f"{result.backend} on {asked.target.name}: {asked.case}{which}")
     tell(f"status: {result.status.value}" + (f": {result.reason}" if result.reason else ""))
     if result.error_over_bound is not None:
         tell(f"largest error/bound: {result.error_over_bound:.4g} (limit 1)")
@@ -216,25 +260,19 @@ def print_again(out: Console, again: Again) -> None:
         tell(f"  {name}: {value:.4g}")
     if result.judged_by:
         tell(f"judged by: {result.judged_by}")
-    rows = list(told_mismatch(again))
-    if rows:
-        _print_rows(out, "where it fails most", rows)
-    stages = stages_of(again)
-    if isinstance(stages, str):
-        if stages:
-            tell(f"stages: {stages}")
-    else:
-        _print_rows(out, "stages, in order, beside the replay", [(each.stage, _told_stage(each)) for each in stages])
+    if seen.mismatch:
+        _print_rows(out, "where it fails most", seen.mismatch)
+    if not isinstance(seen.stages, str):
+        _print_rows(out, "stages, in order, beside the replay", seen.stages)
+    elif seen.stages:
+        tell(f"stages: {seen.stages}")
+    if seen.raised:
+        tell(seen.raised)
     if result.evidence is not None:
         tell(f"evidence: {result.evidence.value}")
 
 
-def _told_stage(stage: Any) -> str:
-    told = "not shown by the backend" if stage.difference is None else str(stage.difference)
-    return told + (f"; {stage.where}" if stage.where else "")
-
-
-def _print_rows(out: Console, title: str, rows: list[tuple[str, str]]) -> None:
+def _print_rows(out: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
     out.print(Text(f"{title}:", style="bold"), soft_wrap=True)
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -244,12 +282,10 @@ def _print_rows(out: Console, title: str, rows: list[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def _saver(path: Path, overwrite: bool) -> Any:
-    """What writes tensors and texts to a file, asked about before any work.
-
+def _check_dump(path: Path, overwrite: bool) -> None:
+    """
     Raises:
-        BadInput: it is there already, cannot be written, or safetensors is not installed. What it returns: it could
-            not be written after all.
+        BadInput: it is there already, cannot be written, or safetensors is not installed.
     """
     check_folders({"--dump": path})
     if path.suffix != SUFFIX:
@@ -257,18 +293,6 @@ def _saver(path: Path, overwrite: bool) -> Any:
     if path.exists() and not overwrite:
         raise BadInput(f"--dump {path}: is there already; name another, or give --overwrite")
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        import safetensors.torch  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise BadInput(f'--dump needs safetensors ({error}): install "fp8moe[report]"') from None
-
-    def save(tensors: Mapping[str, Any], told: Mapping[str, str]) -> None:
-        try:
-            with beside(path) as made:
-                save_file(dict(tensors), made, dict(told))
-                with made.open("rb") as file:
-                    os.fsync(file.fileno())
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"--dump {path}: {error}; nothing is written") from None
-
-    return save

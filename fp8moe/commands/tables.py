@@ -20,10 +20,16 @@ WRAPPED = ("case", "catalogue", "detail", "does", "lacks here", "smallest case",
 """Columns whose texts may run over several lines."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Lets the command see it, where rich would end it with 1, which is a verdict."""
+        raise  # what rich handles when it calls this
+
+
 def console(*, stderr: bool = False, width: int = 180) -> Console:
     """Standard output, or error; where it is no terminal `width` wide, so that a file or a pipe gets whole lines."""
     known = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
-    return Console(width=None if known else width, highlight=False, stderr=stderr)
+    return _Console(width=None if known else width, highlight=False, stderr=stderr)
 
 
 def table(title: str, *columns: str) -> Table:

@@ -14,6 +14,7 @@ from conformance.waivers import Waiver, WaiverError, Waivers, read_waivers
 from conformance.waivers.in_force import is_known, known_names
 from conformance.waivers.waiver import utc_today
 from fp8moe.commands import tables
+from fp8moe.commands.files import why_unread
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.counted import counted
 from fp8moe.near import near
@@ -52,7 +53,7 @@ def read(option: str, path: Path) -> Waivers:
     try:
         return read_waivers(path)
     except (OSError, WaiverError) as error:
-        raise BadInput(f"{option} {path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise BadInput(f"{option} {path}: {why_unread(path, error)}") from None
 
 
 def listed(path: Path, backend: str | None) -> Listed:

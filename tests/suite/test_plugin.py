@@ -206,8 +206,16 @@ def test_a_backend_that_cannot_be_had_is_not_run_and_says_why(vendor: Path) -> N
 def test_a_bad_option_is_a_usage_error(vendor: Path, option: str, text: str) -> None:
     done = run_suite(vendor, option)
     assert done.returncode == 4
-    assert re.search(text, done.stdout + done.stderr)
+    assert len(re.findall(text, done.stdout + done.stderr)) == 1
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_where_nothing_computed_was_selected_there_is_no_matrix(tmp_path: Path) -> None:
+    done = run_suite(tmp_path, "-m", "selects", "-k", "grid_brings_every_two_values")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "selects: 1 of 1 checks hold" in done.stdout
+    assert "computes: backend x scheme" not in done.stdout
+    assert "not selected in this run" not in done.stdout
 
 
 def test_a_spent_budget_is_said(tmp_path: Path) -> None:

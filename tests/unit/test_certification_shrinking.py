@@ -1,4 +1,4 @@
-"""Failures that shrink to the same case stay two results that can be told apart."""
+"""Failures that shrink to the same case stay two results that can be told apart; a small one is confirmed first."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
-from conformance.certification import _Run
-from conformance.contain import Worker
+from conformance.certification import _Run, check_backend
+from conformance.contain import Job, SubjectRef, Worker
+from conformance.planned import ONLY_AFTER_OTHERS, confirmed
 from conformance.results import CheckResult, Status
 from conformance.waivers import Waivers
+from fp8moe.backends.torch_experts import TorchExperts
 
 CHECK = "computes.equivalence"
-SMALLEST = "v1:M=1"
+SMALLEST, LARGE = "v1:M=1", "v1:M=33"
 
 
 def test_two_that_come_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,9 +29,9 @@ def test_two_that_come_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(failure, case=SMALLEST)
 
     monkeypatch.setattr("conformance.certification.smallest", smallest)
-    run = _Run(
-        "TorchExperts", "smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None, Event(), None
-    )
+    monkeypatch.setattr("conformance.certification.confirmed", lambda _worker, _ref, found, _failure: found)
+    given = ("smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None, Event(), None)
+    run = _Run("TorchExperts", *given)
     run.in_force = cast(Any, SimpleNamespace(covering=lambda _check, _case: None))
     cases = ("v1:M=17", "v1:M=33")
     run.results = {
@@ -38,3 +41,58 @@ def test_two_that_come_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     run._shrink(cast(Worker, None))
     assert [result.case for result in run.results.values()] == [SMALLEST, "v1:M=33"]
     assert {key[1]: result.case for key, result in run.shrunk.items()} == {"v1:M=17": SMALLEST, "v1:M=33": "v1:M=33"}
+
+
+class Process:
+    """A worker whose backend fails on the cases that are told."""
+
+    def __init__(self, *failing: str) -> None:
+        self.failing = failing
+        self.fresh = False
+        self.ran: list[str] = []
+
+    def restart(self) -> None:
+        self.fresh = True
+
+    def run(self, job: Job) -> CheckResult:
+        assert self.fresh, "in a process that has run others"
+        self.fresh = False
+        self.ran.append(job.case)
+        return result(job.case, Status.FAILED if job.case in self.failing else Status.PASSED)
+
+
+def result(case: str, status: Status = Status.FAILED) -> CheckResult:
+    return CheckResult("computes", CHECK, status, "TorchExperts", "block", case, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("failing", "case", "reason", "ran"),
+    [
+        ((SMALLEST, LARGE), SMALLEST, "wrong", [SMALLEST]),
+        ((LARGE,), LARGE, "wrong", [SMALLEST, LARGE]),
+        ((), LARGE, f"wrong; {ONLY_AFTER_OTHERS}", [SMALLEST, LARGE]),
+    ],
+)
+def test_what_a_fresh_process_does_not_confirm_is_not_told(
+    failing: tuple[str, ...], case: str, reason: str, ran: list[str]
+) -> None:
+    process = Process(*failing)
+    found = confirmed(cast(Any, process), SubjectRef.named("TorchExperts"), result(SMALLEST), result(LARGE))
+    assert (found.case, found.reason, process.ran) == (case, reason, ran)
+
+
+class SixthCall(TorchExperts):
+    """Wrong from the sixth call of a process on."""
+
+    calls = 0
+
+    def apply(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        SixthCall.calls += 1
+        output = super().apply(*args, **kwargs)
+        return output * 2 if SixthCall.calls > 5 else output
+
+
+def test_a_fault_that_depends_on_history_says_so() -> None:
+    report = check_backend(SixthCall, device="cpu", budget_s=60, workers=1)
+    failure = next(check for check in report.failures if check.check == CHECK)
+    assert failure.reason.endswith(ONLY_AFTER_OTHERS)

@@ -319,6 +319,6 @@ def test_repro_hands_over_and_returns_the_status(monkeypatch: pytest.MonkeyPatch
         status=2,
     )
     assert asked == [
-        ("v1:M=3", (None, None, None, None, None, None, False)),
-        ("v1:M=3,seed=2", ("acme.moe:Acme", "cpu", "relation.poison", None, None, None, False)),
+        ("v1:M=3", (None, None, None, None, None, None, False, None, False)),
+        ("v1:M=3,seed=2", ("acme.moe:Acme", "cpu", "relation.poison", None, None, None, False, None, False)),
     ]

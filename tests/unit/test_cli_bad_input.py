@@ -59,6 +59,8 @@ BAD = [
     (["repro", "v1:M=3", "--device", "cpu", "--backend", "TRITTON"], "fp8moe: --backend TRITTON: no backend has this"),
     (["repro", "v1:k=9"], "case top_k=9: expected at most experts=8"),
     (["repro", "nowhere.json"], "nowhere.json: no such file or folder, and no case's id"),
+    (["waivers", "nowhere.toml"], "fp8moe: waivers nowhere.toml: no such file"),
+    (["measure", "--certificate", "nowhere", "--out", "t.json"], "fp8moe: --certificate nowhere: no such file"),
     (["verify", "nowhere"], "fp8moe: nowhere: no such folder"),
     (["verify", __file__], "it is a file; name the folder of a certificate"),
     (["schema", "reprot"], "did you mean report?"),

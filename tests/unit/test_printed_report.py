@@ -11,6 +11,7 @@ from conformance.axes import Space
 from conformance.cases import Case
 from conformance.hangs import IT_HANGS
 from conformance.left import cases_left, left_reason
+from conformance.matrix import BY_BITS, BY_BOUND, EQUIVALENCE
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from fp8moe.commands.check import print_report, tell_hanging
@@ -134,3 +135,14 @@ def test_what_was_not_run_is_counted_by_why(capsys: pytest.CaptureFixture[str]) 
 def test_a_shard_says_what_was_done(report: Report, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     passed = sum(bool(check.case) and check.status is Status.PASSED for check in report.checks)
     assert lines(replace(report, shard="3/8"), capsys)[-1] == told.format(passed=passed)
+
+
+def test_why_bits_are_not_compared_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    report = invented()
+    why = "its steps around the matrix unit are not declared"
+    first = next(check for check in report.checks if check.check == EQUIVALENCE)
+    by_bound = [replace(first, case=f"v1:M={tokens}", judged_by=f"{BY_BOUND}{why}") for tokens in (91, 92)]
+    by_bits = replace(first, case="v1:M=93", judged_by=BY_BITS)
+    others = [check for check in report.checks if check.check != EQUIVALENCE]
+    told = lines(replace(report, checks=(*others, *by_bound, by_bits)), capsys)
+    assert [line for line in told if "judged by" in line] == [f"judged by the bound: 2 cases: {why}"]

@@ -359,7 +359,7 @@ def test_half_a_file_is_never_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(safetensors.torch, "save_file", half)
     path = tmp_path / "case.safetensors"
     with pytest.raises(BadInput, match="no space left; nothing is written"):
-        repro.reproduced(str(SMALL), repro.Given("TorchExperts", "cpu", dump=path))
+        repro.reproduced(str(SMALL), repro.Given("TorchExperts", "cpu", dump=path, here=True))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from fp8moe.commands.question import BadInput
 from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
 
 CHECK = ("check", "TorchExperts", "--device", "cpu", "--budget", "0")
+COMMAND = [sys.executable, "-m", "fp8moe"]
 
 
 @pytest.fixture
@@ -171,3 +175,38 @@ def test_links_that_lead_to_each_other(tmp_path: Path) -> None:
 def test_the_status_has_no_other_meaning() -> None:
     assert EXIT_NOT_WRITTEN == os.EX_IOERR
     assert f"{EXIT_NOT_WRITTEN}: a file could not" in " ".join(str(app.info.epilog).split())
+
+
+# -- standard output --
+
+
+@pytest.mark.parametrize("command", [["schema"], ["explain", "--platform", "h100"], ["zoo"]])
+def test_standard_output_that_is_full(command: list[str]) -> None:
+    """Printed by typer and by rich, a little and a lot."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(COMMAND + command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == EXIT_NOT_WRITTEN, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fp8moe: standard output could not be written (No space left on device)")
+
+
+@pytest.mark.parametrize("command", [["schema", "report"], ["explain", "--platform", "h100"], ["zoo"]])
+def test_standard_output_that_nobody_reads(command: list[str]) -> None:
+    """As `| head -0` has it; 1 would be a verdict."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(COMMAND + command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_report_is_there_though_standard_output_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    command = [*COMMAND, *CHECK, "--report", str(path)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == EXIT_NOT_WRITTEN, done.stderr
+    assert "Traceback" not in done.stderr
+    assert Report.from_json(path.read_text()).backend == "TorchExperts"
