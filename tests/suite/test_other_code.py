@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from conformance.backend_code import code_of, difference, package_of
 from conformance.contain import SubjectRef, Worker
+from conformance.contain.hosting import shutdown
 from conformance.editions import edition
 from conformance.report import Report
 from conformance.shards import InvalidShard, gathered
@@ -38,7 +39,9 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     file.write_text(HONEST)
     importlib.invalidate_caches()
     (tmp_path / "out").mkdir()
+    shutdown()  # of the workers' server, which keeps the path that it was started with
     yield file
+    shutdown()
     for name in [name for name in sys.modules if name.partition(".")[0] == "edited_vendor"]:
         del sys.modules[name]
 
