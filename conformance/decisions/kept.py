@@ -123,8 +123,9 @@ def read(path: Path = FILE, products: Sequence[Product] = GRID) -> Kept:
     kept = read_any_grid(path)
     here = grid_digest(products)
     if kept.grid != here:
+        there = ascii(kept.grid[:12])[1:-1]
         raise OtherGrid(
-            f"{path}: it is the table of another grid (digest {kept.grid[:12]}, {kept.cells:,} cells) than is declared "
+            f"{path}: it is the table of another grid (digest {there}, {kept.cells:,} cells) than is declared "
             f"here (digest {here[:12]}); make the table of this one with `{ACCEPT}`"
         )
     try:

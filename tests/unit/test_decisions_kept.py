@@ -1,6 +1,7 @@
 """The kept file: what it holds comes back, what is wrong with it is said, and what is accepted is logged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,13 @@ def test_bad_file_is_refused_with_what_is_wrong(path: Path, after: Decided, name
     with pytest.raises(DecisionsError):
         accept(after, REASON, path, SMALL)
     assert path.read_bytes() == text
+
+
+def test_a_digest_that_cannot_be_printed_is_told_as_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = read()
+    monkeypatch.setattr("conformance.decisions.kept.read_any_grid", lambda path: replace(kept, grid="\x1f\x1b[31m"))
+    with pytest.raises(OtherGrid, match=r"digest \\x1f\\x1b\[31m, "):
+        read()
 
 
 def test_table_of_another_grid_is_refused() -> None:
