@@ -53,7 +53,7 @@ def test_one_that_has_expired(tmp_path: Path) -> None:
     [
         ({"chek": "x"}, ["waivers"], "waivers.toml: waiver 1: unknown key 'chek'; did you mean check?"),
         ({}, ["waivers", "--backend", "ACNE"], "--backend 'ACNE' is not known; did you mean ACME?"),
-        (None, ["waivers"], "No such file"),
+        (None, ["waivers"], "no such file"),
         ({"expires": in_days(200)}, ["check", "TorchExperts", "--waivers"], "--waivers"),
         ({"expires": in_days(200)}, ["check", "TorchExperts", "--waivers"], "200 days from today, at most 180"),
     ],
