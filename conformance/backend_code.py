@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from conformance.certificate.surroundings import PACKAGES, suite_digest
 from conformance.contain import SubjectRef, Worker
+from conformance.distributions import file_of
 from conformance.waivers.release import Release, release_of
 
 SUFFIX = re.compile(
@@ -89,7 +89,7 @@ def _digest(packages: list[str]) -> str | None:
         return suite_digest()
     found = hashlib.sha256()
     for package in packages:
-        file = _file_of(package)
+        file = file_of(package)
         if file is None:
             return None
         whole = file.name.startswith("__init__.")
@@ -129,14 +129,3 @@ def _is_namespace(package: str) -> bool:
     except (ImportError, ValueError, AttributeError):
         return False
     return spec is not None and spec.origin is None and spec.submodule_search_locations is not None
-
-
-def _file_of(module: str) -> Path | None:
-    """Found without its import; what is above it must be namespaces, or be imported already."""
-    loaded = sys.modules.get(module)
-    try:
-        spec = find_spec(module)
-        origin = spec.origin if spec is not None and spec.has_location else None
-    except (ImportError, ValueError, AttributeError):  # such as __main__ of a script, which has no spec
-        origin = getattr(loaded, "__file__", None)
-    return Path(origin).resolve() if origin and Path(origin).is_file() else None

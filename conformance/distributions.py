@@ -1,10 +1,12 @@
-"""Which installed distribution brings a file of a package."""
+"""The file of a module, and which installed distribution brings it."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution, distributions, packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -30,3 +32,14 @@ def editable_from(found: Distribution) -> Path | None:
     except (ValueError, TypeError, KeyError):  # from elsewhere than a folder
         return None
     return Path(unquote(url.path)).resolve() if url is not None and url.scheme == "file" else None
+
+
+def file_of(module: str) -> Path | None:
+    """Found without its import; what is above it must be namespaces, or be imported already."""
+    loaded = sys.modules.get(module)
+    try:
+        spec = find_spec(module)
+        origin = spec.origin if spec is not None and spec.has_location else None
+    except (ImportError, ValueError, AttributeError):  # such as __main__ of a script, which has no spec
+        origin = getattr(loaded, "__file__", None)
+    return Path(origin).resolve() if origin and Path(origin).is_file() else None

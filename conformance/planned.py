@@ -143,24 +143,13 @@ def told_plan(
     }
 
 
-def told_unknown(ref: SubjectRef) -> str:
-    """In a worker: why there is no such backend; "" where there is one, whatever its own code does."""
-    try:
-        ref.load()
-    except UnknownBackend as error:
-        return str(error)
-    except BaseException:
-        return ""
-    return ""
-
-
 def unknown_backend(ref: SubjectRef) -> tuple[str, str] | None:
     """In a worker: what `UnknownBackend` says of it; None where there is one, whatever its own code does."""
     try:
         ref.load()
     except UnknownBackend as error:
         return error.value, error.told
-    except (Exception, SystemExit):
+    except BaseException:  # no Ctrl-C reaches a worker: this is the backend's own
         return None
     return None
 

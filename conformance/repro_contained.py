@@ -72,7 +72,7 @@ def run_contained(
     """
     with Worker(target.name, limits) as worker:
         result = worker.run(Job(check, str(case), ref))
-        if result.reason.startswith(f"loading it raised {UnknownBackend.__name__}"):
+        if result.status is Status.FAILED and not worker.ended:
             unknown = worker.call(unknown_backend, ref)
             if unknown:
                 raise UnknownBackend(*unknown)

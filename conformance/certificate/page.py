@@ -33,11 +33,11 @@ from fp8moe.counted import counted
 PACKAGES = ("conformance.certificate", "conformance.gate.shown")
 CASES_COMPARED = 50
 BRIEF = 120
+"""Characters of a field in the title and the first lines."""
 GENERATOR = "fp8moe show"
 """What a page says that it was written by."""
 HEAD = 1024
 """Of its first bytes, among which that is."""
-"""Characters of a field in the title and the first lines."""
 QUESTIONS = {
     "selects": "Is it selected where it says that it can be?",
     "computes": "Does it compute the MoE that it claims to?",

@@ -11,7 +11,8 @@ from conformance.certificate.reading import Certificate
 from conformance.contain import Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
 from conformance.matrix import BY_BITS
-from conformance.planned import PLAN_SECONDS, Backend, reference_to, told_unknown
+from conformance.not_here import UnknownBackend
+from conformance.planned import PLAN_SECONDS, Backend, reference_to, unknown_backend
 from conformance.results import CheckResult, Status
 
 AGAIN = (Status.PASSED, Status.NOT_SUPPORTED, Status.NOT_APPLICABLE)
@@ -56,9 +57,9 @@ def spot_check(
     chosen = random.Random(seed).sample(told_good, min(count, len(told_good)))
     with Worker(report.target, Limits(first_seconds=FIRST_SECONDS)) as worker:
         with suppress(WorkerEnded):  # the cases tell what it does
-            unknown = worker.call(told_unknown, ref, seconds=PLAN_SECONDS + worker.limits.first)
+            unknown = worker.call(unknown_backend, ref, seconds=PLAN_SECONDS + worker.limits.first)
             if unknown:
-                raise ValueError(unknown)
+                raise UnknownBackend(*unknown)
         for told in chosen:
             result = worker.run(Job(told.check, told.case, ref))
             found.cases += 1

@@ -8,11 +8,9 @@ from dataclasses import asdict
 from importlib import metadata
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from conformance.distributions import bringing, editable_from
+from conformance.distributions import bringing, editable_from, file_of
 from conformance.versions import versions
 from conformance.waivers.release import OWN, Release
 from fp8moe import __version__
@@ -77,7 +75,7 @@ def distribution_of(origin: str) -> dict[str, Any] | None:
     if entries and entries[0].dist is not None:
         return _told(entries[0].dist)
     package = "fp8moe" if ":" not in origin else module.partition(".")[0]
-    file = _file_of(package)
+    file = file_of(package)
     name: str | None
     if package in PACKAGES:
         name = OWN  # and the certificate has a digest of its very source
@@ -89,15 +87,6 @@ def distribution_of(origin: str) -> dict[str, Any] | None:
         return None if name is None else _told(metadata.distribution(name))
     except metadata.PackageNotFoundError:
         return None
-
-
-def _file_of(package: str) -> Path | None:
-    """Of a package at the top level, found without its import."""
-    try:
-        found = find_spec(package)
-    except (ImportError, ValueError):
-        return None
-    return Path(found.origin).resolve() if found is not None and found.has_location and found.origin else None
 
 
 def brought_by(told: Mapping[str, Any]) -> str:

@@ -101,11 +101,12 @@ class Version:
             self._process.stdin.flush()
             line = self._line(seconds)
         except BrokenPipeError:
-            line = ""
-        if line is None:
+            line = None
+        except TimeoutError:
             self._process.kill()
-            raise WorkerFailed(f"{self.name}: no answer to {verb!r} within {seconds:g} s: {given.get('cell', '')}")
-        if not line:
+            told = f"{self.name}: no answer to {verb!r} within {seconds:g} s: {given.get('cell', '')}"
+            raise WorkerFailed(told) from None
+        if line is None:
             raise WorkerFailed(f"{self.name}: its process ended with status {self._process.wait()}")
         try:
             answer = json.loads(line)
@@ -118,24 +119,28 @@ class Version:
         return answer
 
     def _line(self, seconds: float) -> str | None:
-        """The next whole one; "" where the process ended before it did, or wrote `MOST_BYTES` without an end; None
-        where the time was over."""
+        """The next whole one; None where the process ended before it did, or was, since it wrote `MOST_BYTES` without
+        an end.
+
+        Raises:
+            TimeoutError: the time was over.
+        """
         assert self._process.stdout is not None
         descriptor, deadline, searched = self._process.stdout.fileno(), CLOCK() + seconds, 0
         while (end := self._unread.find(b"\n", searched)) < 0:
             searched = len(self._unread)
             if searched > MOST_BYTES:
                 self._process.kill()
-                return ""
-            if not select.select([descriptor], [], [], max(deadline - CLOCK(), 0.0))[0]:
                 return None
+            if not select.select([descriptor], [], [], max(deadline - CLOCK(), 0.0))[0]:
+                raise TimeoutError
             read = os.read(descriptor, AT_ONCE)
             if not read:
-                return ""
+                return None
             self._unread += read
         line = self._unread[:end].decode(errors="replace")
         del self._unread[: end + 1]
-        return line or " "  # an empty line is no end
+        return line
 
     def close(self) -> None:
         with suppress(BrokenPipeError):

@@ -96,7 +96,6 @@ def certify(
     if target not in DEVICES:
         raise BadInput(f"--device {target}: {OF_A_RUN}")
     asked = (backend, which.level, target, which.seed, budget, kept)
-    unwritten = None
     with held() as interrupted:
         try:
             report = checked(*asked, before, seconds, waivers, piece, interrupted)
@@ -106,12 +105,7 @@ def certify(
             aside = f"does not go on with {kept}, which is moved to {_moved_aside(kept)}"
             told.print(f"{aside}: {error.told}. Starts afresh", markup=False, soft_wrap=True)
             report = checked(*asked, None, seconds, waivers, piece, interrupted)
-        try:
-            write_report(kept, report)
-        except NotWritten as error:
-            unwritten = error
-        print_report(report)
-    tell_hanging(report, "give it a greater --seconds; the same command goes on with it")
+        unwritten = kept_and_told(kept, report)
     if piece is not None:
         if unwritten is not None:
             raise unwritten
@@ -134,6 +128,22 @@ def certify(
         raise KeyboardInterrupt
     end(report, which, out, around, key, lambda: _times(report, times_s), unwritten)
     return report
+
+
+def kept_and_told(path: Path, report: Report) -> NotWritten | None:
+    """A run goes beside the folder, and is printed.
+
+    Returns:
+        Why it could not be written there.
+    """
+    unwritten = None
+    try:
+        write_report(path, report)
+    except NotWritten as error:
+        unwritten = error
+    print_report(report)
+    tell_hanging(report, "give it a greater --seconds; the same command goes on with it")
+    return unwritten
 
 
 def edition_for(name: str | None, device: str | None, out: Path, key: Path | None) -> Edition:

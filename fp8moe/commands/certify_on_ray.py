@@ -19,9 +19,8 @@ from conformance.on_ray import WHOLE, Asked, Cluster, ClusterError, Ended, Place
 from conformance.report import Report
 from conformance.shards import MOST, InvalidShard, Shard, left_over, of_one_run
 from fp8moe.commands import tables
-from fp8moe.commands.certify import OF_A_RUN, edition_for, end, of_shards, partial, piece_of
-from fp8moe.commands.check import print_report, tell_hanging, write_report
-from fp8moe.commands.files import NotWritten
+from fp8moe.commands.certify import OF_A_RUN, edition_for, end, kept_and_told, of_shards, partial, piece_of
+from fp8moe.commands.check import write_report
 from fp8moe.commands.progress import duration, time_left
 from fp8moe.commands.question import BadInput
 from fp8moe.commands.waivers import read
@@ -93,13 +92,7 @@ def certify_on_ray(
         told.print("interrupted: what has been run is kept; the same command runs the rest")
         return None
     report = Report.from_json(whole.report)
-    unwritten = None
-    try:
-        write_report(kept, report)
-    except NotWritten as error:
-        unwritten = error
-    print_report(report)
-    tell_hanging(report, "give it a greater --seconds; the same command goes on with it")
+    unwritten = kept_and_told(kept, report)
     times = Times(NOT_TAKEN, ON_A_CLUSTER)
     end(report, which, out, lambda: json.loads(whole.surroundings), key, lambda: times, unwritten)
     if not kept.exists():
