@@ -205,8 +205,9 @@ class Handle:
                 data = os.read(self._output, _AT_ONCE)
             except BlockingIOError:
                 break
-            if not data:
-                self._poll.unregister(self._output)
+            if not data:  # whoever has it has closed it; it stays readable, and is polled no more
+                with contextlib.suppress(KeyError):
+                    self._poll.unregister(self._output)
                 break
             taken += len(data)
             self._tail += data

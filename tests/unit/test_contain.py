@@ -130,6 +130,15 @@ def test_a_thread_left_running_is_noted(worker: Worker) -> None:
     worker.restart()
 
 
+def test_closed_outputs_are_no_error_of_the_suite(worker: Worker) -> None:
+    """A backend may close what it could print to, and is judged all the same, as those after it are."""
+    for descriptor in (1, 2):
+        worker.call(os.close, descriptor)
+    for _ in range(2):
+        assert worker.run(Job(EQUIVALENCE, case_of(1), HONEST)).status is Status.PASSED
+    worker.restart()
+
+
 def test_a_call_that_does_not_end(worker: Worker) -> None:
     """It is ended, and says where it was."""
     with pytest.raises(WorkerEnded, match=r"did not end within 0\.2 s, in call at inside.py"):
