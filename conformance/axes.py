@@ -161,3 +161,8 @@ class Space:
                 if all(any(e.excludes(*(values[name] for name in e.axes)) for e in some) for values in filled):
                     return "; ".join(e.reason for e in some)
         return "; ".join(e.reason for e in self.exclusions)  # all of them together
+
+
+def excluded(space: Space) -> tuple[str, ...]:
+    """Every pair of values that no case has, in words."""
+    return tuple(f"{a}={v}, {b}={w}: {reason}" for a, v, b, w, reason in space.excluded_pairs())

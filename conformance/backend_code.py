@@ -8,24 +8,30 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from conformance.certificate.surroundings import PACKAGES, suite_digest
+from conformance.certificate.surroundings import GROUP, PACKAGES, suite_digest
 from conformance.contain import SubjectRef, Worker
-from conformance.distributions import file_of
-from conformance.waivers.release import Release, release_of
+from conformance.distributions import origin_of
+from conformance.waivers.release import release_of
 
 SUFFIX = re.compile(
-    r"\.(py[xid]?|json|so(\.[0-9]+)*|dll|dylib|c|cc|cpp|cxx|h|hpp|inc|cu|cuh|hip|cl|metal|cubin|ptx|fatbin|hsaco|co|spv)$"
+    r"\.(py[xidc]?|json|ya?ml|toml|csv|so(\.[0-9]+)*|dll|dylib|bin|c|cc|cpp|cxx|h|hpp|inc|inl|cu|cuh|hip|cl|metal"
+    r"|cubin|ptx|fatbin|hsaco|co|spv|ll|bc|s|td|j2|jinja|npy|npz|pt)$"
 )
-"""Of source and of what is compiled or loaded from it."""
-MOST_FILES = 20_000
-MOST_BYTES = 1 << 30
+"""Of source, of what is compiled or loaded from it, and of tables that it may read."""
+MOST_FILES = 100_000
+MOST_BYTES = 4 << 30
 """Of a package that are read, in the order of their names; of what is beyond, the digest has names and sizes alone."""
-UNRECORDED = "it was made before the backend's code was recorded"
+UNTOLD = (
+    "it tells no code of the backend: an earlier fp8moe made it, the code changed while it was run, or it is in no file"
+)
 UNKNOWN = "no file of the backend's code is found here"
+SHOWN = 3
 WORDS = {
     "package": "the backend's package",
     "sha256": "the SHA-256 of its source and compiled files",
@@ -33,25 +39,63 @@ WORDS = {
     "distribution": "its distribution",
     "version": "its distribution's version",
 }
-"""The fields of `code_of`."""
+"""The fields of `Code.told`."""
 
 
-def code_of(worker: Worker, ref: SubjectRef, module: str) -> dict[str, str]:
-    """What `Report.code` holds; empty where no file of the backend is found. Nothing of the backend is imported here.
+@dataclass(frozen=True)
+class Code:
+    """Of a backend as it is here.
 
     Args:
-        module: of the backend's class; "" where it could not be loaded.
+        told: what `Report.code` holds; empty where one of its modules is in no file.
+        files: the digest of each, by its package and its name in that; none where the package is the suite's own.
     """
-    named = ref.path.partition(":")[0]
-    packages = sorted({package_of(each) for each in (module, named) if each})
-    digest = _digest(packages)
-    if digest is None:
-        return {}
-    return {"package": ", ".join(packages), "sha256": digest, **_with(release_of(worker, ref))}
+
+    told: Mapping[str, str] = field(default_factory=dict)
+    packages: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def changed(self) -> str:
+        """Which files are others by now, in words; "" where none is."""
+        if not self.told:
+            return ""
+        now = _digests(self.packages) or {}
+        names = sorted(name for name in {*self.files, *now} if self.files.get(name) != now.get(name))
+        if suite_digest() != self.told["suite"]:
+            names.append("the suite's own source")
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return ", ".join(names[:SHOWN]) + more
 
 
-def _with(release: Release) -> dict[str, str]:
-    return {"suite": suite_digest(), "distribution": release.distribution, "version": release.version}
+def code_of(worker: Worker, ref: SubjectRef, modules: Iterable[str]) -> Code:
+    """Nothing of the backend is imported here.
+
+    Args:
+        modules: that its class has its code in, as `conformance.distributions.modules_of` has them.
+    """
+    release = release_of(worker, ref)
+    named = [ref.path.partition(":")[0]] if ref.path else []
+    if not ref.path and not ref.pickled:  # a registered one may be put together where its entry point leads to
+        named += [
+            point.value.partition(":")[0].strip()
+            for point in entry_points(group=GROUP)
+            if point.dist is not None and point.dist.name == release.distribution
+        ]
+    packages = sorted({package_of(each) for each in (*modules, *named) if each})
+    packages = [each for each in packages if not is_own(each)] or packages
+    files = _digests(packages)
+    if files is None:
+        return Code()
+    lines = "".join(f"{name} {files[name]}\n" for name in sorted(files))
+    suite = suite_digest()
+    told = {
+        "package": ", ".join(packages),
+        "sha256": hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest() if files else suite,
+        "suite": suite,
+        "distribution": release.distribution,
+        "version": release.version,
+    }
+    return Code(told, packages, files)
 
 
 def is_own(package: str) -> bool:
@@ -73,7 +117,7 @@ def package_of(module: str) -> str:
 def difference(before: Mapping[str, str], other: Mapping[str, str]) -> str:
     """What differs between two records of a backend's code, in words; "" where they are the same."""
     if not before:
-        return UNRECORDED
+        return UNTOLD
     if not other:
         return UNKNOWN
     return "; ".join(
@@ -83,42 +127,63 @@ def difference(before: Mapping[str, str], other: Mapping[str, str]) -> str:
     )
 
 
-def _digest(packages: list[str]) -> str | None:
-    """Of all of them together, names included."""
-    if packages and all(map(is_own, packages)):
-        return suite_digest()
-    found = hashlib.sha256()
+def _digests(packages: Sequence[str]) -> dict[str, str] | None:
+    """Of every file of packages by their names; none of the suite's own, and None where a package is in no file."""
+    found: dict[str, str] = {}
     for package in packages:
-        file = file_of(package)
-        if file is None:
+        if is_own(package):
+            continue
+        files = _files_of(package)
+        if files is None:
             return None
-        whole = file.name.startswith("__init__.")
-        _take(found, _below(file.parent) if whole else [(file.name, file)], package)
-    return found.hexdigest() if packages else None
+        left = MOST_BYTES
+        for number, (name, path) in enumerate(files):
+            try:
+                size = path.stat().st_size
+                is_read = number < MOST_FILES and size <= left
+                left -= size if is_read else 0
+                found[f"{package}/{name}"] = _digest(path) if is_read else f"{size} bytes"
+            except OSError as error:  # it is there, and cannot be read
+                found[f"{package}/{name}"] = type(error).__name__
+    return found if packages else None
 
 
-def _take(found: hashlib._Hash, files: Iterable[tuple[str, Path]], package: str) -> None:
-    left = MOST_BYTES
-    for number, (name, path) in enumerate(files):
-        try:
-            size = path.stat().st_size
-            found.update(f"{package} {name} {size}\n".encode(errors="surrogateescape"))
-            if number < MOST_FILES and size <= left:
-                left -= size
-                with path.open("rb") as file:
-                    while part := file.read(1 << 20):
-                        found.update(part)
-        except OSError as error:  # it is there, and cannot be read
-            found.update(f"{package} {name} {type(error).__name__}\n".encode(errors="surrogateescape"))
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def _files_of(package: str) -> Iterable[tuple[str, Path]] | None:
+    """Those of a package; of a module right below a namespace, all beside it, since nothing else tells what belongs
+    to it; of any other module the file alone, and of what is in an archive the archive."""
+    origin = origin_of(package)
+    if origin is None:
+        return None
+    if not origin.is_file():
+        archives = [each for each in origin.parents if each.is_file()]
+        return [(each.name, each) for each in archives] or None
+    if origin.name.startswith("__init__.") or "." in package:
+        return [*_below(origin.parent), (origin.name, origin)]  # it too has no suffix but its loader's
+    return [(origin.name, origin)]
 
 
 def _below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a package, by their names in it; no link to a folder is followed."""
-    for here, folders, names in os.walk(folder):
+    """The files of a package, by their names in it; folders that links lead to are followed, each once."""
+    root = folder.resolve()
+    seen: set[Path] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = Path(here).resolve()
+        if real in seen or (real != root and root.is_relative_to(real)):
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
         for name in sorted(names):
             path = Path(here, name)
-            if SUFFIX.search(name) and path.is_file():
+            if SUFFIX.search(name) and path.is_file() and not (name.endswith(".pyc") and name[:-1] in names):
                 yield path.relative_to(folder).as_posix(), path
 
 

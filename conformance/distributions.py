@@ -1,7 +1,8 @@
-"""The file of a module, and which installed distribution brings it."""
+"""The files of a class's modules, and which installed distribution brings them."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from importlib.metadata import Distribution, distribution, distributions, packag
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+HAVE_VERSIONS = {*sys.stdlib_module_names, "torch", "triton"}
+"""Packages whose versions every report has."""
 
 
 def bringing(package: str, file: Path) -> Iterator[str]:
@@ -34,12 +38,31 @@ def editable_from(found: Distribution) -> Path | None:
     return Path(unquote(url.path)).resolve() if url is not None and url.scheme == "file" else None
 
 
-def file_of(module: str) -> Path | None:
-    """Found without its import; what is above it must be namespaces, or be imported already."""
+def modules_of(cls: type) -> list[str]:
+    """Where a class has its code: the modules of it and its bases, and of their functions, since a class that a call
+    has made is told to be of what made it, `abc` say. Python's own, and torch's, which has a version, are left out."""
+    found: set[object] = set()
+    for each in cls.__mro__:
+        held = [value.fget if isinstance(value, property) else value for value in vars(each).values()]
+        found |= {getattr(value, "__module__", None) for value in (each, *filter(inspect.isroutine, held))}
+    return sorted(
+        name for name in found if isinstance(name, str) and name and name.partition(".")[0] not in HAVE_VERSIONS
+    )
+
+
+def origin_of(module: str) -> Path | None:
+    """Where it is, as the import path leads to it, found without its import; in an archive, a path that goes on below
+    it. What is above the module must be namespaces, or be imported already."""
     loaded = sys.modules.get(module)
     try:
         spec = find_spec(module)
         origin = spec.origin if spec is not None and spec.has_location else None
     except (ImportError, ValueError, AttributeError):  # such as __main__ of a script, which has no spec
         origin = getattr(loaded, "__file__", None)
-    return Path(origin).resolve() if origin and Path(origin).is_file() else None
+    return Path(origin).absolute() if origin else None
+
+
+def file_of(module: str) -> Path | None:
+    """As `origin_of`, where that is a file: the very one, whatever links lead to it."""
+    origin = origin_of(module)
+    return origin.resolve() if origin is not None and origin.is_file() else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from conformance.cases import Case
 from conformance.contain import DeviceLost, Job, SubjectRef, SuiteError, Worker, WorkerEnded
+from conformance.distributions import modules_of
 from conformance.levels import Item, items_of, space_of
 from conformance.not_here import NoDevice, UnknownBackend
 from conformance.plan import DEVICES, Cell, Subject, plan, resolve_target, surely_unknown, target_name
@@ -69,7 +70,7 @@ class Plan:
         items: what the level goes through.
         takes: activations by scheme, of those that run.
         fnuz: whether weights may be e4m3fnuz.
-        module: of the backend's class; "" where it could not be loaded.
+        modules: that the backend's class has its code in; none where it could not be loaded.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Plan:
     items: Sequence[Item]
     takes: Mapping[str, Sequence[str]]
     fnuz: bool
-    module: str = ""
+    modules: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -111,10 +112,10 @@ def told_plan(
         target = replace(target, platform=platform)
     settled: list[CheckResult] = []
     cells: Sequence[Cell] = ()
-    module = ""
+    modules: Sequence[str] = ()
     try:
         subject = ref.load()
-        module = str(subject.experts_cls.__module__)
+        modules = modules_of(subject.experts_cls)
         settled = predicate_results(subject) if selects else []
         if all(result.status is not Status.FAILED for result in settled):
             cells = plan([subject], target)
@@ -139,7 +140,7 @@ def told_plan(
         "items": [(item.check, str(item.case), item.part) for item in items],
         "takes": {cell.scheme: cell.activations for cell in running},
         "fnuz": bool(running) and True in space_of(running, target).values[-1],
-        "module": module,
+        "modules": modules,
     }
 
 

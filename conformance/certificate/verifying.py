@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from conformance.axes import Space
+from conformance.axes import Space, excluded
 from conformance.backend_code import is_own
 from conformance.bounds import pooled
 from conformance.certificate.consistent import of_digests, of_result, of_the_whole
@@ -26,7 +26,6 @@ from conformance.certificate.statement import EVIDENCE, statement_of, subject_of
 from conformance.certificate.surroundings import released, suite_digest
 from conformance.certificate.times.judged import contradictions as times_against
 from conformance.certificate.times.kept import ROUNDS, TABLE, TAKEN
-from conformance.certification import excluded
 from conformance.checks import EQUIVALENCE
 from conformance.editions import DEVICES, KINDS, Edition, UnknownEdition, edition, manifest, target_of
 from conformance.levels import Item, coverage_of, items_for
@@ -264,7 +263,7 @@ def _code(report: Report, suite: str, release: Release) -> Iterator[str]:
     if not code:
         return
     expected = {"suite": suite, "distribution": release.distribution, "version": release.version}
-    if is_own(code.get("package", "")):
+    if all(map(is_own, code.get("package", "").split(", "))):
         expected["sha256"] = suite
     elif not SHA256.fullmatch(code.get("sha256", "")):
         yield f"report.code.sha256={code.get('sha256', '')[:80]!r}: no SHA-256"

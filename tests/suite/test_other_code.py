@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from conformance.backend_code import code_of, difference, package_of
+from conformance.backend_code import code_of, difference
 from conformance.contain import SubjectRef, Worker
 from conformance.contain.hosting import shutdown
 from conformance.editions import edition
 from conformance.report import Report
 from conformance.shards import InvalidShard, gathered
 from fp8moe.cli import app
-from tests.unit.certificates import SMALL, invented
+from tests.unit.certificates import SMALL, BlockAlone, invented
 
 HONEST = "from tests.unit.certificates import BlockAlone\n\nclass Experts(BlockAlone):\n    pass\n"
 BROKEN = f"{HONEST}    def apply(self, *args, **kwargs):\n        return super().apply(*args, **kwargs) * 3\n"
@@ -63,7 +63,9 @@ def certify(out: Path, *more: object) -> tuple[int, str]:
 
 def code_here() -> dict[str, str]:
     with Worker("cpu") as worker:
-        return code_of(worker, SubjectRef.named("edited_vendor:Experts"), "edited_vendor")
+        return dict(
+            code_of(worker, SubjectRef.named("edited_vendor:Experts"), ["edited_vendor", BlockAlone.__module__]).told
+        )
 
 
 def test_a_broken_backend_has_no_certificate_by_what_another_one_passed(source: Path, tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_one_from_before_code_was_recorded_is_read_and_not_gone_on_with(source: 
     del told["code"]
     kept.write_bytes(gzip.compress(json.dumps(told).encode()))
     assert Report.from_json(json.dumps(told)).code == {}
-    assert "it was made before the backend's code was recorded. Starts afresh" in certify(kept.parent, "--budget", 0)[1]
+    assert "it tells no code of the backend: an earlier fp8moe made it" in certify(kept.parent, "--budget", 0)[1]
     assert source.exists()
 
 
@@ -125,13 +127,13 @@ def test_pieces_of_two_backends_make_no_certificate(source: Path, tmp_path: Path
 
 def test_pieces_from_before_code_was_recorded() -> None:
     report = replace(invented(), shard="1/2", code={})
-    with pytest.raises(InvalidShard, match=r"shard 1/2: other code of the backend: it was made before .* recorded"):
+    with pytest.raises(InvalidShard, match=r"shard 1/2: other code of the backend: it tells no code"):
         gathered([report, replace(report, shard="2/2")])
 
 
 def test_what_is_in_the_digest(source: Path) -> None:
     before = code_here()
-    assert before["package"] == "edited_vendor"
+    assert before["package"] == f"edited_vendor, {BlockAlone.__module__}"  # that of its base
     cache = source.parent / "__pycache__"
     cache.mkdir(exist_ok=True)
     (cache / "x.py").write_text("")
@@ -156,13 +158,20 @@ def test_what_is_beyond_the_most_counts_by_its_size(source: Path, monkeypatch: p
 
 def test_own_backends_have_the_suites_digest() -> None:
     with Worker("cpu") as worker:
-        found = code_of(worker, SubjectRef.named("TorchExperts"), "fp8moe.backends.torch_experts")
+        found = code_of(worker, SubjectRef.named("TorchExperts"), ["fp8moe.backends.torch_experts"]).told
     assert (found["package"], found["sha256"]) == ("fp8moe", found["suite"])
 
 
-def test_where_there_is_no_file() -> None:
-    with Worker("cpu") as worker:
-        assert code_of(worker, SubjectRef("X", "X", pickled=b"x"), "no_such_module") == {}
-        assert code_of(worker, SubjectRef("X", "X", pickled=b"x"), "") == {}
-    assert difference({"sha256": "0"}, {}) == "no file of the backend's code is found here"
-    assert package_of("json.decoder") == "json"
+def test_what_is_edited_while_it_is_run_has_no_verdict(source: Path, tmp_path: Path) -> None:
+    """Nor is it gone on with, edited back or not."""
+    report = tmp_path / "out" / "r.json"
+    check = ("check", "edited_vendor:Experts", "--device", "cpu", "--report", report)
+    source.write_text(f"import pathlib\npathlib.Path(__file__).open('a').write('\\n')\n{HONEST}")
+    status, told = run(*check)
+    assert status == 2, told
+    name = f"edited_vendor/{source.name}"
+    assert f"{name} changed while it was run; what passed does not count, run it again" in told
+    found = Report.from_json(report.read_text())
+    assert (found.code, found.verdicts["computes"]) == ({}, "incomplete")
+    assert not any(check.case for check in found.checks)
+    assert "it tells no code of the backend" in run(*check, "--resume", report)[1]

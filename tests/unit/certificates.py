@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from conformance.axes import Space
+from conformance.axes import Space, excluded
 from conformance.bounds import pooled
 from conformance.bounds.aggregates import DIRECTIONS
 from conformance.bounds.pooled import PARTS
@@ -20,7 +20,7 @@ from conformance.certificate.consistent import SCHEME
 from conformance.certificate.statement import EVIDENCE, enveloped, statement_of
 from conformance.certificate.surroundings import suite_digest
 from conformance.certificate.writing import STATEMENT_FILE, write_certificate
-from conformance.certification import NOT_TIMED, excluded
+from conformance.certification import NOT_TIMED
 from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.editions import Edition, target_of
 from conformance.levels import coverage_of, items_for
