@@ -14,10 +14,11 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from conformance.certificate.surroundings import GROUP, PACKAGES, suite_digest
+from conformance.certificate.surroundings import PACKAGES, suite_digest
 from conformance.contain import SubjectRef, Worker
 from conformance.distributions import origin_of
 from conformance.waivers.release import release_of
+from fp8moe.registry import ENTRY_POINT_GROUP
 
 SUFFIX = re.compile(
     r"\.(py[xidc]?|json|ya?ml|toml|csv|so(\.[0-9]+)*|dll|dylib|bin|c|cc|cpp|cxx|h|hpp|inc|inl|cu|cuh|hip|cl|metal"
@@ -78,7 +79,7 @@ def code_of(worker: Worker, ref: SubjectRef, modules: Iterable[str]) -> Code:
     if not ref.path and not ref.pickled:  # a registered one may be put together where its entry point leads to
         named += [
             point.value.partition(":")[0].strip()
-            for point in entry_points(group=GROUP)
+            for point in entry_points(group=ENTRY_POINT_GROUP)
             if point.dist is not None and point.dist.name == release.distribution
         ]
     packages = sorted({package_of(each) for each in (*modules, *named) if each})

@@ -6,7 +6,7 @@ import re
 import textwrap
 
 from conformance.bounds.judgement import MEANINGS
-from conformance.gate.shown.words import clipped
+from fp8moe.texts import clipped
 
 MOST = 160
 _NAMES = "|".join(MEANINGS)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from conformance.gate.shown.words import visible
+from fp8moe.texts import visible
 
 FAILURE, SKIPPED, TOLD = "failure", "skipped", "system-out"
 COUNTS = ("tests", "failures", "errors", "skipped")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conformance.gate.shown.words import visible
+from fp8moe.texts import visible
 
 if TYPE_CHECKING:
     import jinja2

@@ -34,6 +34,7 @@ from fp8moe.registry import (
     seed_backends,
 )
 from fp8moe.schemes import SCHEMES
+from fp8moe.texts import said
 
 DEVICES = ("auto", "cpu", "interpreter", "cuda", "rocm", "xpu")
 SIMULATED_PLATFORM = PLATFORMS["h100"]
@@ -127,7 +128,7 @@ def load_subject(text: str) -> Subject:
     except UnknownBackend:
         raise
     except (Exception, SystemExit) as error:
-        raise BackendContractError(f"{text}: importing it raised {type(error).__name__}: {error}") from error
+        raise BackendContractError(f"{text}: importing it raised {said(error)}") from error
     violations = contract_violations(found)
     if violations:
         raise BackendContractError(f"{text}: {'; '.join(violations)}")

@@ -23,6 +23,7 @@ from fp8moe.detection import describe_device
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.platforms import Platform
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
+from fp8moe.texts import said, text_of
 
 PLAN_SECONDS = 30.0
 """For the suite's own part of a plan, on top of what a backend has for its first job; it has taken 2 s on two cores."""
@@ -122,9 +123,9 @@ def told_plan(
     except UnknownBackend as error:
         return {"unknown": error.args}
     except BackendUnavailable as error:
-        settled.append(CheckResult("selects", CONTRACT, Status.NOT_RUN, ref.name, reason=str(error)))
+        settled.append(CheckResult("selects", CONTRACT, Status.NOT_RUN, ref.name, reason=text_of(error)))
     except BaseException as error:  # no Ctrl-C reaches a worker: this is the backend's own
-        told = f"loading it, or asking what it takes, raised {type(error).__name__}: {error}"
+        told = f"loading it, or asking what it takes, raised {said(error)}"
         settled.append(CheckResult("selects", CONTRACT, Status.FAILED, ref.name, reason=told))
     running = [cell for cell in cells if cell.status is None]
     settled += [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import traceback
 
+from fp8moe.texts import MOST, clipped, said, visible
+
 CALLERS = ("conformance.", "fp8moe.", "importlib.", "contextlib")
 """Beginnings of the modules that lie between a case and a backend's own code."""
 BACKENDS = ("conformance.zoo.", "conformance.contain.faults")
@@ -16,11 +18,7 @@ LINES = 60
 def told(error: BaseException) -> str:
     """An exception in one line, with where the backend's own code raised it, or called what did."""
     where = _own_place(error)
-    try:
-        text = str(error)
-    except BaseException as another:
-        text = f"(its text raised {type(another).__name__})"
-    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
+    return said(error) + where
 
 
 def _own_place(error: BaseException) -> str:
@@ -41,4 +39,4 @@ def _own_place(error: BaseException) -> str:
 
 def traceback_of(error: BaseException) -> str:
     lines = "".join(traceback.format_exception(error)).splitlines()
-    return "\n".join(lines[-LINES:])
+    return "\n".join(visible(clipped(line, MOST)) for line in lines[-LINES:])

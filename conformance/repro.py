@@ -23,6 +23,7 @@ from conformance.plan import Subject, Target
 from conformance.results import CheckResult, Mismatch, Status, finite
 from conformance.trial import Trial, run
 from conformance.versions import versions
+from fp8moe.texts import said
 
 SCALES = 4
 """Of a row, that are shown."""
@@ -131,8 +132,8 @@ def stages_of(again: Again) -> Sequence[StageResult] | str:
         backend = make(case, subject, target)
         with observed(backend) as seen:
             output = run(backend, tensors_of(case, target.device))
-    except Exception as error:  # the verdict stands as it is, this only explains it
-        return f"not compared, since the backend raised {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # the verdict stands as it is, this only explains it
+        return f"not compared, since the backend raised {said(error)}"
     found = replay_of(case, backend, target)
     if isinstance(found, str):
         return ""

@@ -35,7 +35,7 @@ from conformance.selected import selected_rows
 from conformance.timing.regrets import regret_lines
 from fp8moe import __version__
 from fp8moe.detection import describe_device, probe_libraries
-from fp8moe.registry import broken_plug_ins
+from fp8moe.registry import BackendContractError, broken_plug_ins
 
 if TYPE_CHECKING:
     import pytest
@@ -86,9 +86,7 @@ class Session:
         torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
         names: list[str] = config.getoption("--fp8moe-backend")
         try:
-            subjects = tuple(load_subject(name) for name in dict.fromkeys(names)) or default_subjects()
-        except UnknownBackend as error:
-            raise ValueError(f"--fp8moe-backend={error}") from None
+            subjects = tuple(map(_subject, dict.fromkeys(names))) or default_subjects()
         except TypeError as error:
             raise ValueError(str(error)) from error
         schemes: list[str] = config.getoption("--fp8moe-scheme")
@@ -278,6 +276,16 @@ class Session:
                 for result in self.ledger
             ],
         }
+
+
+def _subject(name: str) -> Subject:
+    try:
+        return load_subject(name)
+    except UnknownBackend as error:
+        raise ValueError(f"--fp8moe-backend={error}") from None
+    except BackendContractError as error:
+        told = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"--fp8moe-backend={name}: it cannot be used: {told}") from None
 
 
 def _parts_not_run(results: list[CheckResult]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from fp8moe.platforms import Platform
 from fp8moe.recipe import Arithmetic, Contract, Steps
 from fp8moe.reference.closed import OracleClosed, oracles_closed
 from fp8moe.registry import BackendUnavailable, LayerNotSupported
+from fp8moe.texts import text_of
 
 
 class Ended(Exception):
@@ -318,13 +319,13 @@ def guarded(what: str) -> Iterator[None]:
         with oracles_closed():
             yield
     except LayerNotSupported as error:
-        raise Ended(Status.NOT_SUPPORTED, str(error)) from error
+        raise Ended(Status.NOT_SUPPORTED, text_of(error)) from error
     except BackendUnavailable as error:
-        raise Ended(Status.NOT_RUN, str(error)) from error
+        raise Ended(Status.NOT_RUN, text_of(error)) from error
     except OracleClosed as error:
-        raise Ended(Status.FAILED, f"it asked the oracles for the answer: {error}") from error
+        raise Ended(Status.FAILED, f"it asked the oracles for the answer: {text_of(error)}") from error
     except torch.OutOfMemoryError as error:
-        raise Ended(Status.NOT_RUN, f"out of memory: {error}") from error
+        raise Ended(Status.NOT_RUN, f"out of memory: {text_of(error)}") from error
     except (Exception, SystemExit) as error:
         raise Ended(Status.FAILED, f"{what} raised {told(error)}") from error
 

@@ -17,6 +17,7 @@ from fp8moe.keys import QuantKey
 from fp8moe.platforms import Platform
 from fp8moe.registry import AnyBackend, BackendContractError, BackendSpec, Reason
 from fp8moe.support import Support, describe
+from fp8moe.texts import said
 
 KEPT_AT_MOST = 1 << 17
 
@@ -157,8 +158,8 @@ def _ask_own_predicate(
         supported, reason = answer
     except MalformedVariable:
         raise
-    except Exception as error:
-        raise BackendContractError(f"{where} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BackendContractError(f"{where} raised {said(error)}") from error
     if supported:
         return None, ""
     if not isinstance(reason, Reason):

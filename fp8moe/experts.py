@@ -19,6 +19,7 @@ from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe
 from fp8moe.registry import Reason
 from fp8moe.support import Support
+from fp8moe.texts import said
 
 __all__ = [
     "Arithmetic",
@@ -241,8 +242,8 @@ def contract_violations(cls: object) -> list[str]:
     )
     try:
         layout = cls.activation_format()
-    except Exception as error:
-        return [f"{cls.__name__}.activation_format() raised {type(error).__name__}: {error}; make it a staticmethod"]
+    except (Exception, SystemExit) as error:
+        return [f"{cls.__name__}.activation_format() raised {said(error)}; make it a staticmethod"]
     if layout is FusedMoEActivationFormat.Standard:
         if cls.apply is base.apply:
             found.append(f"{cls.__name__} takes the Standard format and does not implement apply()")

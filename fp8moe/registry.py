@@ -12,12 +12,17 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fp8moe.plug_ins import BrokenPlugIn, strict, told_if_slow, warn_of
+from fp8moe.texts import said, visible
 
 if TYPE_CHECKING:
     from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 
 ENTRY_POINT_GROUP = "fp8moe.backends"
 UNKNOWN = "an unknown distribution"
+MOST_OF_A_NAME = 100
+PLAIN = "a backend of fp8moe in plain PyTorch"
+RESERVED = {"NONE": "'no backend'", "TORCHEXPERTS": PLAIN, "BATCHEDTORCHEXPERTS": PLAIN}
+"""What names mean that no backend has, in capitals, since case does not count."""
 
 
 class Fp8MoeBackend(Enum):
@@ -311,6 +316,9 @@ def _entry_point_backends() -> tuple[tuple[tuple[str, BackendSpec], ...], tuple[
             found.append((entry_point.name, spec))
         except BackendContractError as error:
             broken.append(BrokenPlugIn(entry_point.name, name, _brings(entry_point), str(error)))
+        except (Exception, SystemExit) as error:  # of what it gave, where that is asked
+            told = f"{_named(entry_point)}: asking what it is raised {said(error)}"
+            broken.append(BrokenPlugIn(entry_point.name, name, _brings(entry_point), told))
     return tuple(found), tuple(broken)
 
 
@@ -318,10 +326,14 @@ def _brings(entry_point: EntryPoint) -> str:
     return entry_point.dist.name if entry_point.dist is not None else UNKNOWN
 
 
+def _named(entry_point: EntryPoint) -> str:
+    return visible(f"entry point {entry_point.name!r} of {_brings(entry_point)} ({entry_point.value})")
+
+
 def _load(entry_point: EntryPoint) -> BackendSpec:
     """An entry point names a `BackendSpec`, a function that returns one, or an experts class."""
     distribution = _brings(entry_point)
-    where = f"entry point {entry_point.name!r} of {distribution} ({entry_point.value})"
+    where = _named(entry_point)
     try:
         with told_if_slow(where):
             target: Any = entry_point.load()
@@ -330,7 +342,7 @@ def _load(entry_point: EntryPoint) -> BackendSpec:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, and what pytest.importorskip raises
-        raise BackendContractError(f"{where}: loading it raised {type(error).__name__}: {error}") from error
+        raise BackendContractError(f"{where}: loading it raised {said(error)}") from error
     if inspect.isclass(target):
         target = BackendSpec(entry_point.name, cast("type[FusedMoEPermuteExpertsUnpermute]", target))
     if not isinstance(target, BackendSpec):
@@ -342,11 +354,16 @@ def _who(spec: BackendSpec) -> str:
     return f"backend {spec.name!r}" + (f" of {spec.distribution}" if spec.distribution else "")
 
 
+def _is_name(text: str) -> bool:
+    return text == text.strip() != "" and text.isprintable() and ":" not in text and len(text) <= MOST_OF_A_NAME
+
+
 def _check_spec(spec: BackendSpec, taken: Iterable[BackendSpec]) -> None:
     from fp8moe.experts import contract_violations
 
-    if not isinstance(spec.name, str) or not spec.name or ":" in spec.name:
-        raise BackendContractError(f"BackendSpec.name={spec.name!r}: expected a non-empty name without a colon")
+    if not isinstance(spec.name, str) or not _is_name(spec.name):
+        told = f"BackendSpec.name={spec.name!r:.{2 * MOST_OF_A_NAME}}: expected a name that can be typed and printed"
+        raise BackendContractError(f"{told}: 1 to {MOST_OF_A_NAME} characters, no colon, no space at its ends")
     if spec.position is not None and not isinstance(spec.position, Position):
         raise BackendContractError(
             f"{_who(spec)}: position is {spec.position!r}: expected Position(before=...), Position(after=...) or None"
@@ -356,8 +373,9 @@ def _check_spec(spec: BackendSpec, taken: Iterable[BackendSpec]) -> None:
             raise BackendContractError(
                 f"{_who(spec)}: the name is taken by {_who(other)} ({other.experts_cls.__module__}); choose another"
             )
-    if spec.name.upper() == "NONE":
-        raise BackendContractError(f"{_who(spec)}: the name stands for 'no backend'; choose another")
+    meaning = RESERVED.get(spec.name.upper())
+    if meaning:
+        raise BackendContractError(f"{_who(spec)}: the name stands for {meaning}; choose another")
     violations = contract_violations(spec.experts_cls)
     if violations:
         raise BackendContractError(f"{_who(spec)}: {'; '.join(violations)}")

@@ -21,7 +21,6 @@ from conformance.certificate.tabled import Field, Table, field, lines, table
 from conformance.certificate.times.shown import compared, shown
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified
 from conformance.gate.shown import svg
-from conformance.gate.shown.words import clipped
 from conformance.pages import environment
 from conformance.report import VERDICTS, Report
 from conformance.results import CheckResult, Status
@@ -29,6 +28,7 @@ from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.release import OWN
 from fp8moe import __version__
 from fp8moe.counted import counted
+from fp8moe.texts import clipped
 
 PACKAGES = ("conformance.certificate", "conformance.gate.shown")
 CASES_COMPARED = 50

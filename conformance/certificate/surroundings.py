@@ -11,14 +11,15 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from conformance.distributions import bringing, editable_from, file_of
+from conformance.plan import reference_subjects
 from conformance.versions import versions
 from conformance.waivers.release import OWN, Release
 from fp8moe import __version__
 from fp8moe.detection import describe_device
+from fp8moe.registry import seed_backends
 
 PACKAGES = ("conformance", "fp8moe")
 SOURCE = (".py", ".json")
-GROUP = "fp8moe.backends"
 
 
 def surroundings(origin: str, release: Release) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def surroundings(origin: str, release: Release) -> dict[str, Any]:
         "device": asdict(describe_device()),
         "versions": versions(),
         "suite": {"version": __version__, "sha256": suite_digest()},
-        "distribution": distribution_of(origin),
+        "distribution": distribution_of(origin, release),
         "release": asdict(release),
     }
 
@@ -67,18 +68,17 @@ def _sources(folder: Traversable, name: str) -> list[tuple[str, bytes]]:
     return found
 
 
-def distribution_of(origin: str) -> dict[str, Any] | None:
+def distribution_of(origin: str, release: Release) -> dict[str, Any] | None:
     """Name, version and the SHA-256 of the list of files (RECORD) of the distribution that a backend comes from, and
     `editable` where it is installed so, since that list has none of its source; None where it comes from none."""
-    module = origin.partition(":")[0]
-    entries = [entry for entry in metadata.entry_points(group=GROUP) if entry.name == origin]
-    if entries and entries[0].dist is not None:
-        return _told(entries[0].dist)
-    package = "fp8moe" if ":" not in origin else module.partition(".")[0]
-    file = file_of(package)
+    package = origin.partition(":")[0].partition(".")[0] if ":" in origin else ""
+    file = file_of(package) if package else None
     name: str | None
-    if package in PACKAGES:
+    ours = [*(spec.name for spec in seed_backends()), *(subject.name for subject in reference_subjects())]
+    if package in PACKAGES or origin in ours:
         name = OWN  # and the certificate has a digest of its very source
+    elif ":" not in origin:  # a registered one, whose release is of what registered it
+        name = release.distribution
     elif file is not None:
         name = next(bringing(package, file), None)
     else:  # a namespace of several distributions

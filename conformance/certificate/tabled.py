@@ -8,7 +8,7 @@ from html import escape
 from itertools import islice
 from typing import Any
 
-from conformance.gate.shown.words import clipped, visible
+from fp8moe.texts import clipped, visible
 
 FIELD = 1_000
 """Characters of one field."""

@@ -29,6 +29,7 @@ from conformance.plan import Subject, Target, is_triton, resolve_target
 from conformance.raised import told
 from conformance.results import CheckResult, Evidence, Status
 from fp8moe.registry import BackendUnavailable
+from fp8moe.texts import text_of
 
 CHANNEL_LOST = 113
 """Exit status of a worker that can no longer answer."""
@@ -120,7 +121,7 @@ class _Worker:
             simulated = is_triton(subject.experts_cls) and self.target.device == "cpu"
             evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
         except BackendUnavailable as error:
-            result = self.result(job, case, Status.NOT_RUN, str(error))
+            result = self.result(job, case, Status.NOT_RUN, text_of(error))
         except BaseException as error:
             result = self.result(job, case, Status.FAILED, f"loading it raised {told(error)}")
         if subject is not None:
@@ -146,7 +147,7 @@ class _Worker:
         if not isinstance(error, Exception):
             return Status.FAILED, f"it raised {told(error)}"  # the suite never raises what is no Exception
         if isinstance(error, torch.OutOfMemoryError):
-            return Status.NOT_RUN, f"{OUT_OF_MEMORY} while it was judged: {error}"
+            return Status.NOT_RUN, f"{OUT_OF_MEMORY} while it was judged: {text_of(error)}"
         if is_device_error(error) and ill(self.target.device):
             return Status.FAILED, f"the device failed: {told(error)}"
         if _passed_through(error, subject.experts_cls.__module__):

@@ -27,6 +27,7 @@ from fp8moe import __version__
 from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.libraries import DISTRIBUTIONS, VLLM_OPS, Surroundings, vllms_deep_gemm
 from fp8moe.registry import Fp8MoeBackend, registered_backends
+from fp8moe.texts import said
 
 SECONDS = 30.0
 """For the suite's own part of the question, on top of what a backend has for its first job."""
@@ -78,7 +79,7 @@ def told_release(ref: SubjectRef) -> Sequence[str]:
         registered = {spec.name: spec.distribution for spec in registered_backends()}
         found = release(ref.load(), registered)
     except BaseException as error:
-        found = Release(ref.name, why=f"looking for it raised {type(error).__name__}: {error}")
+        found = Release(ref.name, why=f"looking for it raised {said(error)}")
     return found.distribution, found.version, found.why
 
 

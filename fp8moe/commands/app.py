@@ -15,6 +15,8 @@ import typer
 
 EXIT_BAD_INPUT = 64
 """As sysexits.h has it, so that it cannot be taken for an answer."""
+EXIT_OWN_ERROR = 70
+"""As sysexits.h has it: our own code raised what it should not have."""
 EXIT_NOT_WRITTEN = 74
 """As sysexits.h has it: what was asked for was done, and a file that it was to go into could not be written."""
 EXIT_NO_READER = 128 + signal.SIGPIPE
@@ -24,8 +26,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 app = typer.Typer(
     name="fp8moe",
     help="Which FP8 MoE backend is selected on a device, why, and whether it computes the right MoE.",
-    epilog=f"Exit status {EXIT_BAD_INPUT}: an option or name is not understood; {EXIT_NOT_WRITTEN}: a file could not "
-    "be written when all was done.",
+    epilog=f"Exit status {EXIT_BAD_INPUT}: an option or name is not understood; {EXIT_OWN_ERROR}: an error of "
+    f"fp8moe itself; {EXIT_NOT_WRITTEN}: a file could not be written when all was done.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )

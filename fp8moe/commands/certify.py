@@ -23,7 +23,6 @@ from conformance.certificate.times.taking import ASKED_S, take
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import NoCertificate, write_certificate
 from conformance.editions import DEVICES, Edition, UnknownEdition, edition, names
-from conformance.gate.shown.words import clipped, visible
 from conformance.planned import device_name
 from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
@@ -42,6 +41,7 @@ from fp8moe.commands.files import NotWritten, check_folders
 from fp8moe.commands.interrupts import held
 from fp8moe.commands.question import BadInput
 from fp8moe.counted import counted
+from fp8moe.texts import clipped, visible
 
 OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
 SHOWN, MOST_OF_A_LINE = 20, 1000

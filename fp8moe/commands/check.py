@@ -31,6 +31,7 @@ from conformance.shards import Shard, left_over
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
+from fp8moe.commands.app import EXIT_OWN_ERROR
 from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.failures import print_failures
 from fp8moe.commands.files import NotWritten, check_folders, kept_elsewhere, write_meanwhile, write_whole
@@ -40,7 +41,6 @@ from fp8moe.commands.waivers import read
 from fp8moe.counted import counted
 
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
-SUITE_ERROR = 70
 STYLES = {PASSED: "green", FAILED: "bold red", INCOMPLETE: "yellow"}
 
 
@@ -170,7 +170,7 @@ def tell_interrupted(found: Report, report: Path | None) -> None:
 
 def told_error(error: SuiteError) -> int:
     print(f"{error}\nfp8moe check: an error of the suite itself, no verdict on the backend", file=sys.stderr)
-    return SUITE_ERROR
+    return EXIT_OWN_ERROR
 
 
 def print_report(report: Report) -> None:

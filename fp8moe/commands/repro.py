@@ -26,6 +26,7 @@ from conformance.repro import dumped, run_again
 from conformance.repro_contained import Shown, run_contained, shown, write_tensors
 from conformance.results import CheckResult, Status
 from fp8moe.commands import tables
+from fp8moe.commands.app import EXIT_OWN_ERROR
 from fp8moe.commands.files import beside, check_folders
 from fp8moe.commands.question import BadInput
 from fp8moe.counted import counted
@@ -33,7 +34,7 @@ from fp8moe.registry import BackendContractError, seed_backends
 
 DEFAULT_BACKEND = "TRITON"
 LISTED = 20
-NOT_RUN, SUITE_ERROR = 2, 70
+NOT_RUN = 2
 STATUSES = {Status.PASSED: 0, Status.FAILED: 1}
 SUFFIX = ".safetensors"
 MOST_BYTES = 32 << 30
@@ -95,7 +96,7 @@ def reproduced(what: str, given: Given) -> int:
     except Exception:
         traceback.print_exc()
         print("fp8moe repro: an error of the suite itself, no verdict on the backend", file=sys.stderr)
-        return SUITE_ERROR
+        return EXIT_OWN_ERROR
     print_again(out, asked, result, seen)
     if given.dump is not None:
         out.print(Text(f"tensors: {given.dump}"), soft_wrap=True)

@@ -22,12 +22,12 @@ from conformance.certificate.tabled import FIELD, ROOM, field, table
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified, verify
 from conformance.certificate.writing import STATEMENT_FILE
 from conformance.checks import EQUIVALENCE
-from conformance.gate.shown.words import clipped, visible
 from conformance.pages import PageUnavailable
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from fp8moe.cli import app
+from fp8moe.texts import clipped, visible
 from tests.unit.certificates import SMALL, cases_of, forged, invented, surroundings, written
 from tests.unit.elements import Elements
 from tests.unit.gate_runs import HOSTILE

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fp8moe import cli
+from fp8moe.commands.app import EXIT_OWN_ERROR
 from fp8moe.platforms import Platform
 from fp8moe.registry import BackendContractError
 from tests.unit.command_line import no_variables, python, run  # noqa: F401 (a fixture)
@@ -139,10 +140,14 @@ def test_main_passes_the_status_on(
     assert capsys.readouterr().out
 
 
-def test_main_does_not_hide_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_does_not_hide_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """And gives it no verdict's status: uncaught, it would have that of a backend that failed."""
+
     def fails(*_: Any, **__: Any) -> Callable[..., Any]:
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "app", fails)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as caught:
         cli.main()
+    assert caught.value.code == EXIT_OWN_ERROR
+    assert "raise ZeroDivisionError" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from conformance.certificate.page import page
 from conformance.certificate.surroundings import brought_by, distribution_of
 from conformance.certificate.verifying import verify
+from conformance.waivers.release import OWN, Release
 from fp8moe import __version__
 from tests.unit.certificates import SMALL, forged, written
 
@@ -36,15 +37,18 @@ def installed(site: Path, source: Path, *, editable: bool, entry_points: str = "
         (info / "entry_points.txt").write_text(f"[fp8moe.backends]\n{entry_points}\n")
 
 
+ACME = Release("acme-moe", "2.1")
+
+
 @pytest.mark.parametrize("editable", [True, False])
-@pytest.mark.parametrize("origin", ["acme_moe.experts:AcmeExperts", "acme_moe:AcmeExperts", "ACME_MOE"])
+@pytest.mark.parametrize("origin", ["acme_moe.experts:AcmeExperts", "acme_moe:AcmeExperts", "ACME_MOE", "OTHER_NAME"])
 def test_of_an_installed_package(origin: str, editable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     source = tmp_path / "source" if editable else site
     installed(site, source, editable=editable, entry_points="ACME_MOE = acme_moe.experts:AcmeExperts")
     monkeypatch.syspath_prepend(site)
     monkeypatch.syspath_prepend(source)
-    found = distribution_of(origin)
+    found = distribution_of(origin, ACME)  # of a registered one, whatever its entry point is called
     assert found is not None
     assert (found["name"], found["version"], len(found["record_sha256"])) == ("acme-moe", "2.1", 64)
     assert found.get("editable", False) is editable
@@ -59,13 +63,14 @@ def test_a_folder_beside_an_installed_package_is_not_it(tmp_path: Path, monkeypa
     (beside / "acme_moe" / "__init__.py").touch()
     monkeypatch.syspath_prepend(site)
     monkeypatch.syspath_prepend(beside)
-    assert distribution_of("acme_moe.experts:AcmeExperts") is None
+    assert distribution_of("acme_moe.experts:AcmeExperts", Release(OWN, __version__)) is None
 
 
 def test_of_our_own_and_of_none() -> None:
-    for origin in ("TRITON", "fp8moe.backends.torch_experts:TorchExperts"):
-        assert brought_by({"distribution": distribution_of(origin)}) == f"fp8moe {__version__}"
-    assert distribution_of("no_such_package:Experts") is None
+    for origin in ("TRITON", "TorchExperts", "fp8moe.backends.torch_experts:TorchExperts"):
+        assert brought_by({"distribution": distribution_of(origin, ACME)}) == f"fp8moe {__version__}"
+    assert distribution_of("no_such_package:Experts", ACME) is None
+    assert distribution_of("fp8moe", Release("no-such-distribution", why="it is not installed")) is None
     assert brought_by({"distribution": None}) == ""
 
 

@@ -12,6 +12,7 @@ from conformance.gate.shown import words
 from conformance.gate.shown.page import page
 from conformance.gate.verdicts import Mode, Outcome, RunVerdict
 from conformance.pages import PageUnavailable
+from fp8moe.texts import visible
 from tests.unit.elements import Elements
 from tests.unit.gate_runs import HOSTILE, change, days, run, verdicts, whole
 
@@ -24,10 +25,10 @@ def test_hostile_names_stay_text(name: str) -> None:
         verdicts([name] * 4), [change(name, kind) for kind in Change], Decisions(Status.FAILED, [name]), {name: name}
     )
     shown = Elements(page(result, days({name: 0.0}, {name: 0.1})))
-    assert shown.rows == [words.visible(name)] * (4 + len(Change))
+    assert shown.rows == [visible(name)] * (4 + len(Change))
     assert not {"script", "img", "iframe", "a", "link", "b"} & set(shown.tags)
     assert not [one for one, _ in shown.attributes if one.startswith("on")]
-    assert words.visible(name) in shown.texts
+    assert visible(name) in shown.texts
 
 
 def test_page_refers_to_nothing_outside() -> None:

@@ -13,6 +13,7 @@ from conformance.gate.shown.history import LEVEL, Dated, dated, histories, worst
 from conformance.gate.shown.history_plot import history_plot
 from conformance.gate.shown.plots import ratio_plot, round_step
 from conformance.gate.verdicts import Mode, Outcome, RunVerdict
+from fp8moe.texts import visible
 from tests.unit.gate_runs import HOSTILE, days, record, verdict, verdicts
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -142,10 +143,10 @@ def test_hostile_names_stay_text(name: str) -> None:
     assert_legible(text)
     tags = {one.tag.removeprefix(SVG) for one in parsed(text).iter()}
     assert tags == {"svg", "title", "desc", "style", "rect", "text", "line", "path", "g"}
-    assert any(words.visible(name)[:40] in (one.text or "") for one in parsed(text).iter(f"{SVG}title"))
+    assert any(visible(name)[:40] in (one.text or "") for one in parsed(text).iter(f"{SVG}title"))
     history = history_plot(days({name: 0.1}, {name: 0.11}))
     assert_legible(history)
-    assert any(said.startswith(words.visible(name)[:30].rstrip()) for *_, said in texts(parsed(history)))
+    assert any(said.startswith(visible(name)[:30].rstrip()) for *_, said in texts(parsed(history)))
 
 
 def test_a_huge_run_is_cut_and_says_so() -> None:

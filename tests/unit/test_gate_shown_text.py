@@ -14,6 +14,7 @@ from conformance.gate.shown.escapes import FIELD
 from conformance.gate.shown.junit import junit
 from conformance.gate.shown.markdown import MARK, MOST, markdown
 from conformance.gate.verdicts import Mode, Outcome, RunVerdict
+from fp8moe.texts import clipped, visible
 from tests.unit.gate_runs import HOSTILE, change, run, verdict, verdicts, whole
 
 OURS = {
@@ -66,7 +67,7 @@ class Shown(HTMLParser):
 
 
 def seen(name: str) -> str:
-    return words.clipped(words.visible(name), FIELD)
+    return clipped(visible(name), FIELD)
 
 
 def cases(xml: str) -> dict[str, list[ElementTree.Element]]:
@@ -165,7 +166,7 @@ def test_hostile_names_stay_in_their_place_in_markdown(name: str) -> None:
     assert sum(row[0] == seen(name) and len(row) == 6 for row in shown.rows) == 4
     assert sum(row[0] == seen(name) and len(row) in (2, 7) for row in shown.rows) == len(Change)
     assert {len(row) for row in shown.rows} == {2, 3, 6, 7}
-    assert f"{seen(name)}: {words.clipped(words.visible(name), 500)}" in shown.items
+    assert f"{seen(name)}: {clipped(visible(name), 500)}" in shown.items
     # A mention is sought in the text as shown, so the sign must not stand next to the name.
     assert not re.search(r"(&#64;|@)\w", text)
     assert "://" not in text
@@ -174,8 +175,8 @@ def test_hostile_names_stay_in_their_place_in_markdown(name: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_stay_in_their_place_in_xml(name: str) -> None:
     tests = cases(junit(whole([name] * 4)))
-    assert [case.get("name") for case in tests["fp8moe gate: speed"]] == [words.visible(name)] * 4
-    assert [case.get("name") for case in tests["fp8moe gate: numerics"]] == [words.visible(name)] * 4
+    assert [case.get("name") for case in tests["fp8moe gate: speed"]] == [visible(name)] * 4
+    assert [case.get("name") for case in tests["fp8moe gate: numerics"]] == [visible(name)] * 4
     assert all(case.get("classname") == "fp8moe.gate.speed" for case in tests["fp8moe gate: speed"])
 
 
@@ -261,8 +262,8 @@ def test_empty_parts() -> None:
 
 
 def test_what_no_reader_sees_is_shown_as_its_escape() -> None:
-    assert words.visible("a\nb\x00\u202e\ud800\ufffe") == r"a\nb\x00\u202e\ud800\ufffe"
-    assert words.visible("é 名 🙂 x") == "é 名 🙂 x"
+    assert visible("a\nb\x00\u202e\ud800\ufffe") == r"a\nb\x00\u202e\ud800\ufffe"
+    assert visible("é 名 🙂 x") == "é 名 🙂 x"
 
 
 def test_a_result_of_the_gate_that_was_not_run_says_why() -> None:

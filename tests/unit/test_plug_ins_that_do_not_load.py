@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import conformance
 from conformance.contain.hosting import shutdown
+from conformance.session import Session
 from fp8moe.registry import BackendContractError, broken_plug_ins
 from tests.unit.command_line import no_variables, python, run  # noqa: F401 (a fixture)
 from tests.unit.out_of_tree import forget
@@ -91,3 +95,10 @@ def test_strict_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     assert [broken.error for broken in broken_plug_ins()] == [TOLD]
     with pytest.raises(BackendContractError, match=r"libacme\.so"):
         conformance.plan.load_subject("ACME_MOE")
+
+
+def test_pytests_option_names_it_with_its_reason() -> None:
+    options = {"--fp8moe-device": "cpu", "--fp8moe-backend": ["ACME_MOE"]}
+    config: Any = SimpleNamespace(getoption=options.__getitem__)
+    with pytest.raises(ValueError, match=f"^--fp8moe-backend=ACME_MOE: it cannot be used: {re.escape(TOLD)}$"):
+        Session.of(config)

@@ -183,8 +183,8 @@ def test_none_is_no_name(name: str) -> None:
 
 
 def test_an_empty_name() -> None:
-    refused("non-empty name", "", Acme)
-    refused("non-empty name", BackendSpec(None, Acme))  # type: ignore[arg-type]
+    refused("expected a name that can be typed", "", Acme)
+    refused("expected a name that can be typed", BackendSpec(None, Acme))  # type: ignore[arg-type]
 
 
 def test_no_class() -> None:

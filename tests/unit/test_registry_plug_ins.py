@@ -1,6 +1,7 @@
 """The registry: backends that join by an entry point."""
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +45,16 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield from emptied(monkeypatch)
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+class Shouting(str):
+    def upper(self) -> str:
+        sys.exit(0)
+
+
 def spec_function() -> BackendSpec:
     return BackendSpec("ACME", Acme, Position(before="TRITON"))
 
@@ -84,6 +95,16 @@ def test_entry_points_may_stand_beside_each_other_whatever_their_names(monkeypat
         (object(), "'ACME' of acme-kernels .*expected a BackendSpec"),
         (lambda: None, "'ACME' of acme-kernels .*expected a BackendSpec"),
         (int, "'ACME' of acme-kernels: .*expected a subclass"),
+        (Mute(), "'ACME' of acme-kernels .*loading it raised Mute: .its text raised ValueError"),
+        (ImportError("\x1b[31m\nred"), r"'ACME' of acme-kernels .*loading it raised ImportError: \\x1b\[31m red"),
+        (BackendSpec(Shouting("ACME"), Acme), "'ACME' of acme-kernels .*asking what it is raised SystemExit: 0"),
+        (BackendSpec("A\x1b[31mCME", Acme), r"BackendSpec.name='A\\x1b\[31mCME': expected a name that can be typed"),
+        (BackendSpec("A" * 101, Acme), "AAA.: expected a name that can be typed"),
+        (BackendSpec("TorchExperts", Acme), "'TorchExperts' of acme-kernels: the name stands for a backend of fp8moe"),
+        (
+            class_with(activation_format=staticmethod(lambda: sys.exit(0))),
+            r"activation_format\(\) raised SystemExit: 0",
+        ),
         (BackendSpec("TRITON", Acme), "'TRITON' of acme-kernels: the name is taken by backend 'TRITON'"),
         (class_with(contract=None), "'ACME' of acme-kernels: Broken.contract is NoneType"),
         (BackendSpec("ACME", Acme, Position(before="NOWHERE")), "'ACME' of acme-kernels: position is beside 'NOWHERE'"),

@@ -11,12 +11,12 @@ import pytest
 
 from conformance import kept_text
 from conformance.certificate.verifying import verify
-from conformance.gate.shown.words import visible
 from conformance.report import VERDICTS, Report
 from conformance.report_junit import of_certificate, of_report
 from conformance.results import CheckResult, Status
 from fp8moe.commands.question import BadInput
 from fp8moe.commands.show import show
+from fp8moe.texts import visible
 from tests.unit.certificates import SMALL, Change, forged, invented, written
 from tests.unit.command_line import no_variables, run  # noqa: F401 (a fixture)
 from tests.unit.gate_runs import HOSTILE

@@ -31,6 +31,16 @@ class Exits(TorchExperts):
         os._exit(0)
 
 
+class SysExits(TorchExperts):
+    def apply(self, *_: Any, **__: Any) -> torch.Tensor:
+        sys.exit(0)
+
+
+class RaisesAnything(TorchExperts):
+    def apply(self, *_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("\x1b[31m\n\ud800" + "x" * (1 << 26))
+
+
 class Hangs(TorchExperts):
     def apply(self, *_: Any, **__: Any) -> torch.Tensor:
         while True:
@@ -81,6 +91,8 @@ def again(backend: type, *options: str, status: int = 1) -> str:
     [
         (Segfaults, "status: failed: the process was killed by SIGSEGV (Segmentation fault), in apply at test_repro_c"),
         (Exits, "status: failed: it ended the process with status 0\n"),
+        (SysExits, "status: failed: apply raised SystemExit: 0 at test_repro_c"),
+        (RaisesAnything, r"status: failed: apply raised RuntimeError: \x1b[31m \ud800xxx"),
         (Prints, "status: failed: it printed more than 1048576 bytes"),
     ],
 )

@@ -202,6 +202,12 @@ def test_standard_output_that_nobody_reads(command: list[str]) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+def test_standard_streams_that_are_closed() -> None:
+    """As some supervisors start a command: what it opens does not get their numbers, and its status is its answer's."""
+    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *COMMAND, "schema"], check=False)
+    assert done.returncode == 0
+
+
 def test_a_report_is_there_though_standard_output_is_full(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     command = [*COMMAND, *CHECK, "--report", str(path)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conformance.gate.shown.words import clipped, visible
+from fp8moe.texts import clipped, visible
 
 _MEANS_SOMETHING = re.compile(r"[&<>|\\`*\[\]~$@#!]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
 """What begins or ends markup, a cell of a table, a mention, or a link; within a word an underscore does not."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from statistics import fmean
 
-from conformance.gate.shown import svg, words
+from conformance.gate.shown import svg
 from conformance.gate.shown.history import LEVEL, Dated, History, Point, histories, worst
 from conformance.gate.shown.plots import THICK, round_step
 from conformance.gate.shown.svg import CHAR, LINE, line, text
 from fp8moe.counted import counted
+from fp8moe.texts import visible
 
 MOST = 6
 """Panels, unless cells are named."""
@@ -89,7 +90,7 @@ class _Dates:
         dates = [run.date[:10] for run in sorted(runs, key=lambda run: run.when)]
         beside = max(times.count(time) for time in times) - 1
         said = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-        return cls(times[0], times[-1], RIGHT - LEFT - 28 - BESIDE * beside, words.visible(said))
+        return cls(times[0], times[-1], RIGHT - LEFT - 28 - BESIDE * beside, visible(said))
 
     def at(self, when: float) -> float:
         """The pixel of a time."""

@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from conformance.gate.shown.words import clipped, visible
 from conformance.gate.verdicts import Outcome
+from fp8moe.texts import clipped, visible
 
 LIGHT: Mapping[str, str] = {
     "ground": "#ffffff",

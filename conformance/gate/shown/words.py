@@ -29,19 +29,6 @@ OF_WHAT = {
 }
 
 
-def visible(text: str) -> str:
-    """The text on one line, and what no reader sees (control and direction marks, lone surrogates) as its escape.
-
-    What is left can be a part of XML, and cannot forge a second line of a report.
-    """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
-def clipped(text: str, most: int) -> str:
-    """At most so many characters, the last an ellipsis where there were more."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def headline(result: GateResult) -> str:
     """The verdict in one line, with what led to it and what was not run."""
     if result.status is Status.NOT_RUN:
