@@ -23,7 +23,7 @@ from conformance.certificate.surroundings import surroundings
 from conformance.certification import check_backend
 from conformance.contain import Limits, SuiteError
 from conformance.kept_text import MOST_BYTES
-from conformance.planned import BadRequest
+from conformance.planned import BadRequest, OtherCode
 from conformance.report import Report
 from conformance.shards import Shard
 from conformance.waivers import parse_waivers
@@ -201,6 +201,7 @@ class Cluster:
         Raises:
             TaskLost: with its node, more often than RETRIES.
             ClusterError: what a task was asked for cannot be.
+            OtherCode: the report to go on with is of other code than is there.
             conformance.contain.SuiteError: an exception of the suite's own in a task.
         """
         import ray
@@ -228,6 +229,8 @@ def _result(reference: Any, shard: str) -> Ended:
         if isinstance(error.cause, SuiteError):
             raise SuiteError(f"{what}: {error.cause}") from None
         cause = error.cause
+        if isinstance(cause, OtherCode):
+            raise OtherCode(cause.told) from None
         if isinstance(cause, BadRequest):
             told = f"{cause.value}: {cause.told}" if cause.argument else str(cause)
         else:

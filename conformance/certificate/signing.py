@@ -41,7 +41,9 @@ def private_key(key: Path) -> Any:
     try:
         private = serialization.load_ssh_private_key(key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError, unsupported) as error:
-        raise CannotSign(f"--sign {key}: {error}; give an OpenSSH ed25519 private key without a passphrase") from None
+        raise CannotSign(
+            f"--sign {key}: {_why(error)}; give an OpenSSH ed25519 private key without a passphrase"
+        ) from None
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise CannotSign(f"--sign {key}: a key of type {type(private).__name__}; give an ed25519 key")
     return private
@@ -60,7 +62,7 @@ def is_by(public: Path, envelope: Mapping[str, Any]) -> bool:
     try:
         key = serialization.load_ssh_public_key(public.read_bytes())
     except (OSError, ValueError, unsupported) as error:
-        raise CannotSign(f"--key {public}: {error}; give an OpenSSH ed25519 public key") from None
+        raise CannotSign(f"--key {public}: {_why(error)}; give an OpenSSH ed25519 public key") from None
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise CannotSign(f"--key {public}: a key of type {type(key).__name__}; give an ed25519 key")
     text = signed_text(str(envelope["payloadType"]), payload_of(envelope))
@@ -77,6 +79,10 @@ def key_id(public: str) -> str:
     """The fingerprint that `ssh-keygen -l` prints."""
     blob = base64.b64decode(public.split()[1])
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _public_text(key: Any) -> str:

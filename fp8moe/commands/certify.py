@@ -13,7 +13,6 @@ from typing import Any
 from rich.markup import escape
 from rich.text import Text
 
-from conformance import kept_text
 from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign, private_key
 from conformance.certificate.surroundings import brought_by, surroundings
@@ -33,6 +32,7 @@ from fp8moe.commands.check import (
     NotGoneOnWith,
     checked,
     print_report,
+    read_report,
     status_of,
     tell_hanging,
     write_report,
@@ -83,27 +83,24 @@ def certify(
     kept = partial(out) if piece is None else piece_of(out, piece)
     if shards and (piece is not None or kept.exists()):
         raise BadInput(f"--shards: all of a run, so without --shard, and not beside {kept}")
-    try:
-        kept.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {out}: {error}") from None
+    make_folder_of(out)
     check_folders({"--out": kept})
     told = tables.console(stderr=True)
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
-    before = of_shards(shards) if shards else kept if kept.exists() else None
+    before = of_shards(shards) if shards else kept_run(kept) if kept.exists() else None
+    named = "--shards" if shards else str(kept)
     target = device_name(device)
     if target not in DEVICES:
         raise BadInput(f"--device {target}: {OF_A_RUN}")
     asked = (backend, which.level, target, which.seed, budget, kept)
     with held() as interrupted:
         try:
-            report = checked(*asked, before, seconds, waivers, piece, interrupted)
+            report = checked(*asked, before, seconds, waivers, piece, interrupted, named)
         except NotGoneOnWith as error:
-            if isinstance(before, Report):
+            if shards:
                 raise
-            aside = f"does not go on with {kept}, which is moved to {_moved_aside(kept)}"
-            told.print(f"{aside}: {error.told}. Starts afresh", markup=False, soft_wrap=True)
+            tell_moved_aside(kept, error.told)
             report = checked(*asked, None, seconds, waivers, piece, interrupted)
         unwritten = kept_and_told(kept, report)
     if piece is not None:
@@ -231,6 +228,35 @@ def piece_of(out: Path, shard: Shard) -> Path:
     return out.with_name(f"{out.name}.shard-{shard.number}-of-{shard.count}.json.gz")
 
 
+def make_folder_of(out: Path) -> None:
+    """
+    Raises:
+        BadInput: the one that the certificate is to be in cannot be made.
+    """
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {out}: its folder cannot be made ({error.strerror or error}); name another") from None
+
+
+def kept_run(kept: Path) -> Report:
+    """What there is to go on with beside the folder.
+
+    Raises:
+        BadInput: it cannot be read, or is none.
+    """
+    return read_report(str(kept), kept, "it is no run to go on with: move it away, and the same command starts afresh")
+
+
+def tell_moved_aside(kept: Path, why: str) -> None:
+    """
+    Raises:
+        BadInput: it cannot be moved.
+    """
+    text = f"does not go on with {kept}, which is moved to {_moved_aside(kept)}: {why}. Starts afresh"
+    tables.console(stderr=True).print(text, markup=False, soft_wrap=True)
+
+
 def _moved_aside(kept: Path) -> Path:
     """Where a run is moved to that is not gone on with; what was moved aside before stays.
 
@@ -273,12 +299,8 @@ def of_shards(shards: Sequence[Path]) -> Report:
     Raises:
         BadInput: one cannot be read, or they are not all of one run.
     """
-    reports = []
-    for path in shards:
-        try:
-            reports.append(Report.from_json(kept_text.read_text(path)))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"--shards {path}: {error}") from None
+    otherwise = "name what `--shard` wrote"
+    reports = [read_report(f"--shards {path}", path, otherwise) for path in shards]
     try:
         return gathered(reports)
     except InvalidShard as error:

@@ -16,10 +16,22 @@ from conformance import kept_text
 from conformance.certificate.times.kept import NOT_TAKEN, Times
 from conformance.editions import DEVICES
 from conformance.on_ray import WHOLE, Asked, Cluster, ClusterError, Ended, Placement, TaskLost, connected, placement_on
+from conformance.planned import OtherCode
 from conformance.report import Report
 from conformance.shards import MOST, InvalidShard, Shard, left_over, of_one_run
 from fp8moe.commands import tables
-from fp8moe.commands.certify import OF_A_RUN, edition_for, end, kept_and_told, of_shards, partial, piece_of
+from fp8moe.commands.certify import (
+    OF_A_RUN,
+    edition_for,
+    end,
+    kept_and_told,
+    kept_run,
+    make_folder_of,
+    of_shards,
+    partial,
+    piece_of,
+    tell_moved_aside,
+)
 from fp8moe.commands.check import write_report
 from fp8moe.commands.progress import duration, time_left
 from fp8moe.commands.question import BadInput
@@ -64,7 +76,7 @@ def certify_on_ray(
     text = None if waivers is None else waivers.read_text(encoding="utf-8")
     asked = Asked(backend, which.level, which.seed, device, text, seconds)
     told = tables.console(stderr=True)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(out)
     kept = partial(out)
     pieces: list[Path] = []
     found = {} if kept.exists() else _shards_beside(out, asked)
@@ -74,7 +86,7 @@ def certify_on_ray(
             placement = placement_on(cluster.nodes, device, accelerator)
             if kept.exists():
                 told.print(f"goes on with {escape(str(kept))}")
-                before = kept_text.read_text(kept)
+                before = kept_run(kept).to_json()
             else:
                 every = _every(count or min(placement.places, MOST))
                 pieces = [piece_of(out, shard) for shard in every]
@@ -83,6 +95,11 @@ def certify_on_ray(
                 before = of_shards(pieces).to_json()
             told.print("now what is of the whole run")
             whole = cluster.run_one(asked, WHOLE, before, placement)
+    except OtherCode as error:
+        for path in [kept] if kept.exists() else [piece_of(out, shard) for shard in found]:
+            tell_moved_aside(path, error.told)
+        rest = (count, accelerator, seconds)
+        return certify_on_ray(backend, out, name, device, key, waivers, address, *rest)
     except TaskLost as lost:
         told.print(f"{lost}: what has been run is kept; the same command runs the rest", markup=False, soft_wrap=True)
         return None

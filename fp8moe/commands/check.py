@@ -34,7 +34,7 @@ from fp8moe.commands import tables
 from fp8moe.commands.app import EXIT_OWN_ERROR
 from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.failures import print_failures
-from fp8moe.commands.files import NotWritten, check_folders, kept_elsewhere, write_meanwhile, write_whole
+from fp8moe.commands.files import NotWritten, check_folders, kept_elsewhere, why_unread, write_meanwhile, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
@@ -48,8 +48,28 @@ class NotGoneOnWith(BadInput):
     """A report to go on with is of other code of the backend than is here; `told` says what differs."""
 
     def __init__(self, given: str, error: OtherCode) -> None:
-        super().__init__(f"{given}{str(error).removeprefix('resume')}")
+        super().__init__(_named(given, error))
         self.told = error.told
+
+
+def _named(given: str, error: BadRequest) -> str:
+    """What is said of the report to go on with, by what was given for it."""
+    text = str(error)
+    return f"{given}{text.removeprefix('resume')}" if text.startswith("resume: ") else text
+
+
+def read_report(given: str, path: Path, otherwise: str) -> Report:
+    """
+    Args:
+        given: what the error begins with; `otherwise` is its remedy where the file is not there, or none.
+
+    Raises:
+        BadInput: it cannot be read, or is no report.
+    """
+    try:
+        return Report.from_json(kept_text.read_text(path))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{given}: {why_unread(path, error)}; {otherwise}") from None
 
 
 def checked(
@@ -64,12 +84,14 @@ def checked(
     waivers: Path | None = None,
     shard: Shard | None = None,
     interrupted: Event | None = None,
+    named: str = "",
 ) -> Report:
     """Runs the checks, and tells on standard error how far it has come.
 
     Args:
         report: that it is to go into; meanwhile, the run so far goes there.
         interrupted: as `check_backend` takes it.
+        named: what errors call a report to go on with that is read already.
 
     Raises:
         NotGoneOnWith: `resume` is of other code of the backend.
@@ -78,10 +100,11 @@ def checked(
     """
     if report is not None:
         check_folders({"--report": report})
-    try:
-        before = Report.from_json(kept_text.read_text(resume)) if isinstance(resume, Path) else resume
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--resume {resume}: {error}") from None
+    before = resume
+    if isinstance(resume, Path):
+        named = f"--resume {resume}"
+        before = read_report(named, resume, "name what `--report` of an earlier run wrote")
+    assert not isinstance(before, Path)
     known = None if waivers is None else read("--waivers", waivers)
     with progress(f"{backend}, {level}" + (f", shard {shard}" if shard else "")) as tell:
 
@@ -104,9 +127,9 @@ def checked(
                 keep=None if report is None else partial(keep_so_far, report),
             )
         except OtherCode as error:
-            raise NotGoneOnWith("--shards" if isinstance(resume, Report) else f"--resume {resume}", error) from None
+            raise NotGoneOnWith(named, error) from None
         except BadRequest as error:
-            raise as_typed(error) from None
+            raise (as_typed(error) if error.argument else BadInput(_named(named, error))) from None
     return found
 
 

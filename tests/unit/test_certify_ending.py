@@ -9,6 +9,7 @@ import pytest
 
 from conformance.certificate.times.kept import NOT_TAKEN, Times
 from conformance.left import left_reason
+from conformance.planned import BadRequest
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from conformance.shards import FAILED_BEFORE
@@ -16,6 +17,7 @@ from fp8moe.commands.certify import end, partial, status_of_certify
 from fp8moe.commands.check import write_report
 from fp8moe.commands.files import NotWritten
 from tests.unit.certificates import SMALL, invented, surroundings
+from tests.unit.command_line import run
 
 
 def left(why: str, report: Report) -> Report:
@@ -26,6 +28,26 @@ def left(why: str, report: Report) -> Report:
 
 def ended(report: Report, out: Path, unwritten: NotWritten | None = None) -> None:
     end(report, SMALL, out, surroundings, None, lambda: Times(NOT_TAKEN, "none were asked for"), unwritten)
+
+
+def refuses(*_: object, **__: object) -> None:
+    raise BadRequest("resume: a report of other versions; run it from the start")
+
+
+def test_what_cannot_be_gone_on_with_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option has named it, and the remedy is what there is to do about it."""
+    kept = partial(tmp_path / "c")
+    asked = ("certify", "TorchExperts", "--device", "cpu", "--out", str(tmp_path / "c"))
+    monkeypatch.setattr("fp8moe.commands.check.check_backend", refuses)
+    write_report(kept, invented())
+    assert f"fp8moe: {kept}: a report of other versions; run it from the start\n" in run(*asked, status=64).stderr
+    assert "fp8moe: --resume x: a report of" in run("check", "T", "--resume", str(kept), status=64).stderr.replace(
+        str(kept), "x"
+    )
+    kept.write_bytes(b"no gzip")
+    told = run(*asked, status=64).stderr
+    assert f"fp8moe: {kept}: {kept.name} is no whole gzip file" in told
+    assert told.endswith("it is no run to go on with: move it away, and the same command starts afresh\n")
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -14,6 +14,7 @@ from tests.unit.command_line import no_variables, python, run  # noqa: F401 (a f
 
 ELSEWHERE = "rocm" if Platform.detect().kind == "cuda" else "cuda"
 """A device that is not here."""
+CERTIFY = ["certify", "TorchExperts", "--device", "cpu", "--out", "nowhere"]
 BAD = [
     (["explain", "--platform", "h1000"], "'h1000' is not known; did you mean h100"),
     (["explain", "--platform", "quantum"], "expected one of here, t4, "),
@@ -52,8 +53,13 @@ BAD = [
     (["gate", "--write", "b.json", "--device", "cpu", "--backend", "TRITTON"], "fp8moe: --backend TRITTON: no backend"),
     (["check", "TorchExperts", "--report", "nowhere/report.json"], "the folder does not exist"),
     (["check", "TorchExperts", "--report", "."], "--report .: it is a folder; name a file"),
-    (["certify", "TorchExperts", "--out", "nowhere", "--sign", "no-key"], "--sign no-key: [Errno 2]"),
-    (["check", "TorchExperts", "--resume", "nowhere.json"], "--resume nowhere.json: [Errno 2]"),
+    (
+        ["check", "TorchExperts", "--resume", "nowhere.json"],
+        "--resume nowhere.json: no such file; name what `--report`",
+    ),
+    ([*CERTIFY, "--sign", "no-key"], "--sign no-key: No such file or directory; give an OpenSSH ed25519 private key"),
+    ([*CERTIFY, "--out", "/dev/null/x"], "--out /dev/null/x: its folder cannot be made (File exists)"),
+    ([*CERTIFY, "--shards", "no.json.gz"], "--shards no.json.gz: no such file; name what `--shard` wrote"),
     (["repro", "v1:M=3", "--number", "2"], "--number 2: it goes with a report or a certificate"),
     (["repro", "v1:M=3", "--check", "relation.nothing"], "--check=relation.nothing: expected one of equivalence, "),
     (["repro", "v1:M=3", "--device", "quantum"], "fp8moe: --device quantum: expected one of auto, cpu"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from typer.testing import CliRunner
 
 from conformance.editions import edition
 from conformance.kept_text import content_of
-from conformance.on_ray import ClusterError, Placement, placement_on
+from conformance.on_ray import ClusterError, Placement, TaskLost, placement_on
+from conformance.planned import OtherCode
 from conformance.shards import Shard
 from fp8moe.cli import app
-from fp8moe.commands.certify import piece_of
+from fp8moe.commands.certify import partial, piece_of
 from tests.unit.certificates import invented
 
 HEAD = {"CPU": 8.0, "memory": 1e9}
@@ -125,3 +128,31 @@ def test_what_is_no_shard_beside_the_folder(name: str, tmp_path: Path) -> None:
 )
 def test_options_that_do_not_go_together(options: tuple[str, ...], told: str, tmp_path: Path) -> None:
     assert told in refused("--out", tmp_path / "x", *options)
+
+
+class Played:
+    """A cluster whose nodes have other code than a kept run is of, and that then loses them."""
+
+    nodes = ({"CPU": 2.0},)
+
+    def run_one(self, *_: object) -> None:
+        raise pickle.loads(pickle.dumps(OtherCode("the version differs")))  # as Ray brings it
+
+    def run(self, *_: object) -> None:
+        raise TaskLost("shard 1/2: its node died")
+
+
+def test_a_run_of_other_code_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a cluster, and it starts afresh."""
+    kept = partial(tmp_path / "x")
+    kept.write_bytes(content_of(kept, invented().to_json()))
+    monkeypatch.setattr("fp8moe.commands.certify_on_ray.connected", lambda address: nullcontext(Played()))
+    asked = ["certify", "TorchExperts", "--out", str(tmp_path / "x"), "--device", "cpu", "--ray", "auto"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2, done.output
+    told = " ".join(done.output.split())
+    assert f"does not go on with {kept}, which is moved to {kept}.old: the version differs. Starts afresh" in told
+    assert "2 shards, on 2 CPU cores" in told
+    assert [path.name for path in tmp_path.iterdir()] == [f"{kept.name}.old"]
+    kept.write_bytes(b"no gzip")
+    assert "move it away, and the same command starts afresh" in CliRunner().invoke(app, asked).output
