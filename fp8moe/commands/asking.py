@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fp8moe.commands.app import JsonOption, app, print_json, told
+from fp8moe.commands.interrupts import held, interruptible
 
 if TYPE_CHECKING:
     from fp8moe.commands.question import Question
@@ -227,9 +228,11 @@ def measure_command(
     """Time every backend that could be selected here, side by side on published layers; what the seed's order costs.
 
     Exit status 0: everything was timed; 1: a backend took less time than this device can, and no table is written; 2:
-    the budget ended it.
+    its budget or Ctrl-C ended it; 74: the table could not be written, and it is told where it is; 143: SIGTERM ended it.
+    What was timed is written.
     """
-    with told():
+    with told(), interruptible(), held() as interrupted:
+        from fp8moe.commands.files import write_whole
         from fp8moe.commands.measure import (
             certificates_of,
             check_output,
@@ -242,12 +245,12 @@ def measure_command(
 
         check_output(out, certificate or ())
         certificates = certificates_of(certificate or ())
-        found, left = measured(backend or (), budget, tokens_of(tokens))
-        if not print_measured(found, left):
+        found, left = measured(backend or (), budget, tokens_of(tokens), interrupted)
+        if not print_measured(found, left, *["it was interrupted"] * interrupted.is_set()):
             raise typer.Exit(1)
         if out is not None:
             made = table_of(found, certificates)
-            made.save(out)
+            write_whole(out, made.dumps())
             for line in policy_lines(made):
                 typer.echo(line)
         raise typer.Exit(2 if left else 0)

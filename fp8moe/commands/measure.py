@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 import torch
 from rich.text import Text
@@ -25,7 +26,7 @@ from conformance.timing.measured_rates import measured_rates
 from conformance.timing.rows import SOURCE, VERSIONS, ranks, rows_of
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing, contenders, regret, side_by_side
 from fp8moe.commands import tables
-from fp8moe.commands.files import why_unread
+from fp8moe.commands.files import check_folders, why_unread
 from fp8moe.commands.question import BadInput
 from fp8moe.counted import counted
 from fp8moe.measured import MeasuredTable, policy_regret
@@ -60,8 +61,11 @@ class Measured:
         return [name for name in self.times.us if self.times.typical_us(name) < self.floor.us]
 
 
-def measured(also: Sequence[str], budget: float | None, tokens: Sequence[int] = ()) -> tuple[list[Measured], int]:
-    """Every published layer in the schemes of its checkpoints; and how many were left when the budget was spent.
+def measured(
+    also: Sequence[str], budget: float | None, tokens: Sequence[int] = (), interrupted: Event | None = None
+) -> tuple[list[Measured], int]:
+    """Every published layer in the schemes of its checkpoints; and how many were left when the budget was spent, or a
+    signal's handler had set `interrupted`.
 
     Args:
         also: backends that are in no order, timed beside the others.
@@ -88,7 +92,7 @@ def measured(also: Sequence[str], budget: float | None, tokens: Sequence[int] = 
         standing: Standing | None = None
         for case in of_layer:
             spent = time.monotonic() - started
-            if budget is not None and spent > budget:
+            if (budget is not None and spent > budget) or (interrupted is not None and interrupted.is_set()):
                 return found, len(cases) - len(found)
             print(f"{spent:.0f} s  {len(found) + 1}/{len(cases)} {case}", file=sys.stderr, flush=True)
             standing = standing or Standing.of(max(of_layer, key=lambda case: case.tokens))
@@ -110,7 +114,7 @@ def _one(case: Case, target: Target, also: Sequence[str], standing: Standing) ->
     )
 
 
-def print_measured(found: Sequence[Measured], left: int) -> bool:
+def print_measured(found: Sequence[Measured], left: int, why: str = "the budget was spent") -> bool:
     """A row for each case: each backend's time and the part of it that the device needs, its memory, the fastest, what
     the selected one costs over it. Returns whether nothing was faster than the device."""
     names = list(dict.fromkeys(name for one in found for name in one.times.us))
@@ -130,7 +134,7 @@ def print_measured(found: Sequence[Measured], left: int) -> bool:
     if found:
         out.print(Text(f"floor: {measured_rates().told}"), soft_wrap=True)
     if left:
-        out.print(Text(f"not run: {counted(left, 'case')}, since the budget was spent", style="yellow"))
+        out.print(Text(f"not run: {counted(left, 'case')}, since {why}", style="yellow"))
     wrong = [(name, one) for one in found for name in one.too_fast]
     for name, one in wrong:
         assert one.floor is not None
@@ -209,12 +213,12 @@ def check_output(out: Path | None, reports: Sequence[Path]) -> None:
     """Before anything is timed.
 
     Raises:
-        BadInput: a certificate without a table to go into; a folder that is not there.
+        BadInput: a certificate without a table to go into; a place that takes no file.
     """
     if reports and out is None:
         raise BadInput("--certificate goes into the table of --out: give that too")
-    if out is not None and (not out.absolute().parent.is_dir() or out.is_dir()):
-        raise BadInput(f"--out {out}: expected a file in a folder that exists")
+    if out is not None:
+        check_folders({"--out": out})
 
 
 def certificates_of(reports: Sequence[Path]) -> dict[str, Certificate]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,13 +30,14 @@ from conformance.timing.cells import Layers
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.cli import app
-from fp8moe.commands import measure
+from fp8moe.commands import files, measure
 from fp8moe.commands.measure import Measured, certificates_of, policy_lines, summary, table_of
 from fp8moe.commands.question import BadInput
 from fp8moe.measured import MeasuredTable
 from fp8moe.measured.here import installed_versions
 from fp8moe.platforms import PLATFORMS
 from tests.unit.certificates import DEVICE, SMALL, VERSIONS, invented, surroundings
+from tests.unit.command_line import run
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -169,6 +175,31 @@ def test_the_numbers_of_tokens_are_those_of_a_rank(monkeypatch: pytest.MonkeyPat
     ]
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_signal_leaves_what_was_timed(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As a budget does; a table that its place does not take is kept elsewhere, too."""
+
+    def times(case: Case, *_: object) -> Measured:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if full:
+            monkeypatch.setattr(files, "beside", lambda path: nullcontext(Path("/dev/full")))
+        timed = one(1, {"TRITON": 1000.0})
+        return replace(timed, case=case, times=replace(timed.times, memory={"TRITON": SimpleNamespace(peak=0)}))
+
+    monkeypatch.setattr(measure, "measured_rates", lambda: SimpleNamespace(told="played"))
+    monkeypatch.setattr(Standing, "of", lambda largest: None)
+    monkeypatch.setattr(measure, "_one", times)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    found = run("measure", "--out", str(tmp_path / "table"), status=74 if full else 143)
+    assert "since it was interrupted" in found.stdout
+    (kept,) = [path for path in tmp_path.rglob("*table") if path.is_file()]
+    assert ("could not be written" in found.stderr and str(kept) in found.stderr) is full
+    assert len(MeasuredTable.loads(kept.read_text()).rows) == 1
+
+
 def test_a_standing_layer_is_called_with_the_first_tokens() -> None:
     """The same weights; the tokens, and the work, are those of the smaller case."""
     largest = Case(tokens=5, experts=4, top_k=2)
@@ -200,7 +231,7 @@ def test_without_a_device_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch)
         (["--certificate", "x"], "--certificate goes into the table of --out: give that too"),
         (["--tokens", "1,x"], "--tokens 1,x: expected positive integers with commas between them, such as 1,16,256"),
         (["--tokens", "0"], "--tokens 0: expected positive integers"),
-        (["--out", "no/such/folder/file"], "--out no/such/folder/file: expected a file in a folder that exists"),
+        (["--out", "no/such/folder/file"], "--out no/such/folder/file: the folder does not exist"),
     ],
 )
 def test_bad_options_are_told_before_anything_is_timed(options: list[str], told: str) -> None:
