@@ -228,8 +228,8 @@ def measure_command(
     """Time every backend that could be selected here, side by side on published layers; what the seed's order costs.
 
     Exit status 0: everything was timed; 1: a backend took less time than this device can, and no table is written; 2:
-    its budget or Ctrl-C ended it; 74: the table could not be written, and it is told where it is; 143: SIGTERM ended it.
-    What was timed is written.
+    its budget or Ctrl-C ended it; 74: the table could not be written, and it is told where it is; 143: SIGTERM ended
+    it. What was timed is written.
     """
     with told(), interruptible(), held() as interrupted:
         from fp8moe.commands.files import write_whole
