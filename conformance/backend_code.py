@@ -163,8 +163,8 @@ def _files_of(package: str) -> Iterable[tuple[str, Path]] | None:
     origin = origin_of(package)
     if origin is None:
         return None
-    if not origin.is_file():
-        archives = [each for each in origin.parents if each.is_file()]
+    if not os.path.isfile(origin):  # which, as a Path's own does not, takes whatever cannot be looked at for none
+        archives = [each for each in origin.parents if os.path.isfile(each)]
         return [(each.name, each) for each in archives] or None
     if origin.name.startswith("__init__.") or "." in package:
         return [*_below(origin.parent), (origin.name, origin)]  # it too has no suffix but its loader's
@@ -184,7 +184,7 @@ def _below(folder: Path) -> Iterator[tuple[str, Path]]:
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
         for name in sorted(names):
             path = Path(here, name)
-            if SUFFIX.search(name) and path.is_file() and not (name.endswith(".pyc") and name[:-1] in names):
+            if SUFFIX.search(name) and os.path.isfile(path) and not (name.endswith(".pyc") and name[:-1] in names):
                 yield path.relative_to(folder).as_posix(), path
 
 

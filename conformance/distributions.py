@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution, distributions, packages_distributions
@@ -65,4 +66,4 @@ def origin_of(module: str) -> Path | None:
 def file_of(module: str) -> Path | None:
     """As `origin_of`, where that is a file: the very one, whatever links lead to it."""
     origin = origin_of(module)
-    return origin.resolve() if origin is not None and origin.is_file() else None
+    return origin.resolve() if origin is not None and os.path.isfile(origin) else None

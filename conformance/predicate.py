@@ -19,6 +19,7 @@ from fp8moe.experts import contract_violations
 from fp8moe.platforms import PLATFORMS
 from fp8moe.registry import Reason
 from fp8moe.schemes import SCHEMES
+from fp8moe.texts import said
 
 CONTRACT, PREDICATE = "selects.contract", "selects.predicate"
 ENVIRONMENTS: tuple[dict[str, str], ...] = ({}, {"VLLM_ROCM_USE_AITER": "1"})
@@ -73,7 +74,7 @@ def _ask(subject: Subject, question: tuple[Any, ...]) -> Any:
 
 def _ill_formed(answer: Any) -> str:
     if isinstance(answer, Exception):
-        return f"it raised {type(answer).__name__}: {answer}; expected an answer to every question"
+        return f"it raised {said(answer)}; expected an answer to every question"
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], bool)):
         return f"it answered {answer!r}: expected (bool, Reason or None)"
     supported, reason = answer

@@ -70,8 +70,8 @@ class Report:
     waivers: Sequence[Mapping[str, str]] = ()
     """Those that were in force, each with the fields of its file."""
     code: Mapping[str, str] = field(default_factory=dict)
-    """Which code the backend had, by `conformance.backend_code`; empty in older reports, where it is in no file, and where
-    it changed while it was run."""
+    """Which code the backend had, by `conformance.backend_code`; empty in older reports, where it is in no file, and
+    where it changed while it was run."""
 
     @property
     def verdict(self) -> str:

@@ -69,6 +69,7 @@ def linked_folder(path: Path) -> Path:
     kernels = write(path.parent / "elsewhere" / "kernels.py")
     (path / "acme_code" / "kernels").symlink_to(kernels.parent)
     (path / "acme_code" / "round").symlink_to("..")
+    (path / "acme_code" / "no_file.py").symlink_to("x" * 300)  # cannot be looked at, as below a folder that is closed
     return kernels
 
 
