@@ -43,9 +43,7 @@ layers both GEMMs take up to 11% less with them than with 128, 3 and 4, once 2% 
 reports/h200/2026-11-29-policy/tune.txt)."""
 
 
-def program_of(
-    alignment: Alignment, columns: int, scales: Scales, device: torch.device
-) -> tuple[int, int, int]:
+def program_of(alignment: Alignment, columns: int, scales: Scales, device: torch.device) -> tuple[int, int, int]:
     """Columns, stages and warps."""
     if alignment.tile_rows == FEW_ROWS and scales in FEW and device.type == "cuda":
         return FEW[scales]
