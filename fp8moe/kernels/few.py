@@ -16,7 +16,8 @@ from fp8moe.kernels.interpreter import INTERPRETED
 from fp8moe.kernels.places import FEWEST, local_experts
 
 FEW = 256
-"""The most pairs that are laid out so, at most 512: the work grows with their square. Not tuned on a device yet."""
+"""The most pairs that are laid out so: the work grows with their square, and of twice as many registers spill. Not yet
+tuned on a device."""
 CHUNK = 32
 """Pairs that all are compared with at a time."""
 PADDING = 8
