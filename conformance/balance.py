@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conformance.cases import Case
+from conformance.certificate.reading import read_certificate
 from conformance.kept_text import read_text
 from conformance.levels import Item
 from conformance.report import Report
 from conformance.shards import dealt
+from fp8moe.counted import counted
 
 COUNTS = (2, 4, 8, 16)
 
@@ -48,17 +50,33 @@ def balance_of(report: Report, count: int) -> Balance:
     return Balance(len(took), [sum(took[item.key] for item in piece) for piece in dealt(items, count)])
 
 
+def read_report(path: Path) -> Report:
+    """Of a run of a level: a file, .gz or not, or the one in a certificate's folder.
+
+    Raises:
+        OSError: as reading raises it.
+        ValueError: it is neither.
+    """
+    return read_certificate(path).report if path.is_dir() else Report.from_json(read_text(path))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m conformance.balance", description=__doc__)
-    parser.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="of a run of a level, .gz or not")
+    parser.add_argument(
+        "reports",
+        type=Path,
+        nargs="+",
+        metavar="REPORT",
+        help="of a run of a level, or a certificate",
+    )
     for path in parser.parse_args(arguments).reports:
         try:
-            report = Report.from_json(read_text(path))
+            report = read_report(path)
             found = {count: balance_of(report, count) for count in COUNTS}
         except (OSError, ValueError) as error:
             parser.error(f"{path}: {error}")
         whole = found[COUNTS[0]]
-        took = f"{whole.checks:,} checks, {sum(whole.seconds):.0f} s"
+        took = f"{counted(whole.checks, 'check')}, {sum(whole.seconds):.0f} s"
         print(f"{report.backend} at {report.level} on {report.device}: {took}")
         for count, each in found.items():
             print(f"  {count:2} shards: the longest {max(each.seconds):.1f} s, efficiency {each.efficiency:.1%}")

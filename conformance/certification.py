@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,10 +15,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from conformance.axes import Space
-from conformance.bounds import pooled
 from conformance.checks import EQUIVALENCE
-from conformance.contain import DeviceLost, Job, Limits, Worker, WorkerEnded
+from conformance.contain import Cancelled, DeviceLost, Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
+from conformance.hangs import Hangs, hung_before
+from conformance.left import left_reason
 from conformance.levels import LEVELS, Item, coverage_of
 from conformance.plan import default_workers
 from conformance.planned import (
@@ -31,6 +32,7 @@ from conformance.planned import (
     reference_to,
     smallest,
 )
+from conformance.pooling import POOLED, pooled_result
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.remaining import Remaining
 from conformance.report import Report
@@ -41,7 +43,6 @@ from conformance.waivers import WaiverError, Waivers, read_waivers
 from conformance.waivers.in_force import InForce
 from fp8moe.platforms import Platform
 
-POOLED = "computes.pooled"
 SHRINK_SECONDS = 90.0
 """For all failures of a run together."""
 Progress = Callable[[int, int, CheckResult, float | None], None]
@@ -63,8 +64,10 @@ def check_backend(
     progress: Progress | None = None,
     waivers: Waivers | str | Path | None = None,
     shard: Shard | None = None,
+    interrupted: threading.Event | None = None,
 ) -> Report:
-    """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result.
+    """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result; one
+    that hangs wherever it is called is given up on, as `conformance.hangs` says. Ctrl-C ends it with what was run.
 
     Args:
         backend: a member of `Fp8MoeBackend`, a registered name, "module:Class", or a class, also one that is defined
@@ -83,11 +86,14 @@ def check_backend(
             rotten fails the run.
         shard: run this piece of the level alone; `conformance.shards.gathered` makes a report of all pieces, which
             `resume` takes.
+        interrupted: once it is set, by a signal's handler say, the run ends as by Ctrl-C; unlike that, it does not cut
+            short what makes the report.
 
     Raises:
         BadRequest: (a ValueError) an unknown level, device or backend, a report to resume of another run, or a file of
             waivers that cannot be read or breaks the rules.
         conformance.contain.SuiteError: an exception of the suite's own, which is no verdict on the backend.
+        KeyboardInterrupt: it was interrupted before there was anything to report.
     """
     if level not in LEVELS:
         raise BadRequest(f"level={level!r}: expected one of {', '.join(LEVELS)}")
@@ -99,7 +105,10 @@ def check_backend(
         except (OSError, WaiverError) as error:
             raise BadRequest(f"waivers: {error}") from None
     given = (level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress, waivers, shard)
-    return _Run(backend, *given).run()
+    try:
+        return _Run(backend, *given, interrupted or threading.Event()).run()
+    except Cancelled:
+        raise KeyboardInterrupt from None
 
 
 class _Run:
@@ -118,11 +127,13 @@ class _Run:
         progress: Progress | None,
         waivers: Waivers,
         shard: Shard | None,
+        interrupted: threading.Event,
     ) -> None:
         self.ref = reference_to(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
         self.budget, self.resume, self.stop_at_first = budget_s, resume, stop_at_first
-        self.workers, self.progress, self.waivers, self.shard = workers, progress, waivers, shard
+        self.workers = workers or default_workers(self.device)
+        self.progress, self.waivers, self.shard = progress, waivers, shard
         self.limits = limits or Limits(first_seconds=FIRST_SECONDS)
         self.started = time.monotonic()
         self.results: dict[tuple[str, str], CheckResult] = {}
@@ -130,30 +141,34 @@ class _Run:
         """(check, scheme) that failed: their further cases would tell the same."""
         self.shrunk: dict[tuple[str, str], CheckResult] = {}
         """Failures that are as small as they will be, by what they were found as."""
+        self.hangs = Hangs(self.workers)
         self.stopped = ""
+        self.interrupted = interrupted
         self.lock = threading.Lock()
 
     def run(self) -> Report:
         with ExitStack() as opened:
-            first = opened.enter_context(Worker(self.device, self.limits))
+            first = opened.enter_context(self._worker())
             try:
                 plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
             except WorkerEnded as ended:
                 plan = no_plan(self.ref, str(ended))
             self.in_force = InForce.of(self.waivers, first, self.ref, plan, self.device)
             self._take_over(plan)
-            count = self.workers or default_workers(self.device)
-            every = [first, *(opened.enter_context(Worker(self.device, self.limits)) for _ in range(count - 1))]
+            others = [opened.enter_context(self._worker()) for _ in range(self.workers - 1)]
             settled = list(plan.settled)
             try:
-                self._go_through(plan, every)
+                self._go_through(plan, [first, *others])
                 settled += [*self._fingerprint(plan, first), *self._pooled(plan), *self._waived(first)]
                 self._shrink(first)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Cancelled):
                 self.stopped = "it was interrupted"
                 if all(check.check != FINGERPRINT for check in settled):
                     settled += self._fingerprint(plan, first)  # that it was not taken
         return self._report(plan, settled)
+
+    def _worker(self) -> Worker:
+        return Worker(self.device, self.limits, self.interrupted)
 
     def _fingerprint(self, plan: Plan, worker: Worker) -> list[CheckResult]:
         """Which arithmetic the backend has, beside the one that it declares."""
@@ -167,28 +182,10 @@ class _Run:
         return [fingerprint_of(worker, self.ref)]
 
     def _pooled(self, plan: Plan) -> list[CheckResult]:
-        """The gain and the bias of cases together that the bound let pass: each alone may hide a small one. One case of
-        each seed: those of one seed share what they are drawn from, so that their errors are not independent."""
+        """The cases together, of a whole run."""
         if self.shard is not None:
             return [CheckResult("computes", POOLED, Status.NOT_RUN, plan.name, reason=self.shard.excuse)]
-        by_seed: dict[int, Mapping[str, float]] = {}
-        for item in plan.items:
-            result = self.results.get(item.key)
-            if item.check != EQUIVALENCE or result is None or result.status is not Status.PASSED:
-                continue
-            if "gain.signed" in result.measured:
-                by_seed.setdefault(item.case.seed, result.measured)
-        if not by_seed:
-            return []
-        sums = list(by_seed.values())
-        ratios = pooled(sums)
-        broken = [f"{name} = {ratio:.3g} > 1" for name, ratio in ratios.items() if not ratio <= 1]
-        reason = (
-            f"{'; '.join(broken)}: the outputs of {len(sums)} cases are scaled or shifted to one side" if broken else ""
-        )
-        status = Status.FAILED if broken else Status.PASSED
-        scope = pooled_scope(len(sums))
-        return [CheckResult("computes", POOLED, status, plan.name, reason=reason, statistics=ratios, scope=scope)]
+        return pooled_result(plan.name, plan.items, self.results)
 
     @property
     def _shard(self) -> str:
@@ -226,6 +223,8 @@ class _Run:
             elif check.status is Status.FAILED and check.case:
                 if key in planned and self.in_force.covering(planned[key].check, planned[key].case):
                     continue
+                if key in planned and hung_before(check, self.limits.seconds):
+                    continue
                 self.results[key] = self.shrunk[key] = check
                 self.failed.add((check.check, check.scheme))
             elif check.status in (Status.PASSED, Status.NOT_APPLICABLE, Status.NOT_SUPPORTED) and key in planned:
@@ -257,6 +256,8 @@ class _Run:
                 except DeviceLost as error:
                     self._stop(str(error))
                     return
+                except Cancelled:
+                    return
                 except BaseException:
                     self._stop("an error ended it")  # the others need not go on before it is told
                     raise
@@ -268,7 +269,10 @@ class _Run:
                     future.result()
             except BaseException:
                 self._stop("it was interrupted")
+                self.interrupted.set()  # the cases at work are not waited for
                 raise
+        if self.interrupted.is_set():
+            raise Cancelled
 
     def _stop(self, why: str) -> None:
         self.stopped = self.stopped or why
@@ -289,8 +293,11 @@ class _Run:
         if result.status is Status.FAILED:
             self.failed.add(group)
             remaining.drop(group)
-            if self.stop_at_first and not self.stopped:
-                self.stopped = f"{result.check} failed on {result.case}"
+            if self.stop_at_first:
+                self._stop(f"{result.check} failed on {result.case}")
+        self.hangs.take(result)
+        if self.hangs.why_not_on:
+            self._stop(self.hangs.why_not_on)
         if self.progress is not None:
             self.progress(len(self.results), planned, result, remaining.seconds)
 
@@ -299,6 +306,8 @@ class _Run:
         until = time.monotonic() + SHRINK_SECONDS
         if self.budget is not None:
             until = min(until, self.started + self.budget)
+        if self.hangs.why_not_on:
+            return  # smaller cases would be waited for as well
         failures = [(key, result) for key, result in self.results.items() if result.status is Status.FAILED]
         for key, failure in failures:
             if self.stop_at_first or key in self.shrunk or not failure.case:
@@ -352,13 +361,8 @@ class _Run:
             why = FAILED_BEFORE if (check, scheme) in self.failed else self.stopped
             if self.shard is not None and not of_shard:
                 why = self.shard.excuse
-            reason = f"{why}: {count} of the {part} not run"
+            reason = left_reason(why, count, part)
             yield CheckResult("computes", f"{check} ({part})", Status.NOT_RUN, plan.name, scheme, reason=reason)
-
-
-def pooled_scope(count: int) -> str:
-    """What `POOLED` was run over."""
-    return f"{count} cases together"
 
 
 def excluded(space: Space) -> tuple[str, ...]:
@@ -366,6 +370,8 @@ def excluded(space: Space) -> tuple[str, ...]:
     return tuple(f"{a}={v}, {b}={w}: {reason}" for a, v, b, w, reason in space.excluded_pairs())
 
 
-NOT_TIMED = CheckResult(
-    "performs", "performs.times", Status.NOT_RUN, reason="times are taken by `pytest conformance -m performs`, on a GPU"
+TIMES = (
+    "times are taken on a GPU: by `fp8moe certify`, for the certificate and after the cases (--times), or by "
+    "`pytest conformance -m performs`"
 )
+NOT_TIMED = CheckResult("performs", "performs.times", Status.NOT_RUN, reason=TIMES)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from conformance.cases import Case
 from conformance.computes import equivalence
 from conformance.matrix import EQUIVALENCE
+from conformance.named_check import Check, Exactness
 from conformance.oracles import forget
 from conformance.plan import Subject, Target
 from conformance.relations import RELATIONS
 from conformance.results import CheckResult, Status
-from conformance.trial import Check, Ended, Exactness, Trial
+from conformance.trial import Ended, Trial
 
 __all__ = ["CHECKS", "EQUIVALENCE", "check_case", "reproduction", "tried"]
 
@@ -43,12 +44,13 @@ def check_case(case: Case, subject: Subject, target: Target, check: str = EQUIVA
 
 
 def tried(
-    case: Case, subject: Subject, target: Target, check: str, *, keep: bool = False
+    case: Case, subject: Subject, target: Target, check: str, *, keep: bool = False, explain: bool = False
 ) -> tuple[CheckResult, Trial | None]:
     """As `check_case`, with what the verdict was come to by; None where the case has nothing to show for the check.
 
     Args:
         keep: the outputs, in `Trial.kept`.
+        explain: keep the calls that were compared last, in `Trial.compared`.
     """
     chosen = CHECKS[check]
     why_not = chosen.why_not(case)
@@ -59,6 +61,7 @@ def tried(
         return left, None
     trial = Trial(case, subject, target)
     trial.kept = [] if keep else None
+    trial.compared.kept = explain
     status, reason = Status.PASSED, ""
     try:
         trial.start()

@@ -41,7 +41,7 @@ def read_text(path: Path) -> str:
         raise Malformed(f"{path.name}: no text in UTF-8 ({error})") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """The same text gives the same bytes."""
+def content_of(path: Path, text: str) -> bytes:
+    """What a file of this name has for a text; the same text gives the same bytes."""
     content = text.encode("utf-8")
-    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    return gzip.compress(content, mtime=0) if path.suffix == ".gz" else content

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 
 from conformance.certificate.surroundings import surroundings
 from conformance.certification import check_backend
-from conformance.contain import SuiteError
+from conformance.contain import Limits, SuiteError
 from conformance.kept_text import MOST_BYTES
 from conformance.planned import BadRequest
 from conformance.report import Report
@@ -54,6 +55,7 @@ class Asked:
 
     Args:
         waivers: the text of their file.
+        seconds: of one case; None: the plain limits.
     """
 
     origin: str
@@ -61,6 +63,7 @@ class Asked:
     seed: int
     device: str | None
     waivers: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def run_piece(asked: Asked, shard: str, before: str) -> dict[str, Any]:
         waivers=None if asked.waivers is None else parse_waivers(asked.waivers),
         shard=Shard.parse(shard) if shard else None,
         workers=1 if asked.device == "cpu" else None,
+        limits=None if asked.seconds is None else Limits(seconds=asked.seconds),
     )
     return {
         "shard": shard,
@@ -145,8 +149,11 @@ def connected(address: str) -> Iterator[Cluster]:
     except ImportError as error:
         raise ClusterError(f"Ray is not installed ({error}): pip install 'fp8moe[ray]'") from None
     _must_answer(address)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address, **options)
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself, and would end the process
+            signal.signal(number, handler)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         token = "where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         raise ClusterError(f"{address}: {error}; {token}") from None
@@ -220,7 +227,11 @@ def _result(reference: Any, shard: str) -> Ended:
     except RayTaskError as error:
         if isinstance(error.cause, SuiteError):
             raise SuiteError(f"{what}: {error.cause}") from None
-        told = error.cause if isinstance(error.cause, BadRequest) else f"{type(error.cause).__name__}: {error.cause}"
+        cause = error.cause
+        if isinstance(cause, BadRequest):
+            told = f"{cause.value}: {cause.told}" if cause.argument else str(cause)
+        else:
+            told = f"{type(cause).__name__}: {cause}"
         raise ClusterError(f"{what}: {told}") from None
     except RayError as error:
         told = str(error).strip().splitlines()[0]

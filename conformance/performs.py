@@ -22,6 +22,7 @@ from conformance.rates import Rates, rates_of
 from conformance.results import CheckResult, Evidence, Status
 from conformance.timing.graphs import CaptureFailed, captured
 from conformance.timing.memory import high_water
+from fp8moe.counted import counted
 from fp8moe.dispatch import local_ids
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.registry import BackendUnavailable
@@ -294,10 +295,14 @@ def not_timed(results: Sequence[CheckResult]) -> list[str]:
             counts[result.backend, result.reason] = counts.get((result.backend, result.reason), 0) + 1
     lines = []
     for (backend, reason), count in counts.items():
-        lines.append(f"{VERDICT}: {reason}" if not backend else f"{VERDICT}: {backend}: {reason} ({count} cases)")
+        lines.append(
+            f"{VERDICT}: {reason}" if not backend else f"{VERDICT}: {backend}: {reason} ({counted(count, 'case')})"
+        )
     unknown = [r for r in results if r.measured and "floor_us" not in r.measured]
     if unknown:
-        lines.append(f"{VERDICT}: no floor for {len(unknown)} cases: conformance/rates.py has no such device")
+        lines.append(
+            f"{VERDICT}: no floor for {counted(len(unknown), 'case')}: conformance/rates.py has no such device"
+        )
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 
 from conformance.cases import SCHEME_NAMES
+from conformance.class_at import class_at
+from conformance.not_here import NoDevice, UnknownBackend
 from conformance.results import Evidence, Status
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.config import (
@@ -22,6 +23,7 @@ from fp8moe.config import (
 )
 from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
+from fp8moe.near import remedy
 from fp8moe.platforms import PLATFORMS, Platform, detected_platform
 from fp8moe.registry import BackendContractError, backend_named, registered_backends, seed_backends
 from fp8moe.schemes import SCHEMES
@@ -49,16 +51,16 @@ def resolve_target(name: str = "auto") -> Target:
     """The device to run on. Without a GPU, Triton's interpreter is switched on: before triton is first imported.
 
     Raises:
-        ValueError: an unknown name, or a device that is not there.
+        NoDevice: (a ValueError) an unknown name, or a device that is not there.
     """
     if name not in DEVICES:
-        raise ValueError(f"--fp8moe-device={name}: expected one of {', '.join(DEVICES)}")
+        raise NoDevice(name, f"expected one of {', '.join(DEVICES)}")
     here = detected_platform()
     if name == "auto":
         name = here.kind if here.kind in ("cuda", "rocm", "xpu") else "interpreter"
     if name in ("cuda", "rocm", "xpu"):
         if here.kind != name:
-            raise ValueError(f"--fp8moe-device={name}: torch {torch.__version__} sees a {here.kind} device here")
+            raise NoDevice(name, f"torch {torch.__version__} sees a {here.kind} device here")
         return Target(name, here, "xpu" if name == "xpu" else "cuda")
     if name == "interpreter":
         os.environ["TRITON_INTERPRET"] = "1"
@@ -96,16 +98,12 @@ class Subject:
     origin: str
 
 
-class UnknownBackend(ValueError):
-    """There is no backend, module or class of that name."""
-
-
 def load_subject(text: str) -> Subject:
     """A backend by name, or a class by "module:Class".
 
     Raises:
         UnknownBackend: (a ValueError) no such backend, module or class; the text says which are there.
-        BackendContractError: the class breaks the contract.
+        BackendContractError: the class breaks the contract, or its module raises.
     """
     for subject in reference_subjects():
         if text == subject.name:
@@ -113,22 +111,21 @@ def load_subject(text: str) -> Subject:
     if ":" not in text:
         try:
             spec = backend_named(text)
-        except KeyError as error:
-            known = ", ".join(subject.name for subject in reference_subjects())
-            raise UnknownBackend(f"--fp8moe-backend={text}: {error.args[0]}, {known}, or module:Class") from None
+        except KeyError:
+            known = dict.fromkeys(subject.name for subject in default_subjects())
+            told = f"no backend has this name; {remedy(text, known)}"
+            raise UnknownBackend(text, told if told.endswith("?") else f"{told}, or module:Class") from None
         return Subject(spec.name, spec.experts_cls, text)
-    module, _, path = text.partition(":")
     try:
-        found: object = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UnknownBackend(f"--fp8moe-backend={text}: {error}; expected module:Class on the import path") from error
+        found = class_at(text)
+    except UnknownBackend:
+        raise
+    except (Exception, SystemExit) as error:
+        raise BackendContractError(f"{text}: importing it raised {type(error).__name__}: {error}") from error
     violations = contract_violations(found)
     if violations:
-        raise BackendContractError(f"--fp8moe-backend={text}: {'; '.join(violations)}")
-    assert isinstance(found, type)
-    return Subject(path, found, text)
+        raise BackendContractError(f"{text}: {'; '.join(violations)}")
+    return Subject(text.partition(":")[2], found, text)
 
 
 def reference_subjects() -> tuple[Subject, ...]:
@@ -172,7 +169,7 @@ def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
         reason = _refusal(cls, scheme, "silu", platform)
         return Cell(subject, scheme, Status.NOT_SUPPORTED, str(reason), None)
     if simulated and not target.interpreter:
-        return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; --fp8moe-device=interpreter simulates", None)
+        return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; the device interpreter simulates one", None)
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
     return Cell(subject, scheme, None, "", evidence, activations)
 

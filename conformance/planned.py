@@ -10,10 +10,12 @@ from typing import Any
 from conformance.cases import Case
 from conformance.contain import DeviceLost, Job, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.levels import Item, items_of, space_of
-from conformance.plan import DEVICES, Cell, Subject, UnknownBackend, plan, resolve_target, target_name
+from conformance.not_here import NoDevice, UnknownBackend
+from conformance.plan import DEVICES, Cell, Subject, plan, resolve_target, target_name
 from conformance.predicate import CONTRACT, predicate_results
 from conformance.probe import probe_backend
 from conformance.probe.backend import CHECK as FINGERPRINT
+from conformance.probe.backend import LAYERS
 from conformance.results import CheckResult, Status
 from conformance.shrink import shrink
 from fp8moe.detection import describe_device
@@ -21,12 +23,26 @@ from fp8moe.experts import FusedMoEPermuteExpertsUnpermute
 from fp8moe.platforms import Platform
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend
 
-PLAN_SECONDS = PROBE_SECONDS = 300.0
+PLAN_SECONDS = 30.0
+"""For the suite's own part of a plan, on top of what a backend has for its first job; it has taken 2 s on two cores."""
 Backend = Fp8MoeBackend | str | type[FusedMoEPermuteExpertsUnpermute]
 
 
 class BadRequest(ValueError):
-    """What `check_backend` was asked for cannot be: the text names the argument, the value and what is expected."""
+    """What `check_backend` was asked for cannot be: the text names the argument, the value and what is expected.
+
+    Attributes:
+        argument: its name, where a front end may have another one for it; "" elsewhere.
+        value, told: the two parts of the rest.
+    """
+
+    argument = value = told = ""
+
+    @classmethod
+    def of(cls, argument: str, value: str, told: str) -> BadRequest:
+        error = cls(f"{argument}={value!r}: {told}")
+        error.argument, error.value, error.told = argument, value, told
+        return error
 
 
 @dataclass(frozen=True)
@@ -61,11 +77,11 @@ class Plan:
         """
         asked = (ref, worker.target_name, platform, level, seed, selects)
         try:
-            told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS)
-        except ValueError as error:  # the device is not there
-            raise BadRequest(str(error)) from None
+            told: dict[str, Any] = worker.call(told_plan, *asked, seconds=PLAN_SECONDS + worker.limits.first)
+        except NoDevice as error:
+            raise BadRequest.of("device", *error.args) from None
         if "unknown" in told:
-            raise BadRequest(told["unknown"])
+            raise BadRequest.of("backend", *told["unknown"])
         settled = tuple(CheckResult.from_json(text) for text in told.pop("settled"))
         items = tuple(Item(check, Case.parse(case), part) for check, case, part in told.pop("items"))
         return cls(settled=settled, items=items, **told)
@@ -86,7 +102,7 @@ def told_plan(
         if all(result.status is not Status.FAILED for result in settled):
             cells = plan([subject], target)
     except UnknownBackend as error:
-        return {"unknown": str(error)}
+        return {"unknown": error.args}
     except BackendUnavailable as error:
         settled.append(CheckResult("selects", CONTRACT, Status.NOT_RUN, ref.name, reason=str(error)))
     except (Exception, SystemExit) as error:
@@ -109,11 +125,24 @@ def told_plan(
     }
 
 
-def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
-    """The result of `computes.fingerprint`; that the worker did not come to its end is the backend's failure."""
-    status = Status.NOT_RUN
+def told_unknown(ref: SubjectRef) -> str:
+    """In a worker: why there is no such backend; "" where there is one, whatever its own code does."""
     try:
-        return CheckResult.from_json(worker.call(told_fingerprint, ref, worker.target_name, seconds=PROBE_SECONDS))
+        ref.load()
+    except UnknownBackend as error:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
+    return ""
+
+
+def fingerprint_of(worker: Worker, ref: SubjectRef) -> CheckResult:
+    """The result of `computes.fingerprint`; that the worker did not come to its end is the backend's failure. Each
+    layer that is probed has as long as a case, the first as long as a first one."""
+    status = Status.NOT_RUN
+    seconds = worker.limits.first + (LAYERS - 1) * worker.limits.seconds
+    try:
+        return CheckResult.from_json(worker.call(told_fingerprint, ref, worker.target_name, seconds=seconds))
     except WorkerEnded as ended:
         status, reason = Status.FAILED, str(ended)
     except DeviceLost as lost:
@@ -165,7 +194,7 @@ def device_name(device: str | None) -> str:
         BadRequest: an unknown name.
     """
     if device not in (None, *DEVICES):
-        raise BadRequest(f"device={device!r}: expected one of {', '.join(DEVICES)}")
+        raise BadRequest.of("device", str(device), f"expected one of {', '.join(DEVICES)}")
     if device not in (None, "auto"):
         return device
     with Worker("cpu") as looking:

@@ -20,6 +20,7 @@ from conformance.report import Report
 from conformance.results import CheckResult, Status
 from conformance.typed import check_object, check_value
 from conformance.untrusted import Malformed, object_of
+from fp8moe.counted import counted
 
 _NAMED = re.compile(r"--backend (\S+)")
 
@@ -106,7 +107,7 @@ def _of_suite(content: dict[str, Any], where: str) -> Recorded:
             named = _NAMED.search(result.reproduce)
             origin = named[1] if named else result.backend
             failures.append(Failure(result, origin if PLAIN.fullmatch(origin) else ""))
-    told = f"{len(results)} results"
+    told = counted(len(results), "result")
     name = device.get("name") if isinstance(device, dict) else ""
     return Recorded(_ordered(failures), content["target"], str(name), told)
 

@@ -13,8 +13,10 @@ from conformance.bits import StageResult, StageShapeError, compare_stages, diffe
 from conformance.bounds import allowance_for
 from conformance.bounds.statistics import element_bound
 from conformance.bounds.suspect import BLOCK
+from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.checks import EQUIVALENCE, tried
+from conformance.compared import Compared
 from conformance.computes import make, replay_of
 from conformance.oracles import Oracles, oracles_of, tensors_of
 from conformance.plan import Subject, Target
@@ -47,6 +49,22 @@ class Again:
         """Where it fails most, if that can be told."""
         return None if self.trial is None else self.trial.mismatch
 
+    @property
+    def compared(self) -> Compared | None:
+        """The two calls of a relation; None of equivalence, whose calls are all the case's own."""
+        return None if self.trial is None or self.result.check == EQUIVALENCE else self.trial.compared.found
+
+    @property
+    def calls(self) -> Mapping[str, str]:
+        """Each of the calls in words, by its name; of two the one with the mismatch says so."""
+        found, trial = self.compared, self.trial
+        if found is None or trial is None:
+            return {}
+        told = dict(found.told(trial.tensors))
+        if self.mismatch is not None and len(told) > 1:
+            told["first" if found.at_first else "second"] += "; the mismatch is in this one"
+        return told
+
 
 def run_again(case: Case, subject: Subject, target: Target, check: str, *, keep: bool = False) -> Again:
     """
@@ -56,7 +74,7 @@ def run_again(case: Case, subject: Subject, target: Target, check: str, *, keep:
     Raises:
         Exception: of the suite's own; no verdict on the backend.
     """
-    return Again(case, subject, target, *tried(case, subject, target, check, keep=keep))
+    return Again(case, subject, target, *tried(case, subject, target, check, keep=keep, explain=True))
 
 
 def told_mismatch(again: Again) -> Iterator[tuple[str, str]]:
@@ -64,16 +82,21 @@ def told_mismatch(again: Again) -> Iterator[tuple[str, str]]:
     found, trial = again.mismatch, again.trial
     if found is None or trial is None:
         return
-    case, tensors = again.case, trial.tensors
-    yield "token", f"{found.token} of {case.tokens}"
-    if 0 <= found.token < len(tensors.topk_ids):
-        ids, weights = tensors.topk_ids[found.token].tolist(), tensors.topk_weights[found.token].tolist()
+    case, compared = again.case, again.compared
+    tensors, row = trial.tensors, found.token
+    if compared is not None:
+        tensors, row = compared.shown, found.token if compared.row is None else compared.row
+    for name, what in again.calls.items():
+        yield f"{name} call", what
+    yield "token", f"{found.token} of {case.tokens}" + (f", row {row} of that call" if row != found.token else "")
+    if 0 <= row < len(tensors.topk_ids):
+        ids, weights = tensors.topk_ids[row].tolist(), tensors.topk_weights[row].tolist()
         slots = [f"{expert} (weight {weight:.6g})" for expert, weight in zip(ids, weights, strict=True)]
         yield "experts of the token", ", ".join(slots)
     yield "expert to blame", "cannot be told" if found.expert is None else str(found.expert)
-    yield "column", f"{found.column} of {case.hidden}"
+    yield "column", f"{found.column} of {tensors.hidden_states.shape[1]}"
     yield "block of columns", f"{found.columns[0] // BLOCK}: columns {found.columns[0]} to {found.columns[1]}"
-    yield "scale of w2 there", _scale_there(again, trial, found)
+    yield "scale of w2 there", _scale_there(case, tensors, found)
     yield "expected", f"{found.expected:.9g}"
     yield "got", f"{found.got:.9g}"
     yield "error", f"{found.error:.6g}"
@@ -81,12 +104,12 @@ def told_mismatch(again: Again) -> Iterator[tuple[str, str]]:
     yield "error/bound", f"{found.error_over_bound:.4g} (limit 1)"
 
 
-def _scale_there(again: Again, trial: Trial, found: Mismatch) -> str:
+def _scale_there(case: Case, tensors: CaseTensors, found: Mismatch) -> str:
     """Which scale the second weight's rows of that column have, and of the expert to blame its values."""
-    tensors, group = trial.tensors, trial.tensors.quant.w1.shape
+    group = tensors.quant.w1.shape
     scale = tensors.weights.w2_scale
     if scale is None or group is None:
-        return f"none, scheme {again.case.scheme}"
+        return f"none, scheme {case.scheme}"
     row = () if group.is_per_tensor() else (found.column // group.row if group.is_block() else found.column,)
     local = found.expert
     if local is not None and tensors.expert_map is not None:
@@ -126,6 +149,11 @@ def dumped(again: Again) -> tuple[dict[str, Tensor], dict[str, str]]:
     calls that gave other bits are `got_2` …. `tokens`, (T,) int64, are those that were judged; `expected` and `bound`,
     (T, H) float64, what the declared recipe comes to for them and how far the output may be from it, and `replay`, (T,
     H), where the arithmetic is declared, the bits that it must have.
+
+    A relation compares two calls (or judges one by itself). The texts `first` and `second` (`only`) say of each what it
+    is, and the names here of its tensors: those of the case, or, where they are others, with the call's name and a
+    point before them. `got` is among them, and of the one that was judged `expected`, with `bound` where it is not
+    bits that must be equal, for `rows` of the call, where these are not all.
     """
     case, trial = again.case, again.trial
     tensors = tensors_of(case, again.target.device)
@@ -137,6 +165,8 @@ def dumped(again: Again) -> tuple[dict[str, Tensor], dict[str, str]]:
                 case, trial.contract.recipe, trial.arithmetic, again.target.device, by_bits=trial.by_bits
             )
             found |= _judged_by(oracles, trial)
+    calls, named = _calls(again)
+    found |= named
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     result = again.result
     told = {
@@ -153,9 +183,27 @@ def dumped(again: Again) -> tuple[dict[str, Tensor], dict[str, str]]:
         "scheme": case.scheme,
         "apply_router_weight_on_input": str(case.weight_on_input).lower(),
         "versions": json.dumps(versions()),
+        **calls,
         "mismatch": json.dumps(None if again.mismatch is None else finite(asdict(again.mismatch))),
     }
     return on_cpu, told
+
+
+def _calls(again: Again) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Of a relation's calls what each is, as JSON, and the tensors that the case itself has not."""
+    told: dict[str, str] = {}
+    found: dict[str, Tensor] = {}
+    trial, compared = again.trial, again.compared
+    if trial is None or compared is None:
+        return told, found
+    own = trial.tensors.named()
+    for call, tensors in compared.tensors().items():
+        names = {name: name if own.get(name) is tensor else f"{call}.{name}" for name, tensor in tensors.items()}
+        if "got" not in names and compared.first is trial.tensors and trial.kept:
+            names["got"] = "got"
+        found |= {names[name]: tensor.clone() for name, tensor in tensors.items() if names[name] != name}
+        told[call] = json.dumps({"what": again.calls[call], "tensors": names})
+    return told, found
 
 
 def _outputs(kept: Sequence[Tensor]) -> Mapping[str, Tensor]:

@@ -28,6 +28,7 @@ from conformance.matrix import (
     render,
     selected_table,
 )
+from conformance.not_here import NoDevice, UnknownBackend
 from conformance.plan import Cell, Subject, Target, default_subjects, load_subject, plan, resolve_target
 from conformance.results import CheckResult, Ledger, Status, finite
 from conformance.selected import selected_rows
@@ -75,11 +76,16 @@ class Session:
         Raises:
             ValueError: an option that names an unknown device or backend.
         """
-        target = resolve_target(config.getoption("--fp8moe-device"))
+        try:
+            target = resolve_target(config.getoption("--fp8moe-device"))
+        except NoDevice as error:
+            raise ValueError(f"--fp8moe-device={error}") from None
         torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
         names: list[str] = config.getoption("--fp8moe-backend")
         try:
             subjects = tuple(load_subject(name) for name in dict.fromkeys(names)) or default_subjects()
+        except UnknownBackend as error:
+            raise ValueError(f"--fp8moe-backend={error}") from None
         except TypeError as error:
             raise ValueError(str(error)) from error
         schemes: list[str] = config.getoption("--fp8moe-scheme")

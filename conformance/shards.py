@@ -11,6 +11,7 @@ from conformance.cases import Case
 from conformance.levels import Item
 from conformance.report import Report
 from conformance.results import CheckResult, Status
+from fp8moe.counted import counted
 
 MOST = 1000
 FAILED_BEFORE = "it failed before"
@@ -80,8 +81,8 @@ def dealt(items: Sequence[Item], count: int) -> list[list[Item]]:
 
 
 def left_over(report: Report) -> list[CheckResult]:
-    """What a run of a shard should have run, and did not."""
-    excuses = (Shard.parse(report.shard).excuse, FAILED_BEFORE)
+    """What a run, or a run of a shard, should have run, and did not."""
+    excuses = (FAILED_BEFORE, *([Shard.parse(report.shard).excuse] if report.shard else ()))
     return [
         check
         for check in report.checks
@@ -125,7 +126,7 @@ def gathered(reports: Sequence[Report]) -> Report:
     missing = sorted(set(range(1, count + 1)) - {shard.number for shard in numbers})
     if missing or len(numbers) > count:
         named = ", ".join(f"{number}/{count}" for number in missing) or "none"
-        raise InvalidShard(f"{len(numbers)} shards of {count}: missing are {named}; each must be there once")
+        raise InvalidShard(f"{counted(len(numbers), 'shard')} of {count}: missing are {named}; each must be there once")
     return replace(
         first,
         shard="",

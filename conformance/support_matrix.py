@@ -18,6 +18,7 @@ from typing import Any
 from conformance.kept_text import read_text
 from conformance.results import Evidence, Status
 from fp8moe.backends.libraries import LibraryBackend
+from fp8moe.counted import counted
 from fp8moe.registry import seed_backends
 
 HERE = Path(__file__).parents[1]
@@ -57,7 +58,7 @@ class Run:
     @property
     def what(self) -> str:
         schemes = f"{len(self.schemes)} scheme{'' if len(self.schemes) == 1 else 's'}"
-        passed = f"{self.level or 'suite'}: {schemes}, {self.cases:,} checks passed"
+        passed = f"{self.level or 'suite'}: {schemes}, {counted(self.cases, 'check')} passed"
         left = f", {self.waived:,} WAIVED" if self.waived else ""
         left += f", {self.left:,} not run" if self.left else ""
         left += f", {self.refused:,} of layers that it does not take" if self.refused else ""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -16,10 +14,12 @@ from conformance.bits import difference, digest, why_not_bits
 from conformance.bounds import Judgement, judge
 from conformance.build import CaseTensors
 from conformance.cases import Case
+from conformance.compared import Call, LastCompared
 from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.mismatches import in_bits, told_judgement, worst_of
 from conformance.oracles import tensors_of, trace_of
 from conformance.plan import SIMULATED_PLATFORM, Subject, Target, is_triton
+from conformance.result_form import form_of_result
 from conformance.results import Evidence, Mismatch, Status
 from conformance.untouched import Watch
 from fp8moe.config import FusedMoEConfig
@@ -68,6 +68,7 @@ class Trial:
         digest: of the first output.
         mismatch: where it convicts, if that can be told.
         kept: on the CPU, outputs on the case's own tensors, where they are asked for.
+        compared: the calls that were compared last, where they are asked for.
     """
 
     backend: FusedMoEPermuteExpertsUnpermute
@@ -87,6 +88,7 @@ class Trial:
         self.mismatch: Mismatch | None = None
         self.digest = ""
         self.kept: list[Tensor] | None = None
+        self.compared = LastCompared()
 
     @property
     def platform(self) -> Platform:
@@ -141,6 +143,7 @@ class Trial:
         Raises:
             Ended: its own predicate refuses the configuration, or its constructor raised.
         """
+        self.compared.begin(tensors)
         refused = refusal(self.subject.experts_cls, tensors, self.platform)
         if refused:
             raise Ended(Status.NOT_SUPPORTED, refused)
@@ -160,11 +163,13 @@ class Trial:
             Ended: it raised, its result has another form than it must have, or an input of the case has changed.
         """
         given = self.tensors if tensors is None else tensors
+        self.compared.begin(given)
         with guarded("apply"):
             result = run(self.backend if backend is None else backend, given, output)
-        broken = _form_of(result, given.hidden_states) or self.watch.changed()
+        broken = form_of_result(result, given.hidden_states) or self.watch.changed()
         if broken:
             raise Ended(Status.FAILED, broken)
+        self.compared.add(got=result)
         if not self.digest:
             self.digest = digest(result)
         if self.kept is not None and tensors is None:
@@ -173,18 +178,35 @@ class Trial:
             raise Ended(Status.FAILED, "apply did not write to the output it was given")
         return result
 
-    def equal(self, expected: Tensor, got: Tensor, what: str, tokens: Tensor | None = None) -> None:
-        """Equal bits, (M, H) both.
+    def equal(
+        self,
+        expected: Tensor,
+        got: Tensor,
+        what: str,
+        tokens: Tensor | None = None,
+        *,
+        given: CaseTensors | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Equal bits, (M, H) both, of a call whose bits the case's own tells.
 
         Args:
             tokens: (M,) which token of the case each row is, int64; None: its own number.
+            given: to the call that `got` comes from; None: the case's own tensors.
+            rows: (M,) of that call, int64; None: all.
 
         Raises:
             Ended: with `what`, and where they differ.
         """
+        second = self.tensors if given is None else given
+        self.compared.begin(second, what, got, first=self.tensors, expected=expected, rows=rows)
+        self._equal(expected, got, what, tokens)
+
+    def _equal(self, expected: Tensor, got: Tensor, what: str, tokens: Tensor | None) -> None:
         found = difference(expected, got)
         if found.differing:
             token = found.row if tokens is None else int(tokens[found.row])
+            self.compared.differs(found.row)
             raise Ended(
                 Status.FAILED,
                 f"{what}: {found.differing} of {found.elements} elements differ, the farthest of token {token}, "
@@ -211,18 +233,34 @@ class Trial:
         Raises:
             Ended: with `what`, and where it is farthest outside.
         """
+        self.compared.begin(tensors, what, output)
+        self._within(tensors, output, what, tokens, contract, named)
+
+    def _within(
+        self,
+        tensors: CaseTensors,
+        output: Tensor,
+        what: str,
+        tokens: Tensor | None = None,
+        contract: Contract | None = None,
+        named: Tensor | None = None,
+    ) -> None:
+        self.compared.add(rows=tokens)
         if tokens is None:
             tokens = torch.arange(len(tensors.hidden_states), device=output.device)
         # A call of another size may have another contract, and another arithmetic.
         declared = self.contract_for(tensors) if contract is None else contract
         arithmetic = arithmetic_of(declared, int(tensors.topk_ids.numel()))
         trace = trace_of(tensors, declared.recipe, tokens)
+        self.compared.add(trace=trace, arithmetic=arithmetic)
         judgement = judge(trace, output[tokens].to(trace.R.device), arithmetic)
         if self.judgement is None or judgement.error_over_bound > self.judgement.error_over_bound:
             self.judgement = judgement
         if not judgement.passed:
             self.judgement = judgement
             whose = tokens if named is None else named[tokens]
+            if judgement.worst is not None:
+                self.compared.differs(judgement.worst.token)
             told = f"{what}: {told_judgement(judgement, whose)}"
             raise Ended(Status.FAILED, told, judgement, worst_of(judgement, whose))
 
@@ -234,7 +272,9 @@ class Trial:
         what: str,
         *,
         exact: bool,
-        origin: tuple[CaseTensors, Tensor] | None = None,
+        origin: Call | None = None,
+        before: Call | None = None,
+        given: CaseTensors | None = None,
         tokens: Tensor | None = None,
         contract: Contract | None = None,
     ) -> None:
@@ -242,19 +282,24 @@ class Trial:
         is False) and has not, lies within the bound around what the recipe makes of `tensors`.
 
         Args:
-            origin: the call and the output that `expected` comes from; where bits differ it is judged as well.
+            origin: the call that `expected` comes from; where bits differ it is judged as well.
+            before: the same, of a call that is not judged; with neither it is the case's own.
+            given: to the call, where that is not `tensors`, of which the recipe makes the same.
             tokens: as for `equal`; `named` for `within`.
             contract: as for `within`.
 
         Raises:
             Ended: where it does not.
         """
+        first, first_got = origin or before or (self.tensors, None)
+        self.compared.begin(given or tensors, what, got, first=first, first_got=first_got, expected=expected)
         if exact:
-            self.equal(expected, got, what, tokens)
+            self._equal(expected, got, what, tokens)
         elif difference(expected, got).differing:
-            self.within(tensors, got, what, contract=contract, named=tokens)
+            self._within(tensors, got, what, contract=contract, named=tokens)
             if origin is not None:
-                self.within(*origin, f"before the change ({what})")
+                self.compared.add(at_first=True)
+                self._within(*origin, f"before the change ({what})")
 
 
 def run(backend: FusedMoEPermuteExpertsUnpermute, tensors: CaseTensors, output: Tensor | None = None) -> Tensor:
@@ -344,17 +389,6 @@ def beyond_limits(contract: Contract, case: Case) -> str:
     return ""
 
 
-def _form_of(output: object, hidden: Tensor) -> str:
-    if type(output) is not Tensor:  # a subclass may answer every question about itself as it likes
-        return f"apply returned a {type(output).__module__}.{type(output).__name__}: expected a plain torch.Tensor"
-    for name in ("shape", "dtype", "device"):
-        if getattr(output, name) != getattr(hidden, name):
-            return f"apply returned {name} {getattr(output, name)}: expected {getattr(hidden, name)}"
-    if output.numel() and output.untyped_storage().data_ptr() == hidden.untyped_storage().data_ptr():
-        return "apply returned memory of its input"
-    return ""
-
-
 def told(error: BaseException) -> str:
     """An exception in one line, with where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -364,37 +398,3 @@ def told(error: BaseException) -> str:
     except BaseException as another:
         text = f"(its text raised {type(another).__name__})"
     return f"{type(error).__name__}{': ' if text else ''}{text}{where}"
-
-
-class Exactness(str, Enum):
-    """When a check demands equal bits of two results that should be the same; a report shows it."""
-
-    ALWAYS = "always"
-    """Equal bits, of whatever backend: nothing is computed that could round otherwise."""
-    DETERMINISTIC = "if deterministic"
-    """Equal bits where the backend declares that it is deterministic; elsewhere the bound around the recipe."""
-    ROW_BY_ROW = "if row by row"
-    """Equal bits where a token's result does not depend on the other tokens (which it declares, or which is replayed);
-    elsewhere the bound around the recipe."""
-    BOUND = "if replayed"
-    """Within the bound around the recipe's result for the changed problem; equal bits only where sums are replayed."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One named check.
-
-    Args:
-        id: "computes." and its name; it keys results, reports and reproduction.
-        says: what holds, one sentence.
-        exactness: what it demands.
-        run: returns where the backend passes, raises `Ended` elsewhere.
-        why_not: why a case has nothing to show for it (a law, a scheme, a size), before any backend is made; "" where
-            it has. Most cases show most relations.
-    """
-
-    id: str
-    says: str
-    exactness: Exactness
-    run: Callable[[Trial], None]
-    why_not: Callable[[Case], str] = lambda case: ""

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from conformance.cases import Case, InvalidCase
-from conformance.certification import NOT_TIMED, POOLED
+from conformance.certification import NOT_TIMED
 from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.computes import BOTH_WAYS_SEED
 from conformance.editions import Edition
 from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.oracles import is_small
+from conformance.pooling import POOLED
 from conformance.predicate import CONTRACT, PREDICATE
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import BEYOND, Report

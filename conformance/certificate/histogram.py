@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from conformance.gate.shown import svg
 from conformance.gate.shown.svg import box, line, text
-from conformance.gate.shown.words import counted
+from fp8moe.counted import counted
 
 LIMIT = 1.0
 """Of error/bound."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from conformance.axes import AXES
@@ -15,20 +16,27 @@ from conformance.certificate import comparing, figures
 from conformance.certificate.figures import STATUSES
 from conformance.certificate.histogram import binned, histogram, names
 from conformance.certificate.reading import Certificate
+from conformance.certificate.surroundings import brought_by, released
 from conformance.certificate.tabled import Field, Table, field, lines, table
 from conformance.certificate.times.shown import compared, shown
 from conformance.certificate.verifying import NOT_PROVEN, PROVEN, Verified
 from conformance.gate.shown import svg
-from conformance.gate.shown.words import clipped, counted
+from conformance.gate.shown.words import clipped
 from conformance.pages import environment
 from conformance.report import VERDICTS, Report
 from conformance.results import CheckResult, Status
 from conformance.vocabulary import SCHEME_NAMES
+from conformance.waivers.release import OWN
 from fp8moe import __version__
+from fp8moe.counted import counted
 
 PACKAGES = ("conformance.certificate", "conformance.gate.shown")
 CASES_COMPARED = 50
 BRIEF = 120
+GENERATOR = "fp8moe show"
+"""What a page says that it was written by."""
+HEAD = 1024
+"""Of its first bytes, among which that is."""
 """Characters of a field in the title and the first lines."""
 QUESTIONS = {
     "selects": "Is it selected where it says that it can be?",
@@ -169,7 +177,13 @@ def comparison(first: Verified, second: Verified) -> str:
 
 def _render(template: str, **context: Any) -> str:
     shown = environment(*PACKAGES).get_template(template)
-    return shown.render(light=svg.LIGHT, dark=svg.DARK, version=__version__, **context)
+    return shown.render(light=svg.LIGHT, dark=svg.DARK, generator=GENERATOR, version=__version__, **context)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file says that it is such a page, by its first bytes."""
+    with path.open("rb") as file:
+        return f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(HEAD)
 
 
 def _certificate(found: Verified) -> Certificate:
@@ -189,6 +203,7 @@ def _told(found: Verified) -> dict[str, Any]:
     words = Counter(figures.word(check) for check in report.checks if check.case)
     facts = {
         "backend": report.backend,
+        "package": _package(certificate),
         "edition": certificate.edition,
         "device": report.device,
         "date": report.date,
@@ -205,6 +220,16 @@ def _told(found: Verified) -> dict[str, Any]:
         "scope": report.scope,
         "facts": [(name, clipped(field(value).text, 2 * BRIEF)) for name, value in facts.items()],
     }
+
+
+def _package(certificate: Certificate) -> str:
+    """The backend's, with its version, and the library's, where it runs the kernels of another one."""
+    told, kernels = certificate.surroundings, str(released(certificate.surroundings))
+    own, suite = brought_by(told), f"{OWN} {told['suite'].get('version')}"
+    if not own and ":" in certificate.report.origin:
+        return "none that is installed, so it cannot be named"
+    beside = "" if not told.get("release") or kernels in (own, suite) else f", with the kernels of {kernels}"
+    return f"{own or f'{suite}, not installed'}{beside}"
 
 
 def _summary(told: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from conformance.certificate.reading import Certificate
-from conformance.contain import Job, Limits, Worker
+from conformance.contain import Job, Limits, Worker, WorkerEnded
 from conformance.contain.jobs import FIRST_SECONDS
 from conformance.matrix import BY_BITS
-from conformance.planned import Backend, reference_to
+from conformance.planned import PLAN_SECONDS, Backend, reference_to, told_unknown
 from conformance.results import CheckResult, Status
 
 AGAIN = (Status.PASSED, Status.NOT_SUPPORTED, Status.NOT_APPLICABLE)
@@ -54,6 +55,10 @@ def spot_check(
     told_good = [check for check in report.checks if check.case and check.status in AGAIN]
     chosen = random.Random(seed).sample(told_good, min(count, len(told_good)))
     with Worker(report.target, Limits(first_seconds=FIRST_SECONDS)) as worker:
+        with suppress(WorkerEnded):  # the cases tell what it does
+            unknown = worker.call(told_unknown, ref, seconds=PLAN_SECONDS + worker.limits.first)
+            if unknown:
+                raise ValueError(unknown)
         for told in chosen:
             result = worker.run(Job(told.check, told.case, ref))
             found.cases += 1

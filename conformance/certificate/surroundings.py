@@ -8,10 +8,13 @@ from dataclasses import asdict
 from importlib import metadata
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from conformance.distributions import bringing
 from conformance.versions import versions
-from conformance.waivers.release import Release
+from conformance.waivers.release import OWN, Release
 from fp8moe import __version__
 from fp8moe.detection import describe_device
 
@@ -74,8 +77,33 @@ def distribution_of(origin: str) -> dict[str, str] | None:
     if entries and entries[0].dist is not None:
         return _told(entries[0].dist)
     package = "fp8moe" if ":" not in origin else module.partition(".")[0]
-    names = metadata.packages_distributions().get(package, ())
-    return _told(metadata.distribution(names[0])) if names else None
+    file = _file_of(package)
+    name: str | None
+    if package in PACKAGES:
+        name = OWN  # and the certificate has a digest of its very source
+    elif file is not None:
+        name = next(bringing(package, file), None)
+    else:  # a namespace of several distributions
+        name = next(iter(metadata.packages_distributions().get(package, ())), None)
+    try:
+        return None if name is None else _told(metadata.distribution(name))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _file_of(package: str) -> Path | None:
+    """Of a package at the top level, found without its import."""
+    try:
+        found = find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin).resolve() if found is not None and found.has_location and found.origin else None
+
+
+def brought_by(told: Mapping[str, Any]) -> str:
+    """The distribution that a certificate's surroundings tell, in words; "" where there is none."""
+    own = told["distribution"] or {}
+    return " ".join(str(own[name]) for name in ("name", "version") if own.get(name))
 
 
 def _told(found: metadata.Distribution) -> dict[str, str]:

@@ -25,10 +25,11 @@ from conformance.certificate.statement import EVIDENCE, statement_of, subject_of
 from conformance.certificate.surroundings import released, suite_digest
 from conformance.certificate.times.judged import contradictions as times_against
 from conformance.certificate.times.kept import ROUNDS, TABLE, TAKEN
-from conformance.certification import POOLED, excluded, pooled_scope
+from conformance.certification import excluded
 from conformance.checks import EQUIVALENCE
 from conformance.editions import DEVICES, KINDS, Edition, UnknownEdition, edition, manifest, target_of
 from conformance.levels import Item, coverage_of, items_for
+from conformance.pooling import POOLED, pooled_scope
 from conformance.report import Report
 from conformance.results import Status
 from conformance.vocabulary import SCHEME_NAMES
@@ -36,6 +37,7 @@ from conformance.waivers.kept import contradictions
 from conformance.waivers.release import OWN
 from fp8moe import __version__
 from fp8moe.config import ACTIVATIONS
+from fp8moe.counted import counted
 
 SLACK = timedelta(days=1)
 """Of clocks that are set wrong."""
@@ -175,7 +177,7 @@ def _plan(report: Report, items: list[Item], which: Edition) -> Iterator[str]:
     ]
     for what, keys in (("stand twice", twice), ("are none of the edition's", extra), ("are missing", missing)):
         if keys:
-            yield f"{len(keys)} cases {what}: {_some(keys)}"
+            yield f"{counted(len(keys), 'case')} {what}: {_some(keys)}"
     if (extra or missing) and which.manifests:
         kind = "cpu" if report.target == "cpu" else "gpu"
         if manifest(which, KINDS[kind]) != which.manifests[kind]:
@@ -210,7 +212,7 @@ def _totals(report: Report, items: list[Item]) -> Iterator[str]:
                 sums.setdefault(item.case.seed, check.measured)
     told = [check for check in report.checks if check.check == POOLED]
     if bool(sums) != (len(told) == 1):
-        yield f"{POOLED}: {len(told)} results, where {len(sums)} cases have sums to pool"
+        yield f"{POOLED}: {counted(len(told), 'result')}, where {counted(len(sums), 'case')} with sums to pool"
     elif sums:
         try:
             ratios = pooled(list(sums.values()))

@@ -5,7 +5,7 @@ by its number, fills the disk, or takes more device memory than there is while s
 rights of the user who started the run.
 """
 
-from conformance.contain.jobs import DeviceLost, Job, Limits, SubjectRef, SuiteError, WorkerEnded
+from conformance.contain.jobs import Cancelled, DeviceLost, Job, Limits, SubjectRef, SuiteError, WorkerEnded
 from conformance.contain.worker import Worker
 
-__all__ = ["DeviceLost", "Job", "Limits", "SubjectRef", "SuiteError", "Worker", "WorkerEnded"]
+__all__ = ["Cancelled", "DeviceLost", "Job", "Limits", "SubjectRef", "SuiteError", "Worker", "WorkerEnded"]

@@ -349,9 +349,9 @@ FAULTS: tuple[Fault, ...] = (
     *(Fault(kind, _made(name, spoil=body), told) for name, (kind, body, told) in _AFTER.items()),
     Fault("constructor raises", ref_of("ConstructorRaises"), "its constructor raised RuntimeError"),
     Fault("constructor hangs", ref_of("ConstructorHangs"), "did not end within", 0.3),
-    Fault("its module is not there", ref_of("Anything", "no_such_module"), "loading it raised ModuleNotFoundError"),
-    Fault("its class is not there", ref_of("NoSuchClass"), "loading it raised AttributeError"),
-    Fault("not a backend", ref_of("LONG"), "loading it raised BackendContractError"),
+    Fault("its module is not there", ref_of("Anything", "no_such_module"), "there is no module no_such_module"),
+    Fault("its class is not there", ref_of("NoSuchClass"), "has no NoSuchClass"),
+    Fault("not a backend", ref_of("LONG"), "expected a subclass of"),
     Fault("cannot be unpickled", SubjectRef("Junk", "junk:Junk", pickled=b"junk"), "loading it raised UnpicklingError"),
 )
 """Every way to misbehave that needs no GPU."""

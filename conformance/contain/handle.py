@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import socket
+import threading
 import time
 import weakref
 from typing import Any
@@ -18,7 +19,7 @@ from conformance.contain import processes
 from conformance.contain.channel import Incoming, NotAMessage, framed
 from conformance.contain.hosting import ANSWERS_IN, server_for
 from conformance.contain.inside import CHANNEL_LOST, WHERE
-from conformance.contain.jobs import Limits, WorkerEnded
+from conformance.contain.jobs import Cancelled, Limits, WorkerEnded
 from conformance.contain.server import END, HERE, PATIENCE, PING
 
 TICK = 0.02
@@ -41,13 +42,17 @@ _AT_ONCE = 1 << 16
 class Handle:
     """A running worker.
 
+    Args:
+        cancelled: once it is set, no answer is waited for.
+
     Raises:
         SuiteError: the process that workers are forked from does not start.
         WorkerEnded: it ended before the worker was forked.
     """
 
-    def __init__(self, interpreter: bool, limits: Limits) -> None:
+    def __init__(self, interpreter: bool, limits: Limits, cancelled: threading.Event) -> None:
         self.limits = limits
+        self.cancelled = cancelled
         self.server = server_for(interpreter)
         self._pids: tuple[int, int] | None = None
         self._exit: int | None = None
@@ -111,7 +116,7 @@ class Handle:
         try:
             self._channel.sendall(framed(pickle.dumps(message)))
         except TimeoutError:
-            raise WorkerEnded(f"it did not take the next job within {seconds:g} s") from None
+            raise WorkerEnded(f"it did not take the next job within {seconds:g} s", hung=True) from None
         except OSError:
             raise self._lost_channel() from None
         finally:
@@ -122,15 +127,18 @@ class Handle:
 
         Raises:
             WorkerEnded: instead of it, the worker ended, or passed a limit and is to be ended.
+            Cancelled: it is to be ended.
         """
         until = time.monotonic() + seconds
         while True:
             answer = self._next(number)
             if answer is not None:
                 return answer
+            if self.cancelled.is_set():
+                raise Cancelled
             left = until - time.monotonic()
             if left <= 0:
-                raise WorkerEnded(f"it did not end within {seconds:g} s{self._where()}")
+                raise WorkerEnded(f"it did not end within {seconds:g} s{self._where()}", hung=True)
             for descriptor, _ in self._poll.poll(min(left, TICK) * 1000):
                 if descriptor == self._output:
                     self._drain()

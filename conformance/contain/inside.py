@@ -24,6 +24,7 @@ from conformance.contain.device import ill, is_device_error
 from conformance.contain.integrity import Judges
 from conformance.contain.jobs import Job, SubjectRef
 from conformance.contain.settings import Settings
+from conformance.not_here import NoDevice
 from conformance.plan import Subject, Target, is_triton, resolve_target
 from conformance.results import CheckResult, Evidence, Status
 from conformance.trial import told
@@ -96,8 +97,8 @@ class _Worker:
             os.chdir(directory)
         try:
             self.target = resolve_target(target)
-        except ValueError as error:
-            return {"refused": str(error)}
+        except NoDevice as error:
+            return {"refused": error.args}
         why = ill(self.target.device)
         self.settings = Settings()
         return {"ill": why} if why else {}

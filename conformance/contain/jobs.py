@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
+from conformance.class_at import class_at
 from conformance.plan import Subject, load_subject
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
 from fp8moe.registry import BackendContractError
@@ -25,18 +26,24 @@ class DeviceLost(Exception):
     """The device computes wrongly, or not at all, in a fresh worker too: nothing more can be judged on it."""
 
 
+class Cancelled(Exception):
+    """The run is being ended: what was asked is not waited for."""
+
+
 class WorkerEnded(Exception):
     """A worker ended, or had to be ended, while it did what it was asked.
 
     Args:
         reason: what happened, as a result's reason says it.
         outside: it was a process of the suite's own that ended, whoever ended it.
+        hung: it was ended because its time was up.
     """
 
-    def __init__(self, reason: str, *, outside: bool = False) -> None:
+    def __init__(self, reason: str, *, outside: bool = False, hung: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.outside = outside
+        self.hung = hung
 
 
 FIRST_SECONDS = 240.0
@@ -62,6 +69,11 @@ class Limits:
     start_seconds: float = 120.0
     memory_bytes: int | None = 8 << 30
     output_bytes: int = 1 << 20
+
+    @property
+    def first(self) -> float:
+        """Seconds for a job of a backend that has answered none."""
+        return max(self.first_seconds or 0.0, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -102,11 +114,13 @@ class SubjectRef:
         """The backend; only a worker calls this, since it runs the backend's code.
 
         Raises:
-            Exception: whatever the backend's module raises; `BackendContractError` where the class is none.
+            UnknownBackend: there is none.
+            BackendContractError: the class breaks the contract.
+            Exception: whatever the backend's module raises.
         """
         if not self.path and not self.pickled:
             return load_subject(self.origin)
-        found: object = pickle.loads(self.pickled) if self.pickled else _at(self.path)
+        found: object = pickle.loads(self.pickled) if self.pickled else class_at(self.path)
         violations = contract_violations(found)
         if violations:
             raise BackendContractError(f"{self.origin}: {'; '.join(violations)}")

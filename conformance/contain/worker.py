@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from conformance.checks import reproduction
 from conformance.contain.handle import Handle
 from conformance.contain.inside import OUT_OF_MEMORY
 from conformance.contain.jobs import DeviceLost, Job, Limits, SuiteError, WorkerEnded
+from conformance.not_here import NoDevice
 from conformance.plan import DEVICES, Subject, Target
 from conformance.results import CheckResult, Evidence, Status
 from fp8moe.backends.torch_experts import TorchExperts
@@ -23,6 +24,8 @@ from fp8moe.platforms import PLATFORMS
 ATTEMPTS = 2
 """Once more in a fresh worker, where what went wrong may come from earlier jobs, or from outside."""
 THREADS_LEFT = "threads left running"
+HUNG = "seconds that it did not end in"
+"""Among what is measured of a failure: the limit that the case ran out of."""
 
 
 class Worker:
@@ -34,16 +37,23 @@ class Worker:
         target_name: a name of `conformance.plan.DEVICES`, less "auto": what triton does has to be known before it is
             imported.
         limits: what a job may use.
+        cancelled: once it is set, by another thread, whatever is asked ends with `Cancelled`, and the process with it.
 
     Raises:
         ValueError: an unknown name.
     """
 
-    def __init__(self, target_name: str, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        target_name: str,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        cancelled: threading.Event | None = None,
+    ) -> None:
         if target_name not in DEVICES or target_name == "auto":
             raise ValueError(f"target_name={target_name!r}: expected one of {', '.join(DEVICES[1:])}")
         self.target_name = target_name
         self.limits = limits
+        self._cancelled = cancelled or threading.Event()
         self._handle: Handle | None = None
         self._numbers = itertools.count(1)
         self._served = 0
@@ -82,8 +92,9 @@ class Worker:
         Raises:
             SuiteError: the suite's own code raised, in a fresh worker too.
             DeviceLost: the device is not in order in a fresh worker either; the job was not judged.
-            ValueError: the device is not there.
+            NoDevice: (a ValueError) the device is not there.
             InvalidCase: the job's case is none.
+            Cancelled: before there was a verdict.
         """
         case = Case.parse(job.case)
         for attempt in range(1, ATTEMPTS + 1):
@@ -93,7 +104,6 @@ class Worker:
             self._served += 1
             evidence: Evidence | None = None
             number, seconds = next(self._numbers), self._seconds_for(job.subject.name)
-            begun = time.monotonic()
             try:
                 handle.send(("job", number, job), self.limits.seconds)
                 answer = handle.wait(number, seconds)
@@ -103,11 +113,11 @@ class Worker:
                 handle.check_watchers()
             except WorkerEnded as ended:
                 self.close()
-                if time.monotonic() - begun >= seconds:
+                if ended.hung:
                     self._slow.add(job.subject.name)
                 if ended.outside and not last:
                     continue
-                return self._failed(job, case, ended.reason, evidence)
+                return self._failed(job, case, ended.reason, evidence, {HUNG: seconds} if ended.hung else {})
             except BaseException:  # Ctrl-C among them: a job without a reader is none
                 self.close()
                 raise
@@ -124,9 +134,7 @@ class Worker:
         raise AssertionError("unreachable")
 
     def _seconds_for(self, name: str) -> float:
-        first = self.limits.first_seconds
-        fresh = first is not None and name not in self._answered and name not in self._slow
-        return max(first or 0.0, self.limits.seconds) if fresh else self.limits.seconds
+        return self.limits.first if name not in self._answered | self._slow else self.limits.seconds
 
     def _settle(
         self, job: Job, case: Case, answer: dict[str, Any], handle: Handle, evidence: Evidence | None
@@ -162,7 +170,7 @@ class Worker:
         Raises:
             SuiteError: the function raised.
             WorkerEnded: the worker did not come to its end.
-            DeviceLost, ValueError: as `run`.
+            DeviceLost, ValueError, Cancelled: as `run`.
         """
         seconds = self.limits.seconds if seconds is None else seconds
         handle = self._ready()
@@ -196,7 +204,7 @@ class Worker:
         for _ in range(ATTEMPTS):
             handle: Handle | None = None
             try:
-                handle = Handle(interpreter, self.limits)
+                handle = Handle(interpreter, self.limits, self._cancelled)
                 self._restarts += 1
                 number = next(self._numbers)
                 handle.send(("open", number, self.target_name, os.getcwd()), self.limits.start_seconds)
@@ -210,7 +218,7 @@ class Worker:
             else:
                 if "refused" in answer:
                     handle.end()
-                    raise ValueError(answer["refused"])
+                    raise NoDevice(*answer["refused"])
                 if "ill" not in answer:
                     handle.note_baseline()
                     return handle
@@ -219,7 +227,9 @@ class Worker:
                 handle.end()
         raise DeviceLost(f"{self.target_name}: a fresh worker could not be made ready, {ATTEMPTS} times: {why}")
 
-    def _failed(self, job: Job, case: Case, reason: str, evidence: Evidence | None) -> CheckResult:
+    def _failed(
+        self, job: Job, case: Case, reason: str, evidence: Evidence | None, measured: Mapping[str, float] | None = None
+    ) -> CheckResult:
         named = Subject(job.subject.name, TorchExperts, job.subject.origin)  # only its origin is told
         target = Target(self.target_name, PLATFORMS["cpu"], "cpu")  # and only this one's name
         return CheckResult(
@@ -232,4 +242,5 @@ class Worker:
             reason,
             evidence=evidence,
             reproduce=reproduction(case, named, target, job.check),
+            measured=dict(measured or {}),
         )

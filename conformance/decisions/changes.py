@@ -25,6 +25,7 @@ from conformance.selection.axes import AXES
 from conformance.selection.facts import Array
 from conformance.selection.grid import GRID, Product
 from conformance.selection.model import RULES
+from fp8moe.counted import counted
 
 LINES = 20
 """A difference has at most so many."""
@@ -52,7 +53,7 @@ class Change:
 
     def __str__(self) -> str:
         where = in_words(self.when) or "anywhere"
-        cells = "1 cell" if self.cells == 1 else f"{self.cells:,} cells"
+        cells = counted(self.cells, "cell")
         return f"{where}: {_labels_in_words(self.kept)} -> {_labels_in_words(self.now)} ({cells})"
 
 
@@ -77,7 +78,7 @@ class Difference:
     @property
     def texts(self) -> tuple[str, ...]:
         """The lines as texts, one more where not all is told."""
-        rest = [f"and {self.untold:,} cells more, in no pattern of a few lines"] if self.untold else []
+        rest = [f"and {counted(self.untold, 'cell')} more, in no pattern of a few lines"] if self.untold else []
         return (*map(str, self.lines), *rest)
 
 

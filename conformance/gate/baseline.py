@@ -13,6 +13,7 @@ from conformance.gate.numerics import CaseFigures
 from conformance.gate.record import Record
 from conformance.typed import check_object
 from conformance.untrusted import MOST_UNPACKED, Malformed, bytes_of, json_of, shown
+from fp8moe.counted import counted
 
 FORMAT = 2
 KIND = "fp8moe gate baseline"
@@ -128,7 +129,7 @@ class Baseline:
         for cell, cases in other.numerics.items():
             missing = sorted(set(cases) - set(self.numerics.get(cell, {})))
             if missing:
-                differing.append(f"{cell}: {len(missing)} cases are not in the baseline, such as {missing[0]}")
+                differing.append(f"{cell}: {counted(len(missing), 'case')} not in the baseline, such as {missing[0]}")
         if differing:
             raise BadBaseline("; ".join(differing) + ": such runs are not compared; write a baseline of this kind")
 

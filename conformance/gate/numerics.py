@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from statistics import median
 
+from fp8moe.counted import counted
+
 ALPHA = 0.005
 """Probability that any cell of a run is called worse though its errors are drawn anew and nothing else changed; the
 same again for better."""
@@ -73,9 +75,11 @@ class CellChange:
 
     def __str__(self) -> str:
         if self.change is Change.GONE:
-            return f"{self.cell}: {self.cases} cases of the baseline are not run any more, such as {self.worst[0]}"
+            return (
+                f"{self.cell}: {counted(self.cases, 'case')} of the baseline not run any more, such as {self.worst[0]}"
+            )
         if self.change is Change.SAME_BITS:
-            return f"{self.cell}: {self.change.value} in {self.cases} cases"
+            return f"{self.cell}: {self.change.value} in {counted(self.cases, 'case')}"
         return (
             f"{self.cell}: {self.change.value}: {self.differing} of {self.cases} cases have other bits, the error is "
             f"larger in {self.larger} and smaller in {self.smaller} (chance {self.chance:.2g}); median error "
@@ -119,7 +123,9 @@ def _gone(cell: str, before: Mapping[str, CaseFigures], after: Mapping[str, Case
 def _change(cell: str, before: Cells, after: Mapping[str, CaseFigures]) -> CellChange:
     missing = sorted(after if cell not in before else set(after) - set(before[cell]))
     if missing:
-        raise ValueError(f"{cell}: {len(missing)} cases are not in the baseline, such as {missing[0]}: write it anew")
+        raise ValueError(
+            f"{cell}: {counted(len(missing), 'case')} not in the baseline, such as {missing[0]}: write it anew"
+        )
     pairs = {case: (before[cell][case], figures) for case, figures in after.items()}
     larger = sum(new.error > old.error for old, new in pairs.values())
     smaller = sum(new.error < old.error for old, new in pairs.values())

@@ -17,6 +17,7 @@ from conformance.gate.simulated.mix import GRAPH_US, KINDS, MIX, cells_of
 from conformance.gate.simulated.samplers import SimulatedPairs, SimulatedRounds, installed
 from conformance.gate.stored import judge_stored
 from conformance.gate.verdicts import Mode, Outcome, RunVerdict
+from fp8moe.counted import counted
 
 ANY = "any"
 SLOWDOWNS: dict[Mode, tuple[float, ...]] = {
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     modes = [mode for mode in Mode if not given.mode or mode.name.lower() in given.mode]
     began = time.perf_counter()
-    print(f"{len(MIX)} cells a run, noise x {given.noise:g}, seed {given.seed}\n{HEADER}")
+    print(f"{counted(len(MIX), 'cell')} a run, noise x {given.noise:g}, seed {given.seed}\n{HEADER}")
     for study in studies(modes):
         runs = given.runs if study.slowdown or given.same_runs is None else given.same_runs
         print(rate(study, runs, given.seed, given.noise, given.graph_us).line(), flush=True)

@@ -35,6 +35,7 @@ from conformance.timing.state import STATE, Watch, opened_here, unwatched
 from conformance.timing.two_processes import TwoProcessPairs, Version, WorkerFailed, record_apart
 from conformance.trial import Ended, beyond_limits, refused
 from conformance.versions import versions
+from fp8moe.counted import counted
 from fp8moe.detection import describe_device
 from fp8moe.recipe import Contract
 from fp8moe.registry import BackendContractError, BackendUnavailable
@@ -288,7 +289,7 @@ def _timed(cells: Sequence[TimedCell], tell: Tell) -> tuple[Record, Mapping[str,
 
 
 def _told(cells: Sequence[str], tell: Tell) -> Sequence[str]:
-    tell(f"speed: {len(cells)} cells")
+    tell(f"speed: {counted(len(cells), 'cell')}")
     return cells
 
 

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from conformance.gate.samples import Flag
+from fp8moe.counted import counted
 
 
 class Outcome(str, Enum):
@@ -76,11 +77,11 @@ class CellVerdict:
     def __str__(self) -> str:
         told = self.outcome.value if self.reason is None else f"{self.outcome.value} ({self.reason.value})"
         if math.isnan(self.ratio):
-            return f"{self.cell}: {told}, {self.dropped} samples dropped"
+            return f"{self.cell}: {told}, {counted(self.dropped, 'sample')} dropped"
         return (
             f"{self.cell}: {told}, ratio {self.ratio:.4f} in {self.low:.4f} to {self.high:.4f} "
             f"(each limit wrong at {self.level:.2g}), margin {self.margin:.2%}, "
-            f"{self.pairs} samples ({self.stage}), {self.dropped} dropped"
+            f"{counted(self.pairs, 'sample')} ({self.stage}), {self.dropped} dropped"
         )
 
 

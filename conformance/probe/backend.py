@@ -15,6 +15,7 @@ from conformance.probe.layer import ACTIVATIONS, crafted_layer
 from conformance.probe.questions import BLOCK, sheet
 from conformance.results import CheckResult, Evidence, Status
 from conformance.trial import Ended, arithmetic_of, contract_of, guarded
+from fp8moe.counted import counted
 from fp8moe.recipe import Arithmetic
 from fp8moe.reference.units import UNITS
 
@@ -24,6 +25,8 @@ ROW_SCALES = ("channel_tok", "tensor_static", "tensor_tok", "tensor_dyn")
 BLOCK_SCALES = ("block",)
 TOKENS = (16, 128)
 """A kernel may choose its instruction by the number of tokens: for tiles of the smallest height and of the largest."""
+LAYERS = 2 * len(TOKENS)
+"""That are probed at most: of either kind of scales, with each number of tokens."""
 
 
 class Verdict(str, Enum):
@@ -62,7 +65,7 @@ class Reading:
 
     def __str__(self) -> str:
         detail = f": {self.detail}" if self.detail else ""
-        tokens = f", {self.tokens} tokens" if self.tokens else ""
+        tokens = f", {counted(self.tokens, 'token')}" if self.tokens else ""
         return f"{self.scheme}{tokens}: {self.verdict.value}{detail}"
 
 
@@ -143,7 +146,9 @@ def _reading(cell: Cell, target: Target, tokens: int) -> Reading:
         judgement = layer.judged(output, contract, given)
         if not judgement.passed:  # not another rounding of the crafted sums: wrong
             raise Ended(
-                Status.FAILED, f"{cell.scheme}, {tokens} tokens, the crafted layer: {judgement.reason}", judgement
+                Status.FAILED,
+                f"{cell.scheme}, {counted(tokens, 'token')}, the crafted layer: {judgement.reason}",
+                judgement,
             ) from None
         return Reading(cell.scheme, tokens, Fingerprint(), declared, Verdict.UNREADABLE, str(found))
     return reading(seen, declared, cell.scheme, tokens, target, dtype)
@@ -210,7 +215,7 @@ def _result(
         reason=reason,
         evidence=evidence if readings else None,
         reproduce="" if status is Status.PASSED else f"python -m fp8moe probe {subject.origin} --device {target.name}",
-        scope=", ".join(f"{r.scheme} with {r.tokens} tokens" for r in readings),
+        scope=", ".join(f"{r.scheme} with {counted(r.tokens, 'token')}" for r in readings),
         measured={
             f"{r.scheme}/{r.tokens}/{name}": float(value)
             for r in readings

@@ -6,6 +6,7 @@ recipe's result of the changed problem judges, and no tolerance is picked. `tell
 
 from __future__ import annotations
 
+from conformance.named_check import Check
 from conformance.relations.experts import EXPERTS
 from conformance.relations.memory import MEMORY
 from conformance.relations.scales import SCALES
@@ -14,7 +15,6 @@ from conformance.relations.slots import SLOTS
 from conformance.relations.telling import relation_case
 from conformance.relations.tokens import TOKENS
 from conformance.relations.weights import WEIGHTS
-from conformance.trial import Check
 
 __all__ = ["RELATIONS", "relation_case"]
 

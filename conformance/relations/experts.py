@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conformance.build import CaseTensors
 from conformance.mismatches import exactly
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import every_expert, experts_of, shuffled
 from conformance.relations.grounds import (
     fewer_experts,
@@ -21,7 +22,7 @@ from conformance.relations.grounds import (
     unless,
 )
 from conformance.results import Status
-from conformance.trial import Check, Ended, Exactness, Trial, contract_of
+from conformance.trial import Ended, Trial, contract_of
 from fp8moe.config import FusedMoEParallelConfig
 
 UNUSED = 3
@@ -91,6 +92,7 @@ def _judge_shard(trial: Trial, whole: Tensor, experts: Tensor, ranks: int, rank:
     if len(astray):
         token, column = (int(place) for place in astray[0])
         value = float(got[token, column])
+        trial.compared.begin(shard, what, got, row=token)
         raise Ended(
             Status.FAILED,
             f"{what}: token {token} has no expert there: expected 0 at column {column}, got {value:.9g}",
@@ -100,7 +102,8 @@ def _judge_shard(trial: Trial, whole: Tensor, experts: Tensor, ranks: int, rank:
         trial.within(shard, got, what, here.nonzero()[:, 0], contract)
     everything = ((local >= 0) == (trial.tensors.topk_ids >= 0)).all(dim=1).nonzero()[:, 0]
     if not shared_scale(trial.case) and replayed_alike(trial, shard, contract):
-        trial.equal(whole[everything], got[everything], f"{what}: of tokens that have no others", everything)
+        what = f"{what}: of tokens that have no others"
+        trial.equal(whole[everything], got[everything], what, everything, given=shard, rows=everything)
 
 
 def _shard_of(tensors: CaseTensors, experts: Tensor, ranks: int, rank: int) -> CaseTensors:

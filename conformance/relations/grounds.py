@@ -12,6 +12,7 @@ from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.results import Status
 from conformance.trial import Ended, Trial, arithmetic_of, steps_of
+from fp8moe.counted import counted
 from fp8moe.keys import GroupShape
 from fp8moe.recipe import REQUANTISED_FLOOR, Contract
 from fp8moe.scaling import decode, group_amax
@@ -43,7 +44,7 @@ def sharded(case: Case) -> str:
 
 
 def fewer_tokens(least: int) -> WhyNot:
-    return lambda case: f"it takes {least} tokens, not {case.tokens}" if case.tokens < least else ""
+    return lambda case: f"it takes {counted(least, 'token')}, not {case.tokens}" if case.tokens < least else ""
 
 
 def fewer_slots(least: int) -> WhyNot:
@@ -52,7 +53,7 @@ def fewer_slots(least: int) -> WhyNot:
 
 def fewer_experts(least: int) -> WhyNot:
     return lambda case: (
-        f"it takes {least} local experts, not {case.local_experts}" if case.local_experts < least else ""
+        f"it takes {counted(least, 'local expert')}, not {case.local_experts}" if case.local_experts < least else ""
     )
 
 

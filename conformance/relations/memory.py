@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from conformance.build import CaseTensors
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import rows
 from conformance.relations.grounds import deterministic, fewer_tokens
 from conformance.results import Status
-from conformance.trial import Check, Ended, Exactness, Trial
+from conformance.trial import Ended, Trial
 from conformance.untouched import fingerprint
+from fp8moe.counted import counted
 from fp8moe.validation import InvalidMoEInput
 
 GUARD = 256
@@ -109,7 +111,7 @@ def _written(trial: Trial, expected: Tensor, got: Tensor, what: str) -> None:
 def _untouched(beside: Tensor, where: str) -> None:
     changed = int((beside != GUARD_VALUE).sum())
     if changed:
-        raise Ended(Status.FAILED, f"it wrote {changed} elements {where}")
+        raise Ended(Status.FAILED, f"it wrote {counted(changed, 'element')} {where}")
 
 
 def poison(trial: Trial) -> None:

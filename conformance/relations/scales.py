@@ -10,6 +10,7 @@ from torch import Tensor
 from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.draw import Draw
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import coded, numbers, with_weights
 from conformance.relations.grounds import (
     deterministic,
@@ -21,7 +22,7 @@ from conformance.relations.grounds import (
     unless,
     weight_on_input,
 )
-from conformance.trial import Check, Exactness, Trial
+from conformance.trial import Trial
 from fp8moe.keys import GroupShape
 from fp8moe.scaling import fp8_format, group_amax
 

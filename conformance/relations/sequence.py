@@ -10,9 +10,11 @@ from torch import Tensor
 
 from conformance.build import CaseTensors
 from conformance.capture import capturing
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import every_expert, rows, shuffled
 from conformance.relations.grounds import deterministic, fewer_tokens, not_applicable, token_by_token
-from conformance.trial import Check, Exactness, Trial, guarded
+from conformance.trial import Trial, guarded
+from fp8moe.counted import counted
 
 REPEATS = 20
 SIMULATED_REPEATS = 3
@@ -33,7 +35,7 @@ def sequence(trial: Trial) -> None:
     kept = first.clone()
     for between in (more, everyone[: tokens // 2].flip(0), everyone[-1:]):
         trial.call(rows(tensors, between))
-        what = f"after a call with {len(between)} tokens"
+        what = f"after a call with {counted(len(between), 'token')}"
         trial.same(tensors, kept, trial.call(), what, exact=deterministic(trial))
     alike = replace(tensors, topk_ids=tensors.topk_ids[-1:].expand_as(tensors.topk_ids).contiguous())
     trial.within(alike, trial.call(alike), "with every token on the last one's experts, after other calls")

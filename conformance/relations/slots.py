@@ -11,6 +11,7 @@ from conformance.bounds.accumulation import U
 from conformance.bounds.allowance import allowance_for, half_spacing
 from conformance.build import CaseTensors
 from conformance.mismatches import exactly
+from conformance.named_check import Check, Exactness
 from conformance.oracles import trace_of
 from conformance.relations.changed import busiest_expert, experts_of, with_weights
 from conformance.relations.grounds import (
@@ -25,7 +26,7 @@ from conformance.relations.grounds import (
     weight_on_input,
 )
 from conformance.results import Status
-from conformance.trial import Check, Ended, Exactness, Trial
+from conformance.trial import Ended, Trial
 from fp8moe.reference.recipe import combined
 
 WEIGHT_EXPONENTS = (5, -3)
@@ -70,7 +71,7 @@ def weights_additive(trial: Trial) -> None:
     slots = torch.arange(weights.shape[1], device=weights.device)
     part = weights * torch.where(slots % 2 == 0, SPLIT, 1 - SPLIT)
     calls = [replace(trial.tensors, topk_weights=value) for value in (weights, part, weights - part)]
-    outputs = [trial.call(call) for call in calls]
+    outputs = [trial.call(), *(trial.call(call) for call in calls[1:])]
     if not deterministic(trial):
         for call, output in zip(calls[1:], outputs[1:], strict=True):
             trial.within(call, output, "with a part of each routing weight")
@@ -81,6 +82,8 @@ def weights_additive(trial: Trial) -> None:
     ratio = torch.where(overflows, 0.0, torch.where(error.isnan(), torch.inf, error / allowed))
     token, column = divmod(int(ratio.argmax()), ratio.shape[1])
     if float(ratio[token, column]) > 1:
+        what = "with the rest of each routing weight, of which the first call has a part"
+        trial.compared.begin(calls[2], what, outputs[2], first=calls[1], first_got=outputs[1], row=token)
         raise Ended(
             Status.FAILED,
             f"each routing weight in two parts: token {token}, column {column}: {float(whole[token, column]):.9g} in "
@@ -173,25 +176,26 @@ def absent_slots(trial: Trial) -> None:
     ids = tensors.topk_ids.masked_fill(gone, -1)
     absent = replace(tensors, topk_ids=ids, topk_weights=tensors.topk_weights.masked_fill(gone, 0.0))
     output = trial.call(absent)
-    _no_traces(output, experts_of(absent), "with slots of id -1 and weight 0")
+    _no_traces(trial, absent, output, "with slots of id -1 and weight 0")
     trial.within(absent, output, "with slots of id -1 and weight 0")
     for weight in ABSENT_WEIGHTS:
         weighted = replace(absent, topk_weights=tensors.topk_weights.masked_fill(gone, weight))
         got, what = trial.call(weighted), f"with slots of id -1 and weight {weight}"
-        _no_traces(got, experts_of(absent), what)
+        _no_traces(trial, weighted, got, what)
         # The recipe never reads the weight of an absent slot: the bound is that of the call with zeros.
-        trial.same(absent, output, got, what, exact=deterministic(trial))
+        trial.same(absent, output, got, what, exact=deterministic(trial), before=(absent, output), given=weighted)
 
 
-def _no_traces(output: Tensor, local: Tensor, what: str) -> None:
+def _no_traces(trial: Trial, given: CaseTensors, output: Tensor, what: str) -> None:
     """
     Raises:
         Ended: a token without an expert has another output than zeros.
     """
-    found = ((local < 0).all(dim=1)[:, None] & (output != 0)).nonzero()
+    found = ((experts_of(given) < 0).all(dim=1)[:, None] & (output != 0)).nonzero()
     if len(found):
         token, column = (int(place) for place in found[0])
         value = float(output[token, column])
+        trial.compared.begin(given, what, output, row=token)
         raise Ended(
             Status.FAILED,
             f"{what}: token {token} has no expert here: expected 0 at column {column}, got {value:.9g}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conformance.cases import Case
-from conformance.trial import Check
+from conformance.named_check import Check
 
 PREFIX = "computes.relation."
 PLAIN: Mapping[str, Any] = {"experts": 4, "top_k": 2, "hidden": 128, "inter": 128}

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import torch
 
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import rows, shuffled
 from conformance.relations.grounds import fewer_tokens, shared_scale, token_by_token, unless
-from conformance.trial import Check, Exactness, Trial
+from conformance.trial import Trial
+from fp8moe.counted import counted
 
 COPIES = 3
 """How often each token is there, at places far from one another."""
@@ -34,7 +36,8 @@ def duplicate_tokens(trial: Trial) -> None:
     source = torch.arange(tokens, device=trial.tensors.hidden_states.device) % -(-tokens // COPIES)
     copies = rows(trial.tensors, source)
     output = trial.call(copies)
-    trial.same(copies, output[source], output, "a token's copies in one batch", exact=trial.row_by_row)
+    what, exact = "a token's copies in one batch", trial.row_by_row
+    trial.same(copies, output[source], output, what, exact=exact, before=(copies, output))
 
 
 def chunks(trial: Trial) -> None:
@@ -45,7 +48,7 @@ def chunks(trial: Trial) -> None:
     cut = max(1, trial.case.tokens // 3)
     for name, part in (("first", everyone[:cut]), ("last", everyone[cut:])):
         alone = rows(tensors, part)
-        what = f"the {name} {len(part)} of {len(everyone)} tokens in a call of their own"
+        what = f"the {name} {len(part)} of {counted(len(everyone), 'token')} in a call of their own"
         exact, origin = token_by_token(trial, alone), (tensors, output)
         trial.same(alone, output[part], trial.call(alone), what, exact=exact, origin=origin, tokens=part)
 
@@ -82,7 +85,7 @@ def nan_containment(trial: Trial) -> None:
     output, got = trial.call(), trial.call(given)
     what = f"with NaN in token {tokens // 2} and an infinity in token {tokens - 1}"
     if trial.row_by_row:
-        trial.equal(output[others], got[others], what, others)
+        trial.equal(output[others], got[others], what, others, given=given, rows=others)
     elif not torch.equal(output[others], got[others]):
         trial.within(given, got, what, others)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conformance.build import CaseTensors
 from conformance.cases import Case
+from conformance.named_check import Check, Exactness
 from conformance.relations.changed import busiest_expert, coded, experts_of, numbers, with_weights
 from conformance.relations.grounds import (
     deterministic,
@@ -20,7 +21,7 @@ from conformance.relations.grounds import (
     unless,
     weight_on_input,
 )
-from conformance.trial import Check, Exactness, Trial, contract_of
+from conformance.trial import Trial, contract_of
 
 BLOCK = 128
 BLOCK_FACTOR = 1.5
@@ -143,7 +144,7 @@ def clamp_witness(trial: Trial) -> None:
     farther = _reaching(tensors, torch.full_like(reaches, BEYOND))
     clamped, again = (trial.call(given, backend=backend) for given in (beyond, farther))
     what = "with gates and ups beyond the limit made twice as large"
-    trial.same(farther, clamped, again, what, exact=deterministic(trial))
+    trial.same(farther, clamped, again, what, exact=deterministic(trial), before=(beyond, clamped))
 
 
 def _one_column(tensors: CaseTensors) -> CaseTensors:

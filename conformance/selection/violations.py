@@ -9,6 +9,7 @@ import numpy as np
 
 from conformance.selection.facts import Array
 from conformance.selection.grid import Product
+from fp8moe.counted import counted
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Violation:
         return f"python -m conformance.selection '{self.cell}'{self.options}"
 
     def __str__(self) -> str:
-        times = "1 cell" if self.count == 1 else f"{self.count:,} cells"
+        times = counted(self.count, "cell")
         return (
             f"{self.invariant} is broken at {times}; the simplest:\n"
             f"  cell      {self.cell}\n"

@@ -14,6 +14,7 @@ from conformance.timing.cells import TimedCell
 from conformance.timing.samplers import DeviceRounds
 from conformance.timing.state import Watch
 from conformance.timing.yardsticks import yardsticks
+from fp8moe.counted import counted
 from fp8moe.detection import describe_device
 
 HERE = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def recorded(names: Sequence[str], planted: Planted, ours: int) -> tuple[Record,
         ours: as in `Watch`.
     """
     with Watch(ours) as watch:
-        print(f"speed: preparing {len(names)} cells and the yardsticks", file=sys.stderr, flush=True)
+        print(f"speed: preparing {counted(len(names), 'cell')} and the yardsticks", file=sys.stderr, flush=True)
         cells = {name: partial(TimedCell.parse(name).prepared, *planted.get(name, (None, 0))) for name in names}
         record = measure(names, DeviceRounds(cells, yardsticks(), setting(), watch))
     return record, watch.told()

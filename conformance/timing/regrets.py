@@ -9,6 +9,7 @@ from conformance.performs import VERDICT
 from conformance.plan import Target
 from conformance.results import CheckResult, Evidence, Status
 from conformance.timing.side_by_side import contenders, regret, side_by_side
+from fp8moe.counted import counted
 
 CHECK = "performs.regret"
 VALUE, LOW, HIGH = "regret", "regret_low", "regret_high"
@@ -51,12 +52,12 @@ def regret_lines(results: Sequence[CheckResult]) -> list[str]:
         middle, worst = judged[len(judged) // 2], judged[-1]
         limits = f"{worst.measured[LOW]:.1%} to {worst.measured[HIGH]:.1%}"
         lines.append(
-            f"regret of the selected backend over {len(judged)} cases: median {middle.measured[VALUE]:.1%}, worst "
-            f"{worst.measured[VALUE]:.1%} ({limits}) in {worst.backend} {worst.case}"
+            f"regret of the selected backend over {counted(len(judged), 'case')}: median {middle.measured[VALUE]:.1%}, "
+            f"worst {worst.measured[VALUE]:.1%} ({limits}) in {worst.backend} {worst.case}"
         )
     alone: dict[str, int] = {}
     for result in results:
         if result.check == CHECK and result.status is Status.NOT_APPLICABLE:
             told = f"no regret of {result.backend}: {result.reason}"
             alone[told] = alone.get(told, 0) + 1
-    return [*lines, *(f"{told} ({count} cases)" for told, count in alone.items())]
+    return [*lines, *(f"{told} ({counted(count, 'case')})" for told, count in alone.items())]

@@ -30,6 +30,7 @@ from conformance.timing.graphs import Unrolled
 from conformance.timing.samplers import DevicePairs, Make
 from conformance.timing.state import Watch
 from conformance.versions import versions
+from fp8moe.counted import counted
 
 CALLS = 50
 """In graphs whose slowdown is one call more: 2%."""
@@ -109,7 +110,7 @@ def _runs(count: int, watch: Watch) -> Iterator[dict[str, object]]:
     names = [cell.name for cell in layer_cells()]
     started = time.monotonic()
     kept = {name: _pair(TimedCell.parse(name), None, 0) for name in names}
-    print(f"{len(names)} cells prepared in {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{counted(len(names), 'cell')} prepared in {time.monotonic() - started:.0f} s", flush=True)
     for number in range(count):
         for slower in SLOWER:
             where = names[(7 * number + slower) % len(names)] if slower else ""

@@ -26,6 +26,7 @@ from conformance.timing.state import Watch, opened_here
 from conformance.timing.study import kind_cells, layer_cells
 from conformance.timing.two_processes import TwoProcessPairs, Version, record_apart
 from conformance.versions import versions
+from fp8moe.counted import counted
 
 PAIRED, STORED = 50, 20
 """Calls in the graph of a cell that one call more slows: by 2% and by 5%."""
@@ -67,7 +68,7 @@ def _stored(names: Sequence[str], slow: Sequence[str], count: int) -> Iterator[d
         seconds = time.monotonic() - started
         if before is None:
             before = record
-            print(f"a record of {len(names)} cells; {seconds:.0f} s", flush=True)
+            print(f"a record of {counted(len(names), 'cell')}; {seconds:.0f} s", flush=True)
             yield {
                 "mode": "record",
                 "seconds": round(seconds, 1),

@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ SECONDS = 300.0
 """For one answer: kernels may have to be compiled."""
 RECORD_SECONDS = 1800.0
 """For a record of all cells."""
+MOST_BYTES, AT_ONCE = 1 << 26, 1 << 16
+"""Of an answer; and read at a time."""
+CLOCK = time.monotonic
 
 
 class WorkerFailed(RuntimeError):
@@ -59,8 +63,8 @@ class Version:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
+        self._unread = bytearray()
         try:
             self.told = self.ask("hello", seconds)
             if self.told["protocol"] != worker.PROTOCOL:
@@ -91,17 +95,16 @@ class Version:
             WorkerFailed: an error, or none.
         """
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         seconds = SECONDS if seconds is None else seconds
         try:
-            self._process.stdin.write(json.dumps({"verb": verb, **given}) + "\n")
+            self._process.stdin.write(json.dumps({"verb": verb, **given}).encode() + b"\n")
             self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], seconds)[0]:
-                self._process.kill()
-                raise WorkerFailed(f"{self.name}: no answer to {verb!r} within {seconds:g} s: {given.get('cell', '')}")
-            line = self._process.stdout.readline()
+            line = self._line(seconds)
         except BrokenPipeError:
             line = ""
+        if line is None:
+            self._process.kill()
+            raise WorkerFailed(f"{self.name}: no answer to {verb!r} within {seconds:g} s: {given.get('cell', '')}")
         if not line:
             raise WorkerFailed(f"{self.name}: its process ended with status {self._process.wait()}")
         try:
@@ -113,6 +116,26 @@ class Version:
         if "error" in answer:
             raise WorkerFailed(f"{self.name}: {answer['error']}")
         return answer
+
+    def _line(self, seconds: float) -> str | None:
+        """The next whole one; "" where the process ended before it did, or wrote `MOST_BYTES` without an end; None
+        where the time was over."""
+        assert self._process.stdout is not None
+        descriptor, deadline, searched = self._process.stdout.fileno(), CLOCK() + seconds, 0
+        while (end := self._unread.find(b"\n", searched)) < 0:
+            searched = len(self._unread)
+            if searched > MOST_BYTES:
+                self._process.kill()
+                return ""
+            if not select.select([descriptor], [], [], max(deadline - CLOCK(), 0.0))[0]:
+                return None
+            read = os.read(descriptor, AT_ONCE)
+            if not read:
+                return ""
+            self._unread += read
+        line = self._unread[:end].decode(errors="replace")
+        del self._unread[: end + 1]
+        return line or " "  # an empty line is no end
 
     def close(self) -> None:
         with suppress(BrokenPipeError):

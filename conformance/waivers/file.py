@@ -16,6 +16,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from conformance.cases import InvalidCase
 from conformance.waivers.patterns import CasePattern, matches
 from conformance.waivers.waiver import FIELDS, Waiver, WaiverError, Waivers, utc_today
+from fp8moe.counted import counted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -89,7 +90,7 @@ def waivers_from(content: Mapping[str, Any], source: str, *, today: date | None 
     if not tables:
         raise WaiverError(f"{source}: no [[{TABLE}]] in it: write one, or give no file")
     if len(tables) > MOST_WAIVERS:
-        raise WaiverError(f"{source}: {len(tables)} waivers, at most {MOST_WAIVERS}: {REMEDY}")
+        raise WaiverError(f"{source}: {counted(len(tables), 'waiver')}, at most {MOST_WAIVERS}: {REMEDY}")
     day = today or utc_today()
     found: dict[tuple[str, ...], Waiver] = {}
     for number, table in enumerate(tables, 1):
@@ -197,7 +198,8 @@ class _Fields:
             raise self._wrong("expires", f"expected a day such as {today.isoformat()}, at the latest {latest}")
         if value > latest:
             raise self._wrong(
-                "expires", f"{(value - today).days} days from today, at most {MOST_DAYS}: {latest} at the latest"
+                "expires",
+                f"{counted((value - today).days, 'day')} from today, at most {MOST_DAYS}: {latest} at the latest",
             )
         return value
 

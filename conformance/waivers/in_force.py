@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 from conformance.cases import Case
 from conformance.contain import DeviceLost, SubjectRef, Worker, WorkerEnded
@@ -16,9 +17,11 @@ from conformance.results import CheckResult, Status
 from conformance.waivers.patterns import matches
 from conformance.waivers.release import Release, release_of
 from conformance.waivers.waiver import Waiver, Waivers, utc_today
+from fp8moe.counted import counted
 from fp8moe.registry import ENTRY_POINT_GROUP, Fp8MoeBackend
 
 CHECK = "computes.waivers"
+SHOWN = 5
 ONE_IN = 20
 """A waiver, and all of them together, may cover one in so many of the cases that must pass."""
 NOT_JUDGED = (Status.NOT_SUPPORTED, Status.NOT_APPLICABLE)
@@ -38,6 +41,8 @@ class InForce:
         self.file, self.plan, self.release = file, plan, release
         self.names, self.devices = (plan.name, origin), (plan.device, target)
         self.rotten: list[str] = []
+        self.left: list[str] = []
+        """Why waivers for this backend do not hold here, and are not rotten for it."""
         self.waivers = [waiver for waiver in file.waivers if self._holds(waiver, today)]
 
     @classmethod
@@ -56,13 +61,17 @@ class InForce:
             )
             return False
         if not any(matches(waiver.device, name) for name in self.devices):
+            self.left.append(f"waiver {waiver.number} is for device {waiver.device}")
             return False
         if not self.release.version:
             here = f"which is here cannot be told: {self.release}"
             if self.plan.items:  # else it does not run here at all, and its library may be missing
                 self.rotten.append(f"{waiver} is for versions {waiver.backend_version}, and {here}")
             return False
-        return waiver.holds_for(self.release.version)
+        if not waiver.holds_for(self.release.version):
+            self.left.append(f"waiver {waiver.number} is for versions {waiver.backend_version}")
+            return False
+        return True
 
     def covering(self, check: str, case: Case) -> Waiver | None:
         """The first that covers a case: of a failure, the case that it was found as, not the one that it shrinks to."""
@@ -103,10 +112,13 @@ class InForce:
         waived = sum(result.status is Status.WAIVED for result in results.values())
         covered = sum(self.covering(item.check, item.case) is not None for item in self.plan.items)
         scope = (
-            f"{len(self.waivers)} of {len(self.file.waivers)} waivers are for {self.names[0]} on {self.plan.device}, "
-            f"{self.release}; they cover {covered} cases of {len(self.plan.items)}, {waived} were waived"
+            f"{len(self.waivers)} of {counted(len(self.file.waivers), 'waiver')} for {self.names[0]} on "
+            f"{self.plan.device}, {self.release}; {covered} of {counted(len(self.plan.items), 'case')} covered, "
+            f"{waived} waived"
         )
-        unknown = {waiver.backend for waiver in self.file.waivers} - {*self.names, *_known_names()}
+        more = f" and {len(self.left) - SHOWN} more" if len(self.left) > SHOWN else ""
+        scope += f"; not in force here: {', '.join(self.left[:SHOWN])}{more}" if self.left else ""
+        unknown = {waiver.backend for waiver in self.file.waivers if not is_known(waiver.backend)} - {*self.names}
         scope += f"; backends that are not known here: {', '.join(sorted(unknown))}" if unknown else ""
         status, reason = Status.PASSED, ""
         if found:
@@ -161,10 +173,22 @@ def excuse(waiver: Waiver) -> str:
 
 def _share(some: Collection[Key], of: Collection[Key]) -> str:
     share = 100 * len(some) / len(of)
-    return f"{len(some)} of the {len(of)} cases that must pass ({share:.1f}%), at most {100 / ONE_IN:.0f}%"
+    return f"{len(some)} of the {counted(len(of), 'case')} that must pass ({share:.1f}%), at most {100 / ONE_IN:.0f}%"
 
 
-def _known_names() -> set[str]:
-    """Backends that a waiver may be for, though another one is judged; nothing of theirs is loaded."""
+def is_known(backend: str) -> bool:
+    """Whether a waiver may be for it, though another one is judged: a name, or "module:Class" of a package that is
+    installed. Nothing of it is loaded."""
+    package, colon, _ = backend.partition(":")
+    if not colon:
+        return backend in known_names()
+    try:
+        return find_spec(package.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def known_names() -> set[str]:
+    """Of the backends that are here."""
     registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
     return {*Fp8MoeBackend.__members__, *(subject.name for subject in reference_subjects()), *registered}

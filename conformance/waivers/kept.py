@@ -13,6 +13,7 @@ from conformance.waivers.in_force import CHECK, excuse, rotten
 from conformance.waivers.patterns import matches
 from conformance.waivers.release import Release
 from conformance.waivers.waiver import WaiverError, Waivers
+from fp8moe.counted import counted
 
 SOURCE = "report.waivers"
 
@@ -70,7 +71,8 @@ def contradictions(report: Report, items: Sequence[Item], release: Release) -> I
             item = by_key.get(key)
             waivers = [waiver for waiver in file.waivers if item and waiver.covers(item.check, item.case)]
             if not any(check.reason.startswith(f"{excuse(waiver)}; ") for waiver in waivers):
-                yield f"{check.check} {check.case}: waived, by none of the {len(file.waivers)} waivers of the report"
+                by = f"none of the report's {counted(len(file.waivers), 'waiver')}"
+                yield f"{check.check} {check.case}: waived, by {by}"
         elif check.status is Status.WAIVED:
             yield f"{check.check} {check.case}: waived, which only cases of what is computed can be"
     failed = any(check.check == CHECK and check.status is Status.FAILED for check in report.checks)

@@ -9,18 +9,17 @@ any other class                     the distribution that brings its module; fp8
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions, packages_distributions
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from packaging.version import InvalidVersion, Version
 
 from conformance.contain import DeviceLost, SubjectRef, SuiteError, Worker, WorkerEnded
+from conformance.distributions import bringing
 from conformance.plan import Subject
 from conformance.planned import reference_to
 from conformance.report import Report
@@ -29,7 +28,8 @@ from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.libraries import DISTRIBUTIONS, VLLM_OPS, Surroundings, vllms_deep_gemm
 from fp8moe.registry import Fp8MoeBackend, registered_backends
 
-SECONDS = 120.0
+SECONDS = 30.0
+"""For the suite's own part of the question, on top of what a backend has for its first job."""
 OWN = "fp8moe"
 OURS = (OWN, "conformance")
 LIBRARIES = {
@@ -67,7 +67,7 @@ def release_here(report: Report) -> Release:
 def release_of(worker: Worker, ref: SubjectRef) -> Release:
     """Of a backend that this process need not have imported; that it cannot be asked leaves it without a version."""
     try:
-        return Release(*worker.call(told_release, ref, seconds=SECONDS))
+        return Release(*worker.call(told_release, ref, seconds=SECONDS + worker.limits.first))
     except (WorkerEnded, DeviceLost, SuiteError) as error:
         return Release(ref.name, why=str(error).strip().splitlines()[-1])
 
@@ -96,30 +96,7 @@ def release(subject: Subject, registered: Mapping[str, str | None], env: Mapping
     if package in OURS:
         return _of_library(LIBRARIES[cls.backend], env) if issubclass(cls, LibraryBackend) else _own()
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return next(map(_of, _bringing(package, Path(file).resolve())), _own()) if file else _own()
-
-
-def _bringing(package: str, file: Path) -> Iterator[str]:
-    """Distributions that have a file of a package, and those installed as editable from a folder that has it."""
-    for name in sorted(set(packages_distributions().get(package, ()))):
-        found = distribution(name)
-        own = (entry for entry in found.files or () if entry.name == file.name)
-        if any(Path(str(found.locate_file(entry))).resolve() == file for entry in own):
-            yield name
-    for found in distributions():
-        folder = _editable_from(found)
-        if folder is not None and file.is_relative_to(folder):
-            yield found.name
-
-
-def _editable_from(found: Distribution) -> Path | None:
-    """The folder that a distribution is installed from, by PEP 610; None where its files were copied."""
-    try:
-        told = json.loads(found.read_text("direct_url.json") or "null")
-        url = urlsplit(told["url"]) if told["dir_info"]["editable"] else None
-    except (ValueError, TypeError, KeyError):  # from elsewhere than a folder
-        return None
-    return Path(unquote(url.path)).resolve() if url is not None and url.scheme == "file" else None
+    return next(map(_of, bringing(package, Path(file).resolve())), _own()) if file else _own()
 
 
 def _own() -> Release:

@@ -11,11 +11,14 @@ import typer
 
 EXIT_BAD_INPUT = 64
 """As sysexits.h has it, so that it cannot be taken for an answer."""
+EXIT_NOT_WRITTEN = 74
+"""As sysexits.h has it: what was asked for was done, and a file that it was to go into could not be written."""
 
 app = typer.Typer(
     name="fp8moe",
     help="Which FP8 MoE backend is selected on a device, why, and whether it computes the right MoE.",
-    epilog=f"Exit status {EXIT_BAD_INPUT}: an option or name is not understood.",
+    epilog=f"Exit status {EXIT_BAD_INPUT}: an option or name is not understood; {EXIT_NOT_WRITTEN}: a file could not "
+    "be written when all was done.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -27,6 +30,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable
 def told() -> Iterator[None]:
     """Bad input ends the command with one line on standard error."""
     try:
+        from fp8moe.commands.files import NotWritten
         from fp8moe.commands.question import BadInput
         from fp8moe.registry import BackendContractError
     except ValueError as error:  # a variable that is read at import holds nonsense
@@ -35,6 +39,9 @@ def told() -> Iterator[None]:
         yield
     except (BadInput, BackendContractError) as error:
         raise _bad_input(error) from None
+    except NotWritten as error:
+        typer.echo(f"fp8moe: {error}", err=True)
+        raise typer.Exit(EXIT_NOT_WRITTEN) from None
 
 
 def _bad_input(error: Exception) -> typer.Exit:

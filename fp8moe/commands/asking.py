@@ -207,8 +207,9 @@ def measure_command(
         list[Path] | None,
         typer.Option(
             "--certificate",
-            metavar="REPORT",
-            help="A passed `fp8moe check --level certify --report` of this device: its backend may be picked.",
+            metavar="REPORT|FOLDER",
+            help="Of this device, a certificate or a passed `fp8moe check --level certify --report`: its backend "
+            "may be picked.",
         ),
     ] = None,
     backend: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.text import Text
 from conformance import kept_text
 from conformance.certificate.sampling import spot_check
 from conformance.certificate.signing import CannotSign, private_key
-from conformance.certificate.surroundings import surroundings
+from conformance.certificate.surroundings import brought_by, surroundings
 from conformance.certificate.times.judged import TARGETS, summary
 from conformance.certificate.times.kept import FAILED, TAKEN, Times
 from conformance.certificate.times.taking import ASKED_S, take
@@ -25,9 +26,11 @@ from conformance.report import INCOMPLETE, Report
 from conformance.shards import InvalidShard, Shard, gathered, left_over
 from conformance.waivers.release import release_here
 from fp8moe.commands import tables
-from fp8moe.commands.check import STYLES, checked, print_report, status_of
-from fp8moe.commands.files import check_folders
+from fp8moe.commands.check import STYLES, checked, print_report, status_of, tell_hanging, write_report
+from fp8moe.commands.files import NotWritten, check_folders
+from fp8moe.commands.interrupts import held
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 
 OF_A_RUN = f"a certificate is of a run on {', '.join(DEVICES)}"
 SHOWN, MOST_OF_A_LINE = 20, 1000
@@ -46,6 +49,7 @@ def certify(
     shard: str | None = None,
     shards: Sequence[Path] = (),
     times_s: float = ASKED_S,
+    seconds: float | None = None,
 ) -> Report:
     """Runs the edition's level, and writes the certificate of a complete run. What a budget or an interruption left is
     kept beside `out`, and the next call goes on with it.
@@ -54,8 +58,10 @@ def certify(
         shard: "K/N": run this piece alone, whose report goes beside `out`.
         shards: the reports of all pieces; what is of the whole run is then run here.
         times_s: for the times beside other backends, taken when all else is done; 0: none.
+        seconds: of one case; None: the plain limits.
 
     Raises:
+        NotWritten: the run is not beside `out`, but where its text says, or there is no certificate of it.
         BadInput: an edition, device or backend that is not there; a folder that is; a key that cannot sign; shards that
             are none, or not all of one run.
     """
@@ -75,25 +81,39 @@ def certify(
     if kept.exists():
         told.print(f"goes on with {escape(str(kept))}")
     before = of_shards(shards) if shards else kept if kept.exists() else None
-    report = checked(backend, which.level, device, which.seed, budget, kept, before, waivers=waivers, shard=piece)
-    if report.target not in DEVICES:
-        kept.unlink()
-        raise BadInput(f"--device {report.target}: {OF_A_RUN}")
-    print_report(report)
+    asked = (backend, which.level, device, which.seed, budget, kept, before, seconds, waivers, piece)
+    unwritten = None
+    with held() as interrupted:
+        report = checked(*asked, interrupted)
+        if report.target not in DEVICES:
+            raise BadInput(f"--device {report.target}: {OF_A_RUN}")
+        try:
+            write_report(kept, report)
+        except NotWritten as error:
+            unwritten = error
+        print_report(report)
+    tell_hanging(report, "give it a greater --seconds; the same command goes on with it")
     if piece is not None:
-        left = left_over(report)
-        asked = escape(f"fp8moe certify {backend} --out {out}" + (f" --device {device}" if device else ""))
+        if unwritten is not None:
+            raise unwritten
+        again = {"--device": device, "--edition": name, "--waivers": waivers, "--sign": key}
+        merged = ["fp8moe", "certify", backend, "--out", str(out)]
+        merged += [text for option, value in again.items() if value is not None for text in (option, str(value))]
         told.print(
-            f"shard {piece} is not at its end: {escape(left[0].reason)}; the same command goes on with it"
-            if left
-            else f"shard {piece}: {escape(str(kept))}; with all of them: {asked} --shards FILE ..."
+            f"in {kept}; the same command goes on with it"
+            if left_over(report)
+            else f"in {kept}; merge all {piece.count} with: {shlex.join(merged)} --shards FILE ...",
+            markup=False,
+            soft_wrap=True,
         )
         return report
 
     def around() -> Mapping[str, Any]:
         return surroundings(report.origin, release_here(report))
 
-    end(report, which, out, around, key, lambda: _times(report, times_s))
+    if interrupted.is_set() and is_whole(report):
+        raise KeyboardInterrupt
+    end(report, which, out, around, key, lambda: _times(report, times_s), unwritten)
     return report
 
 
@@ -125,28 +145,36 @@ def end(
     around: Callable[[], Mapping[str, Any]],
     key: Path | None,
     times: Callable[[], Times],
+    unwritten: NotWritten | None = None,
 ) -> None:
     """Writes the certificate of a whole run, if it is complete; else the run stays beside `out`.
 
     Args:
         around: what `surroundings` says where it was run.
         times: as the certificate has them.
+        unwritten: where the run is not beside `out`.
 
     Raises:
         BadInput: no certificate can be made of it, or by this key.
+        NotWritten: neither the certificate could be written, nor the run beside it.
     """
-    kept = partial(out)
-    if report.verdict == INCOMPLETE:
-        tables.console(stderr=True).print(
-            f"no certificate yet: what was run is in {escape(str(kept))}; the same command goes on with it"
-        )
+    kept = partial(out) if unwritten is None else unwritten.kept
+    if not is_whole(report):
+        if unwritten is not None:
+            raise unwritten
+        told = f"no certificate yet: what was run is in {kept}; the same command goes on with it"
+        tables.console(stderr=True).print(told, markup=False, soft_wrap=True)
         return
     taken = times()
     try:
         write_certificate(out, report, which.edition, around(), key, taken)
-    except (NoCertificate, CannotSign, OSError) as error:
+    except (NoCertificate, CannotSign) as error:
         raise BadInput(f"{error}; what was run is kept in {kept}") from None
-    kept.unlink()
+    except OSError as error:
+        told = f"{out}: the certificate could not be written ({error.strerror or error})"
+        raise unwritten or NotWritten(f"{told}; with what is in {kept} the same command makes it", kept) from None
+    for path in {partial(out), kept or partial(out)}:
+        path.unlink(missing_ok=True)
     tables.console().print(f"certificate of edition {which.edition}: {escape(str(out))}")
 
 
@@ -174,11 +202,16 @@ def piece_of(out: Path, shard: Shard) -> Path:
     return out.with_name(f"{out.name}.shard-{shard.number}-of-{shard.count}.json.gz")
 
 
+def is_whole(report: Report) -> bool:
+    """Whether a certificate can be made of a run: one that failed, too, has to have come to its end."""
+    return report.verdict != INCOMPLETE and all(check.case for check in left_over(report))
+
+
 def status_of_certify(report: Report) -> int:
-    """As of `check`; of a shard: 0 where it was run to its end and nothing failed."""
-    if report.shard and not report.failures:
-        return 2 if left_over(report) else 0
-    return status_of(report)
+    """As of `check`, where there is a certificate; of a shard: 0 where it was run to its end and nothing failed."""
+    if report.shard:
+        return 1 if report.failures else 2 if left_over(report) else 0
+    return status_of(report) if is_whole(report) else 2
 
 
 def _shard(text: str) -> Shard:
@@ -212,8 +245,11 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
         sample: how many cases to run again, where the certificate holds so far.
 
     Raises:
-        BadInput: a key that is none; a sample, where the backend or such a device is not here.
+        BadInput: no folder; a key that is none; a sample, where the backend or such a device is not here.
     """
+    if not folder.is_dir():
+        why = "it is a file; name the folder of a certificate" if folder.exists() else "no such folder"
+        raise BadInput(f"{folder}: {why}")
     try:
         found = verify(folder, key)
     except CannotSign as error:
@@ -224,7 +260,7 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
         except ValueError as error:
             raise BadInput(f"--spot-check: {error}") from None
         found.findings += sampled.findings
-        told = f"{sampled.cases} cases run again on this device: {sampled.equal} with the same bits"
+        told = f"{counted(sampled.cases, 'case')} run again on this device: {sampled.equal} with the same bits"
         found.notes.append(f"{told}, {len(sampled.findings)} otherwise than told")
     return found
 
@@ -236,6 +272,8 @@ def print_verified(found: Verified) -> None:
     if found.certificate is not None:
         report = found.certificate.report
         named = report.backend if report.backend == report.origin else f"{report.backend} ({report.origin})"
+        package = brought_by(found.certificate.surroundings)
+        named += f" from {package}" * bool(package)
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(report.counts.items()))
         out.print(
             _line(f"{named}, edition {found.certificate.edition}, on {report.device}, {report.date}: {counts}"),
@@ -257,7 +295,7 @@ def print_verified(found: Verified) -> None:
             out.print(Text("\n".join(map(_line, [*told, *covered, report.scope]))), soft_wrap=True)
         out.print(Text(f"holds: the backend {found.verdict}", style=STYLES[found.verdict]))
     else:
-        out.print(Text(f"does not hold: {len(found.findings)} findings", style="bold red"))
+        out.print(Text(f"does not hold: {counted(len(found.findings), 'finding')}", style="bold red"))
 
 
 def _line(text: str) -> str:

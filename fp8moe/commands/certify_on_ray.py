@@ -20,10 +20,12 @@ from conformance.report import Report
 from conformance.shards import MOST, InvalidShard, Shard, left_over, of_one_run
 from fp8moe.commands import tables
 from fp8moe.commands.certify import OF_A_RUN, edition_for, end, of_shards, partial, piece_of
-from fp8moe.commands.check import print_report
+from fp8moe.commands.check import print_report, tell_hanging, write_report
+from fp8moe.commands.files import NotWritten
 from fp8moe.commands.progress import duration, time_left
 from fp8moe.commands.question import BadInput
 from fp8moe.commands.waivers import read
+from fp8moe.counted import counted
 
 ON_A_CLUSTER = "the shards were run on a cluster; times are of one device, with nothing else on it"
 
@@ -38,6 +40,7 @@ def certify_on_ray(
     address: str,
     count: int | None,
     accelerator: str | None,
+    seconds: float | None = None,
 ) -> Report | None:
     """As `certify`, on every node of a cluster. What has been run when it is interrupted is kept beside `out`, and the
     next call runs the rest.
@@ -46,19 +49,21 @@ def certify_on_ray(
         address: of the cluster, as `ray.init` takes it.
         count: of shards; None: as many as there are places, or as those that are kept.
         accelerator: Ray's name of the type of GPU; None: the one that there is.
+        seconds: of one case; None: the plain limits.
 
     Returns:
         the report; None where it was interrupted, a node was lost too often, or a shard did not come to its end.
 
     Raises:
         BadInput: as `certify`; no cluster, or none that can run this.
+        NotWritten: as `certify`, or a shard could not be kept; the others are.
         conformance.contain.SuiteError: an exception of the suite's own in a task.
     """
     which = edition_for(name, device, out, key)
     if waivers is not None:
         read("--waivers", waivers)
     text = None if waivers is None else waivers.read_text(encoding="utf-8")
-    asked = Asked(backend, which.level, which.seed, device, text)
+    asked = Asked(backend, which.level, which.seed, device, text, seconds)
     told = tables.console(stderr=True)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     kept = partial(out)
@@ -88,9 +93,15 @@ def certify_on_ray(
         told.print("interrupted: what has been run is kept; the same command runs the rest")
         return None
     report = Report.from_json(whole.report)
-    _keep(kept, whole.report)
+    unwritten = None
+    try:
+        write_report(kept, report)
+    except NotWritten as error:
+        unwritten = error
     print_report(report)
-    end(report, which, out, lambda: json.loads(whole.surroundings), key, lambda: Times(NOT_TAKEN, ON_A_CLUSTER))
+    tell_hanging(report, "give it a greater --seconds; the same command goes on with it")
+    times = Times(NOT_TAKEN, ON_A_CLUSTER)
+    end(report, which, out, lambda: json.loads(whole.surroundings), key, lambda: times, unwritten)
     if not kept.exists():
         for piece in pieces:
             piece.unlink()
@@ -154,7 +165,7 @@ def _run(
     """Runs the shards that are missing; whether all have come to their end."""
     to_run = [shard for shard in every if shard not in found or left_over(found[shard])]
     there = f"{len(every) - len(to_run)} of them are kept from before, " if found else ""
-    told.print(f"{len(every)} shards, {there}on {placement.places} {placement.kind}", markup=False)
+    told.print(f"{counted(len(every), 'shard')}, {there}on {placement.places} {placement.kind}", markup=False)
     before = {str(shard): found[shard].to_json() if shard in found else "" for shard in to_run}
     begun = time.monotonic()
     took: list[float] = []
@@ -163,7 +174,7 @@ def _run(
         report = Report.from_json(ended.report)
         if report.target not in DEVICES:
             raise BadInput(f"--device {report.target}: {OF_A_RUN}")
-        _keep(piece_of(out, Shard.parse(ended.shard)), ended.report)
+        write_report(piece_of(out, Shard.parse(ended.shard)), report)
         took.append(ended.seconds)
         left += [f"shard {ended.shard}: {each.reason}" for each in left_over(report)[:1]]
         line = f"{_line(ended, report)}; {len(took)} of {len(to_run)}"
@@ -176,14 +187,7 @@ def _run(
     return not left
 
 
-def _keep(path: Path, text: str) -> None:
-    """The file is there as a whole or, where the command is interrupted, not at all."""
-    part = path.with_name(f".{path.name}")
-    kept_text.write_text(part, text)
-    part.replace(path)
-
-
 def _line(ended: Ended, report: Report) -> str:
     checks = sum(bool(check.case) for check in report.checks)
     failed = f", {len(report.failures)} FAILED" if report.failures else ""
-    return f"shard {ended.shard}: {checks:,} checks in {duration(ended.seconds)} on {ended.node}{failed}"
+    return f"shard {ended.shard}: {counted(checks, 'check')} in {duration(ended.seconds)} on {ended.node}{failed}"

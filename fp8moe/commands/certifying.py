@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from fp8moe.commands.app import app, print_json, told
+from fp8moe.commands.interrupts import interruptible
+from fp8moe.counted import counted
 
 
 @app.command("certify")
@@ -19,6 +21,14 @@ def certify_command(
     budget: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="Start no further case after this time; called again, it goes on."),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="Of one case, before it counts as hanging; default: 60, and 240 for a process's first.",
+        ),
     ] = None,
     sign: Annotated[
         Path | None, typer.Option(metavar="KEY", help="An OpenSSH ed25519 private key; without one it is not signed.")
@@ -54,9 +64,10 @@ def certify_command(
     """Run an edition of the suite on a backend, and write a certificate that others can verify.
 
     Exit status 0: it passed; 1: it failed, which the certificate says; 2: there is none yet, since not everything was
-    run; 70: an error of the suite itself.
+    run; 70: an error of the suite itself; 74: it could not be written, and it is told where the run is; 143: SIGTERM
+    ended it, and what was run is kept.
     """
-    with told():
+    with told(), interruptible():
         from conformance.contain import SuiteError
         from fp8moe.commands.certify import certify, status_of_certify
         from fp8moe.commands.check import told_error
@@ -68,11 +79,13 @@ def certify_command(
             raise BadInput("--ray-shards, --ray-accelerator: with --ray ADDRESS alone")
         try:
             if ray is None:
-                found = certify(backend, out, edition, device, budget, sign, waivers, shard, shards or (), times)
+                pieces = (shard, shards or ())
+                found = certify(backend, out, edition, device, budget, sign, waivers, *pieces, times, seconds)
                 raise typer.Exit(status_of_certify(found))
             from fp8moe.commands.certify_on_ray import certify_on_ray
 
-            whole = certify_on_ray(backend, out, edition, device, sign, waivers, ray, ray_shards, ray_accelerator)
+            placed = (ray, ray_shards, ray_accelerator)
+            whole = certify_on_ray(backend, out, edition, device, sign, waivers, *placed, seconds)
             raise typer.Exit(2 if whole is None else status_of_certify(whole))
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
@@ -91,7 +104,7 @@ def verify_command(
 ) -> None:
     """Derive a certificate's verdict again from its evidence; no device is needed but for a sample.
 
-    Exit status 0: it holds, whether the backend passed or failed; 1: it does not.
+    Exit status 0: it holds, whether the backend passed or failed; 1: it does not; 64: there is no such folder.
     """
     with told():
         from fp8moe.commands.certify import print_verified, verified
@@ -114,6 +127,9 @@ def show_command(
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write FOLDER's results as JUnit XML, as CI systems read it.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="The file of --html, if it is there and no such page.")
+    ] = False,
 ) -> None:
     """Verify a certificate, and write it as a page for people, or as JUnit XML for CI systems.
 
@@ -122,9 +138,9 @@ def show_command(
     with told():
         from fp8moe.commands.show import show
 
-        found = show(folder, other, html, key, junit)
+        found = show(folder, other, html, key, junit, overwrite)
         for each in found:
-            typer.echo(each.verdict if each.holds else f"does not hold: {len(each.findings)} findings")
+            typer.echo(each.verdict if each.holds else f"does not hold: {counted(len(each.findings), 'finding')}")
         for name, path in (("page", html), ("JUnit XML", junit)):
             if path is not None:
                 typer.echo(f"{name}: {path}")

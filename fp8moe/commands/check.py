@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 
 from rich.console import Console
 from rich.table import Table
@@ -15,24 +17,28 @@ from conformance.axes import AXES
 from conformance.certification import check_backend
 from conformance.checks import CHECKS
 from conformance.contain import Limits, SuiteError
+from conformance.hangs import IT_HANGS
+from conformance.left import cases_left
 from conformance.levels import LEVELS
 from conformance.matrix import BY_BITS
 from conformance.planned import BadRequest
 from conformance.report import FAILED, INCOMPLETE, PASSED, Report
 from conformance.report_junit import of_report
 from conformance.results import CheckResult, Status
-from conformance.shards import Shard
+from conformance.shards import Shard, left_over
 from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
-from fp8moe.commands.files import check_folders, write_whole
+from fp8moe.commands.as_typed import as_typed
+from fp8moe.commands.failures import print_failures
+from fp8moe.commands.files import NotWritten, check_folders, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.commands.waivers import read
+from fp8moe.counted import counted
 
 EXIT = {PASSED: 0, FAILED: 1, INCOMPLETE: 2}
 SUITE_ERROR = 70
-FAILURES_SHOWN = 10
 STYLES = {PASSED: "green", FAILED: "bold red", INCOMPLETE: "yellow"}
 
 
@@ -47,8 +53,13 @@ def checked(
     seconds: float | None = None,
     waivers: Path | None = None,
     shard: Shard | None = None,
+    interrupted: Event | None = None,
 ) -> Report:
-    """Runs the checks, tells on standard error how far it has come, and writes the report where asked for.
+    """Runs the checks, and tells on standard error how far it has come.
+
+    Args:
+        report: that it is to go into, which is only asked about.
+        interrupted: as `check_backend` takes it.
 
     Raises:
         BadInput: an unknown backend, level or device, a report that cannot be read, written, or resumed, a file of
@@ -78,21 +89,50 @@ def checked(
                 progress=on_result,
                 shard=shard,
                 waivers=known,
+                interrupted=interrupted,
             )
         except BadRequest as error:
-            raise BadInput(str(error)) from None
-    if report is not None:
-        kept_text.write_text(report, found.to_json())
+            raise as_typed(error) from None
     return found
 
 
+def write_report(path: Path, report: Report) -> None:
+    """
+    Raises:
+        NotWritten: it cannot be written there.
+    """
+    write_whole(path, kept_text.content_of(path, report.to_json()))
+
+
 def write_junit(path: Path, report: Report) -> None:
+    """As `write_report`."""
     write_whole(path, of_report(report))
+
+
+def all_written(found: Report, report: Path | None, junit: Path | None) -> bool:
+    """Writes what was asked for; whether each file is where it was to be; if not, it is told where it is."""
+    whole = True
+    for path, write in ((report, write_report), (junit, write_junit)):
+        try:
+            if path is not None:
+                write(path, found)
+        except NotWritten as error:
+            whole = False
+            print(f"fp8moe: {error}", file=sys.stderr)
+    return whole
 
 
 def status_of(report: Report) -> int:
     """0 passed, 1 failed, 2 incomplete."""
     return EXIT[report.verdict]
+
+
+def tell_hanging(report: Report, again: str) -> None:
+    """That the run gave up on a backend that hangs, and how to go on: `again`, in words."""
+    for why, count in cases_left(report.checks).items():
+        if why.startswith(IT_HANGS):
+            told = f"gave up: {why}; not run: {counted(count, 'case')}. Where it is slow and does not hang, {again}"
+            tables.console(stderr=True).print(told, markup=False, soft_wrap=True)
 
 
 def told_error(error: SuiteError) -> int:
@@ -114,46 +154,55 @@ def print_report(report: Report) -> None:
         out.print(f"covered: {line} of {len(AXES)} axes")
     if report.coverage:
         out.print(
-            f"excluded: {len(report.excluded)} pairs of values that no case has, each with its reason in the report"
+            f"excluded: {counted(len(report.excluded), 'pair')} of values that no case has, each with its reason in "
+            "the report"
         )
     spread = report.distribution()
     if spread:
         figures = ", ".join(f"{name} {spread[name]:.2g}" for name in ("median", "p99", "largest"))
         out.print(
-            f"error/bound of the {spread['cases']:.0f} cases that the bound was computed for: {figures} (limit 1)"
+            f"error/bound of {counted(round(spread['cases']), 'case')} that the bound was computed for: {figures} "
+            "(limit 1)"
         )
     _print_left(out, report)
-    for failure in report.failures[:FAILURES_SHOWN]:
-        out.print(Text(f"FAILED {failure.check} {failure.case}", style="bold red"), soft_wrap=True)
-        out.print(Text(f"  {failure.reason}"), soft_wrap=True)
-        found_as = report.unshrunk.get(f"{failure.check} {failure.case}")
-        if found_as:
-            out.print(Text(f"  found as: {found_as}"), soft_wrap=True)
-        if failure.reproduce:
-            out.print(Text(f"  reproduce: {failure.reproduce}"), soft_wrap=True)
-    if len(report.failures) > FAILURES_SHOWN:
-        out.print(f"and {len(report.failures) - FAILURES_SHOWN} more failures, in the report")
-    for waived in report.waived[:FAILURES_SHOWN]:
-        out.print(Text(f"WAIVED {waived.check} {waived.case}", style="bold yellow"), soft_wrap=True)
-        out.print(Text(f"  {waived.reason}"), soft_wrap=True)
-    if len(report.waived) > FAILURES_SHOWN:
-        out.print(f"and {len(report.waived) - FAILURES_SHOWN} more waived, in the report")
+    print_failures(out, "FAILED", "bold red", report.failures, report.unshrunk)
+    print_failures(out, "WAIVED", "bold yellow", report.waived, report.unshrunk)
     for check in report.checks:
         if check.check == WAIVERS:
             out.print(Text(f"waivers: {check.scope}"), soft_wrap=True)
-    with_waived = f" with {len(report.waived)} waived" if report.waived else ""
-    verdicts = ", ".join(f"{name} {verdict}" for name, verdict in report.verdicts.items())
-    style = STYLES[INCOMPLETE if report.waived and report.verdict == PASSED else report.verdict]
     if report.takes:
         out.print(Text(report.scope), soft_wrap=True)
-    out.print(Text(f"{report.verdict}{with_waived}: {verdicts}", style=style))
+    told, verdict = _shard_told(report) if report.shard else _verdict_told(report)
+    style = STYLES[INCOMPLETE if report.waived and verdict == PASSED else verdict]
+    out.print(Text(told, style=style), soft_wrap=True)
+
+
+def _verdict_told(report: Report) -> tuple[str, str]:
+    """The last line, and the verdict in whose style it is."""
+    with_waived = f" with {len(report.waived)} waived" if report.waived else ""
+    verdicts = ", ".join(f"{name} {verdict}" for name, verdict in report.verdicts.items())
+    return f"{report.verdict}{with_waived}: {verdicts}", report.verdict
+
+
+def _shard_told(report: Report) -> tuple[str, str]:
+    """The same of a piece, which has no verdict of its own: whether it was run to its end, and what failed in it."""
+    counts = Counter(check.status for check in report.checks if check.case)
+    others = ((len(report.failures), "failed"), (counts[Status.WAIVED], "waived"))
+    told = ", ".join(
+        [f"{counted(counts[Status.PASSED], 'case')} passed", *(f"{n:,} {word}" for n, word in others if n)]
+    )
+    ended = not left_over(report)
+    verdict = FAILED if report.failures else PASSED if ended else INCOMPLETE
+    return f"shard {report.shard}: {'done' if ended else 'not at its end'}, {told}", verdict
 
 
 def _print_left(out: Console, report: Report) -> None:
     """What was not run or is not supported, each reason once."""
     left: dict[tuple[str, str], list[str]] = {}
+    for why, count in cases_left(report.checks).items():
+        out.print(Text(f"not run: {counted(count, 'case')}: {why}"), soft_wrap=True)
     for check in report.checks:
-        if check.status in (Status.NOT_RUN, Status.NOT_SUPPORTED):
+        if check.status in (Status.NOT_RUN, Status.NOT_SUPPORTED) and not cases_left([check]):
             left.setdefault((check.status.value.replace("_", " "), check.reason), []).append(
                 f"{check.check.removeprefix('computes.')}{f' on {check.scheme}' if check.scheme else ''}"
             )

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fp8moe.commands.question import BadInput, Question
 from fp8moe.commands.tables import FORMAT, console, platform_json, table
+from fp8moe.counted import counted
 from fp8moe.measured import InvalidMeasuredTable, MeasuredSelection, MeasuredTable, explain_measured
 from fp8moe.measured.here import device_name_here
 from fp8moe.platforms import Platform
@@ -158,7 +159,11 @@ def _print_times(selection: MeasuredSelection) -> None:
     out = console()
     if selection.times:
         rows = table(
-            f"times of {selection.measured_on} at {selection.tokens} tokens", "backend", "us", "certified", "detail"
+            f"times of {selection.measured_on} at {counted(selection.tokens, 'token')}",
+            "backend",
+            "us",
+            "certified",
+            "detail",
         )
         for time in selection.times:
             us = "" if time.us is None else f"{time.us:.4g}"

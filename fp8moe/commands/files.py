@@ -1,13 +1,31 @@
-"""Files that commands write: asked about before any work, and there as a whole or not at all."""
+"""Files that commands write: asked about before any work, there as a whole or not at all, and kept elsewhere where
+their place turns out to take none."""
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from fp8moe.commands.question import BadInput
+
+ONLY_IN_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
+"""A folder says so that takes no other file, or a file that is mounted by itself; it may still be written to."""
+
+
+class NotWritten(Exception):
+    """What was asked for has been done, and its file could not be written; the text says where it is instead.
+
+    Args:
+        kept: the file that has it; None where no place took it.
+    """
+
+    def __init__(self, text: str, kept: Path | None) -> None:
+        super().__init__(text)
+        self.kept = kept
 
 
 def check_folders(paths: Mapping[str, Path]) -> None:
@@ -23,23 +41,83 @@ def check_folders(paths: Mapping[str, Path]) -> None:
             raise BadInput(f"{option} {path}: the folder does not exist; make it first")
         if path.is_dir():
             raise BadInput(f"{option} {path}: it is a folder; name a file")
-        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise BadInput(f"{option} {path}: it cannot be written; name a file that can")
+        why = _why_not(path)
+        if why:
+            raise BadInput(f"{option} {path}: it cannot be written ({why}); name a file that can")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """All of it, or nothing: a reader never meets half a file."""
-    with beside(path) as made:
-        made.write_text(text, encoding="utf-8")
+def _why_not(path: Path) -> str:
+    """By trying it, since permissions do not tell of every place; nothing is left there."""
+    if _is_written_through(path):
+        return "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+    try:
+        made = _beside(path)
+        made.touch()
+        made.unlink()
+    except OSError as error:
+        in_place = error.errno in ONLY_IN_PLACE and path.is_file() and os.access(path, os.W_OK)
+        return "" if in_place else error.strerror or str(error)
+    except RuntimeError as error:  # links that lead to each other
+        return str(error)
+    return ""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """All of it, or nothing: a reader never meets half a file.
+
+    Raises:
+        NotWritten: it cannot be written there; another place has it, if any takes it.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        try:
+            with beside(path) as made:
+                made.write_bytes(data)
+        except OSError as error:
+            if error.errno not in ONLY_IN_PLACE or not path.is_file():
+                raise
+            path.write_bytes(data)
+    except OSError as error:
+        kept = _kept_elsewhere(path.name, data)
+        where = f"it is kept as {kept}: move it from there" if kept else "no other place took it either"
+        raise NotWritten(f"{path}: could not be written ({error.strerror or error}); {where}", kept) from error
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A place in the same folder to write to; it becomes `path` at the end, and nothing is left where that is not
-    reached."""
-    made = path.with_name(f"{path.name}.{os.getpid()}")
+    reached. A device or a pipe is written to itself."""
+    if _is_written_through(path):
+        yield path
+        return
+    made = _beside(path)
     try:
         yield made
-        made.replace(path)
+        made.replace(made.with_name(path.resolve().name))
     finally:
         made.unlink(missing_ok=True)
+
+
+def _is_written_through(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _beside(path: Path) -> Path:
+    """Of a link: beside what it leads to."""
+    real = path.resolve()
+    return real.with_name(f"{real.name}.{os.getpid()}")
+
+
+def _kept_elsewhere(name: str, data: bytes) -> Path | None:
+    for folder in (tempfile.gettempdir, Path.cwd, Path.home):
+        try:
+            descriptor, made = tempfile.mkstemp(prefix="fp8moe-", suffix=f"-{name}", dir=folder())
+        except (OSError, RuntimeError):  # there is no such folder, or it takes no file
+            continue
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+            return Path(made)
+        except OSError:
+            Path(made).unlink(missing_ok=True)
+    return None

@@ -31,11 +31,14 @@ from conformance.gate.shown.junit import junit
 from conformance.gate.shown.markdown import markdown
 from conformance.gate.shown.page import page
 from conformance.gate.verdicts import Reason
+from conformance.not_here import NoDevice
 from conformance.pages import PageUnavailable
 from conformance.planned import BadRequest, device_name
 from fp8moe.commands import tables
+from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.question import BadInput, pick
+from fp8moe.counted import counted
 
 Found = TypeVar("Found")
 OUTPUTS = ("--json", "--junit", "--markdown", "--html")
@@ -168,7 +171,9 @@ def print_baseline(path: Path, baseline: Baseline) -> None:
     out = tables.console()
     cases = sum(len(of) for of in baseline.numerics.values())
     timed = sum(len(record.cells) for record in baseline.speed)
-    told = f"{path}: {len(baseline.numerics)} cells of {cases} cases, {timed} timed cells in {len(baseline.speed)} runs"
+    runs = counted(len(baseline.speed), "run")
+    cells = f"{counted(len(baseline.numerics), 'cell')} of {counted(cases, 'case')}"
+    told = f"{path}: {cells}, {counted(timed, 'timed cell')} in {runs}"
     out.print(Text(f"{told}, {baseline.device}"), soft_wrap=True)
 
 
@@ -196,6 +201,10 @@ def print_result(result: GateResult) -> int:
 def _asked(work: Callable[[], Found]) -> Found:
     try:
         return work()
+    except BadRequest as error:
+        raise as_typed(error, "--backend") from None
+    except NoDevice as error:
+        raise BadInput(f"this needs a {error.value.upper()} device: {error.told}") from None
     except GATE_ERRORS as error:
         raise BadInput(str(error)) from None
     except torch.OutOfMemoryError as error:
@@ -210,4 +219,4 @@ def _device(device: str | None) -> str:
     try:
         return device_name(device)
     except BadRequest as error:
-        raise BadInput(str(error)) from None
+        raise as_typed(error) from None

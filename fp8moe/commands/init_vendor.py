@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fp8moe import __version__
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 from fp8moe.registry import Fp8MoeBackend
 
 TEMPLATE = "fp8moe.vendor_template"
@@ -198,6 +199,6 @@ def print_written(package: Written) -> None:
         told = ", ".join(places)
         print(f"  {path}" + (f"    fill in: {told}" if told else ""))
     here = shlex.quote(os.path.relpath(package.folder))
-    print(f"{package.lines} lines to fill in; until then it is fp8moe's reference. A first verdict:")
+    print(f"{counted(package.lines, 'line')} to fill in; until then it is fp8moe's reference. A first verdict:")
     go = "" if here == "." else f"cd {here} && "
     print(f"  {go}pip install -e '.[test]' && fp8moe check {package.names.backend} --level smoke")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fp8moe.commands.app import JsonOption, app, print_json, told
+from fp8moe.commands.app import EXIT_NOT_WRITTEN, JsonOption, app, print_json, told
+from fp8moe.commands.interrupts import held, interruptible
 
 
 @app.command("check")
@@ -25,14 +26,16 @@ def check_command(
         Path | None, typer.Option(metavar="FILE", help="Write every result as JSON; FILE.gz: packed.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Go on with the report of a run that its budget ended.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Go on with the report of a run that its budget, a signal or a hang ended."),
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
             min=1,
-            help="Of one case, before it counts as hanging; default: 60. More where a kernel library compiles first.",
+            help="Of one case, before it counts as hanging; default: 60, and 240 for a process's first. With more, "
+            "--resume runs what hung again.",
         ),
     ] = None,
     waivers: Annotated[
@@ -45,23 +48,26 @@ def check_command(
 ) -> None:
     """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
 
-    Exit status 0: it passed; 1: it failed; 2: not everything was run; 70: an error of the suite itself.
+    Exit status 0: it passed; 1: it failed; 2: not everything was run; 70: an error of the suite itself; 74: a report
+    could not be written, and it is told where it is; 143: SIGTERM ended it, and what was run is kept.
     """
-    with told():
+    with told(), interruptible(), held() as interrupted:
         from conformance.contain import SuiteError
-        from fp8moe.commands.check import checked, print_report, status_of, told_error, write_junit
+        from fp8moe.commands.check import all_written, checked, print_report, status_of, tell_hanging, told_error
         from fp8moe.commands.files import check_folders
 
         if junit is not None:
             check_folders({"--junit": junit})
         try:
-            found = checked(backend, level, device, seed, budget, report, resume, seconds, waivers)
+            files = (report, resume)
+            found = checked(backend, level, device, seed, budget, *files, seconds, waivers, interrupted=interrupted)
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
-        if junit is not None:
-            write_junit(junit, found)
+        whole = all_written(found, report, junit)
         print_report(found)
-        raise typer.Exit(status_of(found))
+        kept = "--report FILE keeps a run for --resume" if report is None else f"--resume {report} goes on with it"
+        tell_hanging(found, f"give it a greater --seconds; {kept}")
+        raise typer.Exit(status_of(found) if whole else EXIT_NOT_WRITTEN)
 
 
 @app.command("waivers")
@@ -74,7 +80,8 @@ def waivers_command(
 ) -> None:
     """Known failures that a vendor answers for, and how many days each has left. Runs nothing.
 
-    Exit status 0: all are in force; 1: one has expired. What they cover, `fp8moe check --waivers FILE` says.
+    Exit status 0: all are in force; 1: one has expired; 2: a backend is not known here, since it is misspelt or not
+    installed. What they cover, `fp8moe check --waivers FILE` says.
     """
     with told():
         from fp8moe.commands.waivers import listed, print_waivers, waivers_json
@@ -84,7 +91,7 @@ def waivers_command(
             print_json(waivers_json(found))
         else:
             print_waivers(found)
-        raise typer.Exit(1 if found.expired else 0)
+        raise typer.Exit(found.exit_status)
 
 
 @app.command("repro")

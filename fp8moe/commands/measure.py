@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +13,20 @@ import torch
 from rich.text import Text
 
 from conformance import kept_text
+from conformance.brief import brief
 from conformance.cases import Case
+from conformance.certificate.verifying import verify
 from conformance.performs import Floor, floor_of
 from conformance.pinned import checkpoint_cases
 from conformance.plan import Target, resolve_target
 from conformance.rates import rates_of
+from conformance.report import Report
 from conformance.timing.measured_rates import measured_rates
 from conformance.timing.rows import SOURCE, VERSIONS, ranks, rows_of
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing, contenders, regret, side_by_side
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 from fp8moe.measured import MeasuredTable, policy_regret
 from fp8moe.measured.here import installed_versions
 from fp8moe.measured.rows import Certificate, MeasuredDevice
@@ -124,7 +129,7 @@ def print_measured(found: Sequence[Measured], left: int) -> bool:
     if found:
         out.print(Text(f"floor: {measured_rates().told}"), soft_wrap=True)
     if left:
-        out.print(Text(f"not run: {left} cases, since the budget was spent", style="yellow"))
+        out.print(Text(f"not run: {counted(left, 'case')}, since the budget was spent", style="yellow"))
     wrong = [(name, one) for one in found for name in one.too_fast]
     for name, one in wrong:
         assert one.floor is not None
@@ -149,18 +154,18 @@ def summary(found: Sequence[Measured]) -> Iterator[str]:
         p95 = ordered[min(round(0.95 * len(ordered)), len(ordered) - 1)]
         middle = ordered[len(ordered) // 2]
         yield (
-            f"regret of the seed's order over {len(judged)} cases: median {middle:.1%}, p95 {p95:.1%}, "
+            f"regret of the seed's order over {counted(len(judged), 'case')}: median {middle:.1%}, p95 {p95:.1%}, "
             f"worst {ordered[-1]:.1%}"
         )
     alone = sum(len(one.times.us) == 1 for one in found)
     if alone:
-        yield f"no regret in {alone} cases: one backend alone can run there"
+        yield f"no regret in {counted(alone, 'case')}: one backend alone can run there"
     absent: dict[tuple[str, str], int] = {}
     for one in found:
         for name, why in one.times.absent.items():
             absent[name, why] = absent.get((name, why), 0) + 1
     for (name, why), count in absent.items():
-        yield f"absent: {name}, in {count} cases: {why}"
+        yield f"absent: {name}, in {counted(count, 'case')}: {why}"
 
 
 def policy_lines(table: MeasuredTable) -> Iterator[str]:
@@ -212,21 +217,39 @@ def check_output(out: Path | None, reports: Sequence[Path]) -> None:
 
 
 def certificates_of(reports: Sequence[Path]) -> dict[str, Certificate]:
-    """Of reports of `fp8moe check --level certify --report`: their backends may be picked by measurement.
+    """Of reports of `fp8moe check --level certify --report`, and of certificates: their backends may be picked by
+    measurement.
 
     Raises:
-        BadInput: a report that is none, did not pass, or is of another device or other versions.
+        BadInput: a report or certificate that is none, did not pass, or is of another device or other versions.
     """
     found = {}
     for path in reports:
         try:
-            name, certificate = Certificate.of_report(
-                kept_text.read_bytes(path), _device(), installed_versions(*VERSIONS)
-            )
+            name, certificate = Certificate.of_report(_derived(path), _device(), installed_versions(*VERSIONS))
         except (OSError, ValueError) as error:
             raise BadInput(f"--certificate {path}: {error}") from None
         found[name] = certificate
     return found
+
+
+def _derived(path: Path) -> bytes:
+    """A report, whose verdict follows from its checks, or that of a certificate that holds.
+
+    Raises:
+        OSError: as reading raises it.
+        ValueError: it is neither, or claims another verdict.
+    """
+    if path.is_dir():
+        verified = verify(path)
+        if verified.findings or verified.certificate is None:
+            raise ValueError(f"it does not hold: {brief(verified.findings[0])}; see fp8moe verify {path}")
+        return verified.certificate.report.to_json().encode()
+    content = kept_text.read_bytes(path)
+    verdict, claimed = Report.from_json(content).verdict, json.loads(content).get("verdict")
+    if verdict != claimed:
+        raise ValueError(f"report.verdict={claimed!r}: its checks come to {verdict!r}; make the report again")
+    return content
 
 
 def _device() -> MeasuredDevice:

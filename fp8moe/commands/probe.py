@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.text import Text
 
+from conformance.not_here import NoDevice
 from conformance.plan import Target, load_subject, resolve_target
 from conformance.probe.backend import Probed, Reading, Verdict, probed, reading
 from conformance.probe.device import device_dots
@@ -66,6 +67,9 @@ def probe_named(backend: str, device: str | None) -> Found:
     """
     try:
         target = resolve_target(device or "auto")
+    except NoDevice as error:
+        raise BadInput(f"--device {error}") from None
+    try:
         subject = load_subject(backend)
     except (ValueError, BackendContractError) as error:
         raise BadInput(str(error)) from None
@@ -91,8 +95,8 @@ def probe_here(device: str | None) -> list[Found]:
         ]
     try:
         target = resolve_target(kind)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    except NoDevice as error:
+        raise BadInput(f"--device {error}") from None
     dots = device_dots(target.platform, target.device)
     missing = f"no FP8 product in torch {torch.__version__} on {target.platform.architecture}"
     found = [_of_product(name, target) for name in dots]

@@ -1,7 +1,9 @@
-"""How far a command has come and about how long it still takes: a bar on a terminal, else a line now and then."""
+"""How far a command has come and about how long it still takes: a bar where somebody looks on, else a line now and
+then."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +12,14 @@ from datetime import timedelta
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from fp8moe.commands import tables
 
 EVERY = 30.0
-"""Seconds from a line to the next one, where there is no terminal."""
+"""Seconds from a line to the next one, where nobody looks on."""
+BAR = 20
+"""Columns of the bar; what is left of a line goes to what is being done, which alone is cut."""
 Tell = Callable[[int, int, str, float | None], None]
 """(done, planned, what is being done, seconds left or None)."""
 
@@ -27,8 +32,17 @@ def progress(what: str, every: float = EVERY) -> Iterator[Tell]:
         every: seconds between two lines.
     """
     out = tables.console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = Progress(*columns, TextColumn("{task.fields[left]}"), console=out, disable=not sys.stderr.isatty())
+    whole, rest = Column(no_wrap=True, overflow="ignore"), Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    shown = Progress(
+        BarColumn(BAR),
+        MofNCompleteColumn(table_column=whole),
+        TimeElapsedColumn(table_column=whole.copy()),
+        TextColumn("{task.fields[left]}", table_column=whole.copy()),
+        TextColumn("{task.description}", table_column=rest),
+        console=out,
+        expand=True,
+        disable=not is_watched(),
+    )
     begun = last = time.monotonic()
 
     def tell(done: int, planned: int, doing: str, left: float | None) -> None:
@@ -44,6 +58,12 @@ def progress(what: str, every: float = EVERY) -> Iterator[Tell]:
     with shown:
         task = shown.add_task(escape(what), total=None, left="")
         yield tell
+
+
+def is_watched() -> bool:
+    """Whether standard error is a terminal that somebody looks at: some CI systems give their jobs one, of 80 columns,
+    and log what a bar writes over and over."""
+    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 
 
 def time_left(seconds: float | None) -> str:

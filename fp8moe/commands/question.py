@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fp8moe.config import ACTIVATIONS, ALL2ALL_BACKENDS, FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
 from fp8moe.envs import SELECTOR_VARIABLES
+from fp8moe.near import plain, remedy
 from fp8moe.platforms import LIBRARIES, PLATFORMS, Platform, detected_platform
 
 if TYPE_CHECKING:
@@ -32,17 +32,11 @@ def pick(what: str, given: str, known: Iterable[str]) -> str:
     Raises:
         BadInput: none of them; the text has the near matches, or all where none is near.
     """
-    plain = {_plain(name): name for name in known}
-    found = plain.get(_plain(given))
+    spelled = {plain(name): name for name in known}
+    found = spelled.get(plain(given))
     if found is not None:
         return found
-    near = [plain[match] for match in difflib.get_close_matches(_plain(given), plain, n=3, cutoff=0.6)]
-    remedy = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(plain.values())}"
-    raise BadInput(f"{what} {given!r} is not known; {remedy}")
-
-
-def _plain(name: str) -> str:
-    return name.strip().lower().replace("_", "-")
+    raise BadInput(f"{what} {given!r} is not known; {remedy(given, spelled.values())}")
 
 
 def one_platform(name: str, libraries: str | None) -> tuple[str, Platform]:

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conformance.brief import brief
 from conformance.cases import Case
 from conformance.certificate.tabled import field
 from conformance.checks import EQUIVALENCE
+from conformance.not_here import NoDevice, NotHere
 from conformance.plan import Subject, Target, is_triton, load_subject, resolve_target
 from conformance.recorded import Failure, Recorded, known_check, recorded
 from conformance.repro import Again, dumped, run_again, stages_of, told_mismatch
@@ -25,6 +27,7 @@ from conformance.results import Status
 from fp8moe.commands import tables
 from fp8moe.commands.files import beside, check_folders
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 from fp8moe.registry import BackendContractError
 
 DEFAULT_BACKEND = "TRITON"
@@ -80,6 +83,10 @@ def reproduced(what: str, given: Given) -> int:
     if save is not None and kept is not None:
         save(*kept)
         out.print(Text(f"tensors: {given.dump}"), soft_wrap=True)
+        if again.calls:
+            out.print("  NAME is the case's own, and each call's that has no other", markup=False, soft_wrap=True)
+        for name, what in again.calls.items():
+            out.print(Text(f"  {name}.NAME is the {name} call's: {what}"), soft_wrap=True)
     return STATUSES.get(again.result.status, NOT_RUN)
 
 
@@ -107,6 +114,8 @@ def _of_case(text: str, given: Given) -> tuple[Case, Subject, Target, str]:
         case = _seeded(Case.parse(text), given.seed)
         target = resolve_target(given.device or "auto")
         return case, load_subject(given.backend or DEFAULT_BACKEND), target, check
+    except NotHere as error:
+        raise _not_here(error) from None
     except ValueError as error:
         raise BadInput(str(error)) from None
 
@@ -115,16 +124,18 @@ def _chosen(out: Console, found: Recorded, number: int | None) -> Failure:
     """The failure to run, after a list of all where there are several."""
     count = len(found.failures)
     if number is not None and number > count:
-        raise BadInput(f"--number {number}: there are {count} failures in it")
+        raise BadInput(f"--number {number}: it has {counted(count, 'failure')}")
     if not count:
         raise CannotRun(f"no failure is in it, so there is nothing to run again ({field(found.told).text})")
     chosen = number or 1
     if count > 1:
-        table = tables.table(f"{count} failures, found on {field(found.device).text}", "", "#", "check", "case", "why")
+        table = tables.table(
+            f"{counted(count, 'failure')}, found on {field(found.device).text}", "", "#", "check", "case", "why"
+        )
         for place, each in enumerate(found.failures[:LISTED], 1):
             name = each.result.check.removeprefix("computes.")
             status = "" if each.result.status is Status.FAILED else each.result.status.value
-            cells = (name, each.result.case or "none", f"{status} {each.result.reason[:120]}".strip())
+            cells = (name, each.result.case or "none", f"{status} {brief(each.result.reason)}".strip())
             mark = ">" if place == chosen else ""
             table.add_row(mark, str(place), *(Text(field(cell).text) for cell in cells))
         out.print(table)
@@ -160,7 +171,7 @@ def _of_failure(failure: Failure, found: Recorded, given: Given) -> tuple[Case, 
         subject = load_subject(origin)
     except (ValueError, BackendContractError) as error:
         if given.backend is not None:
-            raise BadInput(str(error)) from None
+            raise (_not_here(error) if isinstance(error, NotHere) else BadInput(str(error))) from None
         raise CannotRun(f"its backend is not here ({error}): install it, or name another with --backend") from None
     if target is None:
         elsewhere = "interpreter" if is_triton(subject.experts_cls) else "cpu"
@@ -175,10 +186,14 @@ def _target(given: str | None, recorded_on: str) -> Target | None:
     """The device that is asked for, or that a file tells of; None where there is none of the latter here."""
     try:
         return resolve_target(given or recorded_on)
-    except ValueError as error:
+    except NoDevice as error:
         if given is not None:
-            raise BadInput(str(error)) from None
+            raise _not_here(error) from None
         return None
+
+
+def _not_here(error: NotHere) -> BadInput:
+    return BadInput(f"{'--device' if isinstance(error, NoDevice) else '--backend'} {error}")
 
 
 def _seeded(case: Case, seed: int | None) -> Case:

@@ -18,6 +18,7 @@ from conformance.results import CheckResult, Status, finite
 from conformance.sanitizer import TOOLS, SanitizerMissing, chosen_cases, located, sanitize
 from conformance.versions import versions
 from fp8moe.commands import tables
+from fp8moe.commands.files import check_folders, write_whole
 from fp8moe.commands.question import BadInput, pick
 from fp8moe.registry import BackendContractError
 
@@ -33,8 +34,8 @@ def sanitized(
     Raises:
         BadInput: an unknown backend, tool or case; no CUDA device, or no compute-sanitizer.
     """
-    if report is not None and not report.absolute().parent.is_dir():
-        raise BadInput(f"--report {report}: the folder does not exist; make it first")
+    if report is not None:
+        check_folders({"--report": report})
     wanted = [pick("--tool", tool, tuple(TOOLS)) for tool in tools] or list(DEFAULT_TOOLS)
     try:
         subject = load_subject(backend)
@@ -59,7 +60,7 @@ def sanitized(
             "versions": versions(),
             "checks": [finite(asdict(result)) for result in found],
         }
-        report.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        write_whole(report, json.dumps(told, indent=1))
     return found
 
 

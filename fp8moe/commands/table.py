@@ -24,6 +24,7 @@ from conformance.selection.grid import GRID
 from conformance.selection.outcomes import NO_BACKEND
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
+from fp8moe.counted import counted
 
 Counts = dict[str, dict[str, int]]
 """By device, how many cells have each outcome; a cell of two products counts once."""
@@ -84,7 +85,7 @@ def _decided() -> Decided:
     return decide_grid(progress=tell)
 
 
-def counted(kept: Kept) -> Counts:
+def outcomes_of(kept: Kept) -> Counts:
     """How often each device has each outcome; devices in the grid's order."""
     device = AXIS["device"]
     names = AXES[device].names
@@ -104,7 +105,7 @@ def print_summary(kept: Kept, path: Path | None) -> None:
     table = tables.table(
         "decisions, in % of a device's cells", "device", "cells", "a backend", "NONE", "an error", "detail"
     )
-    counts = counted(kept)
+    counts = outcomes_of(kept)
     everywhere: Counter[str] = Counter()
     for outcomes in counts.values():
         everywhere.update(outcomes)
@@ -115,7 +116,9 @@ def print_summary(kept: Kept, path: Path | None) -> None:
     out.print(
         "The grid's cells are chosen to tell rules apart, not to be common: a share is one of cells, not of uses."
     )
-    out.print(f"{kept.cells:,} cells in {len(kept.table.rules)} rules: {path or FILE}", soft_wrap=True)
+    out.print(
+        f"{counted(kept.cells, 'cell')} in {counted(len(kept.table.rules), 'rule')}: {path or FILE}", soft_wrap=True
+    )
     if last is not None:
         out.print(Text(f"accepted {last.date}, {last.cells:,} cells: {last.reason}"), soft_wrap=True)
 
@@ -155,7 +158,7 @@ def summary_json(kept: Kept, path: Path | None) -> dict[str, Any]:
         "grid": kept.grid,
         "cells": kept.cells,
         "rules": len(kept.table.rules),
-        "devices": counted(kept),
+        "devices": outcomes_of(kept),
         "log": [asdict(entry) for entry in kept.log],
     }
 

@@ -11,10 +11,14 @@ from typing import Any
 from rich.text import Text
 
 from conformance.waivers import Waiver, WaiverError, Waivers, read_waivers
+from conformance.waivers.in_force import is_known, known_names
 from conformance.waivers.waiver import utc_today
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput, pick
+from fp8moe.counted import counted
+from fp8moe.near import near
 
+EXPIRED, UNKNOWN = 1, 2
 SOON = 30
 """Days left that are few."""
 
@@ -29,6 +33,15 @@ class Listed:
     @property
     def expired(self) -> list[Waiver]:
         return [waiver for waiver in self.waivers if waiver.days_left(self.today) < 0]
+
+    @property
+    def unknown(self) -> list[str]:
+        """The backends that are not here, or are misspelt."""
+        return sorted({waiver.backend for waiver in self.waivers if not is_known(waiver.backend)})
+
+    @property
+    def exit_status(self) -> int:
+        return EXPIRED if self.expired else UNKNOWN if self.unknown else 0
 
 
 def read(option: str, path: Path) -> Waivers:
@@ -61,21 +74,30 @@ def print_waivers(found: Listed) -> None:
     for waiver in found.waivers:
         left = waiver.days_left(found.today)
         style = "bold red" if left < 0 else "yellow" if left < SOON else "green"
-        days = Text(str(left) if left >= 0 else f"expired {-left} days ago", style)
+        days = Text(str(left) if left >= 0 else f"expired {counted(-left, 'day')} ago", style)
         backend, owner = f"{waiver.backend}\n{waiver.backend_version}", f"{waiver.owner}\n{waiver.tracker}"
         row = (str(waiver.number), backend, waiver.device, waiver.check, waiver.case, owner, str(waiver.expires))
         table.add_row(*map(Text, row), days, Text(waiver.reason))
     out = tables.console()
     out.print(table)
     expired = f", {len(found.expired)} expired: remove them, or renew them with a reason" if found.expired else ""
-    out.print(f"{len(found.waivers)} waivers{expired}", markup=False)
+    out.print(f"{counted(len(found.waivers), 'waiver')}{expired}", markup=False)
+    for name in found.unknown:
+        meant = [] if ":" in name else near(name, known_names())
+        remedy = f"did you mean {' or '.join(meant)}?" if meant else "correct the name, or install its package"
+        out.print(Text(f"backend {name} is not known here: {remedy}", "bold yellow"), soft_wrap=True)
 
 
 def waivers_json(found: Listed) -> dict[str, Any]:
     return {
         "format": tables.FORMAT,
         "waivers": [
-            {"number": waiver.number, **waiver.told(), "days_left": waiver.days_left(found.today)}
+            {
+                "number": waiver.number,
+                **waiver.told(),
+                "days_left": waiver.days_left(found.today),
+                "known_here": is_known(waiver.backend),
+            }
             for waiver in found.waivers
         ],
     }

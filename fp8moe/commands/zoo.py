@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.text import Text
 
 from conformance.levels import LEVELS
+from conformance.planned import BadRequest
 from conformance.versions import versions
 from conformance.zoo import ATTACKER_CLASSES, BACKEND_MUTANTS, KERNEL_MUTANTS
 from conformance.zoo.known import KNOWN_SURVIVORS
@@ -20,7 +21,9 @@ from conformance.zoo.selection.mutants import ALL as SELECTOR_MUTANTS
 from conformance.zoo.selection.score import Conviction
 from conformance.zoo.selection.score import score as score_selectors
 from fp8moe.commands import tables
+from fp8moe.commands.as_typed import as_typed
 from fp8moe.commands.question import BadInput, pick
+from fp8moe.counted import counted
 
 PLANTED = {"backend": BACKEND_MUTANTS, "attacker": ATTACKER_CLASSES, "kernel": KERNEL_MUTANTS}
 PLAIN = ("TorchExperts", "BatchedTorchExperts")
@@ -39,7 +42,7 @@ def print_zoo() -> None:
         for name, catalogue, does in faults:
             table.add_row(kind, name, catalogue or "-", Text(does))
     out.print(table)
-    out.print(", ".join(f"{len(faults)} {kind} mutants" for kind, faults in _faults().items()))
+    out.print(", ".join(f"{counted(len(faults), f'{kind} mutant')}" for kind, faults in _faults().items()))
 
 
 def _faults() -> dict[str, list[tuple[str, str, str]]]:
@@ -62,7 +65,7 @@ def scored(
     only where they are asked for, since they need a GPU or, in Triton's interpreter, minutes each.
 
     Raises:
-        BadInput: an unknown level or kind, a part that is no "i/n".
+        BadInput: an unknown level, kind or device, one that is not here, a part that is no "i/n".
     """
     level = pick("--level", level, LEVELS)
     wanted = [pick("--kind", kind, KINDS) for kind in kinds] or [kind for kind in KINDS if kind != "kernel"]
@@ -81,7 +84,11 @@ def scored(
         mutants = PLANTED[kind]
         chosen = list(rotating(mutants, which, parts)) if kind != "attacker" else list(mutants)
         controls = CONTROLS[kind]
-        found += score(chosen, kind, level, device=device, seed=seed, progress=tell, controls=controls, shrinks=shrinks)
+        options = {"device": device, "seed": seed, "controls": controls, "shrinks": shrinks}
+        try:
+            found += score(chosen, kind, level, progress=tell, **options)  # type: ignore[arg-type]
+        except BadRequest as error:
+            raise as_typed(error) from None
     if report is not None:
         report.write_text(_json(found, level, device or "auto", seed, part), encoding="utf-8")
     return found

@@ -38,8 +38,8 @@ def columns_of_tile(tiles: int, columns: int, device: torch.device) -> int:
 FEW_ROWS = 16
 """Rows of a tile whose weights are all that is waited for."""
 FEW = {"block": (64, 4, 2), "row": (64, 5, 4)}
-"""Columns, stages and warps of a program with such a tile, by the scales. No bit depends on them. For 1 to 64 tokens of two
-layers both GEMMs take up to 11% less with them than with 128, 3 and 4, once 2% more (an H200,
+"""Columns, stages and warps of a program with such a tile, by the scales. No bit depends on them. For 1 to 64 tokens of
+two layers both GEMMs take up to 11% less with them than with 128, 3 and 4, once 2% more (an H200,
 reports/h200/2026-11-29-policy/tune.txt)."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from fp8moe.config import FusedMoEConfig
+from fp8moe.counted import counted
 from fp8moe.envs import Env
 from fp8moe.keys import QuantKey
 from fp8moe.measured.curves import Curve
@@ -160,7 +161,7 @@ def _time_in_words(curve: Curve | None, us: float | None, rows: tuple[int, ...],
         first, last = curve.tokens[0], curve.tokens[-1]
         return f"measured from {first} to {last} tokens, and {tokens} is outside"
     if len(rows) == 1:
-        return f"{us:.4g} us, measured at {tokens} tokens"
+        return f"{us:.4g} us, measured at {counted(tokens, 'token')}"
     low, high = (f"{rows[end]} ({curve.us[curve.tokens.index(rows[end])]:.4g} us)" for end in (0, 1))
     return f"{us:.4g} us, on the line from {low} to {high} tokens, log time over log tokens"
 
@@ -180,7 +181,10 @@ def _nothing_measured(
         return Fallback.CERTIFICATE, f"of the accepted and measured candidates ({names}) none is certified"
     ranges = (curves[time.backend.value].tokens for time in certified)
     told = ", ".join(f"{time.backend.value} {r[0]} to {r[-1]}" for time, r in zip(certified, ranges, strict=True))
-    return Fallback.TOKENS, f"{tokens} tokens are outside the measured range of each certified candidate ({told})"
+    return (
+        Fallback.TOKENS,
+        f"a call of {counted(tokens, 'token')} is outside the measured range of each certified candidate ({told})",
+    )
 
 
 def _choice_in_words(chosen: CandidateTime, times: Sequence[CandidateTime], tokens: int) -> str:
@@ -189,4 +193,6 @@ def _choice_in_words(chosen: CandidateTime, times: Sequence[CandidateTime], toke
     beside = ", ".join(f"{time.backend.value} {time.us:.4g} us" for time in rest) or "no other has a time"
     passed_over = [time.backend.value for time in times if time.accepted and not time.eligible]
     left = f"; passed over without a certified time: {', '.join(passed_over)}" if passed_over else ""
-    return f"{chosen.backend.value} is the fastest at {tokens} tokens, {chosen.us:.4g} us; then {beside}{left}"
+    return (
+        f"{chosen.backend.value} is the fastest at {counted(tokens, 'token')}, {chosen.us:.4g} us; then {beside}{left}"
+    )

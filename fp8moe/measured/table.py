@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fp8moe.config import FusedMoEConfig
+from fp8moe.counted import counted
 from fp8moe.keys import QuantKey
 from fp8moe.measured import file
 from fp8moe.measured.curves import Curve
@@ -101,9 +102,8 @@ class MeasuredTable:
         rows = tuple(sorted(self.rows))
         for one, next_one in pairwise(rows):
             if (one.shape, one.tokens, one.backend) == (next_one.shape, next_one.tokens, next_one.backend):
-                raise InvalidMeasuredTable(
-                    "rows", f": {one.backend} at {one.tokens} tokens of {one.shape} is there twice; keep one of the two"
-                )
+                which = f"{one.backend} at {counted(one.tokens, 'token')} of {one.shape}"
+                raise InvalidMeasuredTable("rows", f": {which} is there twice; keep one of the two")
         curves = _curves(rows)
         certified = {key: tuple(one for one in found if self.certified(one.backend)) for key, found in curves.items()}
         kept = {

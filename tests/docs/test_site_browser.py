@@ -17,6 +17,7 @@ from tests.unit.browser import CONTRAST, SECONDS, Browser, browser_or_skip
 pytest.importorskip("mkdocs", reason="the site is built with mkdocs, of the extra `docs`")
 
 PAGES = ("index", "bounds", "selector", "options", "reading-a-report")
+WITH_CODE = ("guide", "vendors", "quick-start")
 TITLES = {"index": "fp8moe", "selector": "The selector's rules - fp8moe"}
 FOCUS = "((each) => [each.tagName, each.innerText, each.getAttribute('href')])(document.activeElement)"
 
@@ -82,7 +83,7 @@ def test_what_a_reader_of_the_screen_is_told(name: str, browser: Browser, addres
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, *WITH_CODE])
 def test_both_schemes_can_be_read(name: str, scheme: str, browser: Browser, address: str) -> None:
     browser.scheme(scheme)
     browser.visit(f"{address}/{name}.html")
@@ -133,6 +134,48 @@ def test_the_keyboard_gets_past_the_navigation_and_into_it(browser: Browser, add
 def test_it_reflows_on_a_narrow_screen(browser: Browser, address: str) -> None:
     """WCAG 2.2, 1.4.10: at 320 pixels nothing but wide tables and code scrolls sideways, each within its own frame."""
     browser.width(320)
-    for name in PAGES:
+    for name in (*PAGES, *WITH_CODE):
         browser.visit(f"{address}/{name}.html")
         assert browser.value("document.documentElement.scrollWidth") <= 320, name
+
+
+@pytest.mark.parametrize("name", [*PAGES, *WITH_CODE])
+def test_no_box_is_empty(name: str, browser: Browser, address: str) -> None:
+    browser.width(1200)
+    browser.visit(f"{address}/{name}.html")
+    assert browser.value("[...document.querySelectorAll('.card')].filter(each => !each.innerText.trim()).length") == 0
+    assert browser.value("document.querySelectorAll('.bs-sidebar').length") == (name != "index")
+
+
+@pytest.mark.parametrize("width", [320, 1200])
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_wide_code_scrolls_to_its_very_end(name: str, width: int, browser: Browser, address: str) -> None:
+    """The end of the longest line comes into the frame, with room behind it; where there is more, a shadow says so."""
+    browser.width(width)
+    browser.visit(f"{address}/{name}.html")
+    found = browser.value(
+        """[...document.querySelectorAll("main pre")].filter(each => each.scrollWidth > each.clientWidth).map(each => {
+            each.scrollLeft = each.scrollWidth;
+            const words = document.createTreeWalker(each, NodeFilter.SHOW_TEXT), text = document.createRange();
+            const ends = [];
+            while (words.nextNode()) {
+                text.selectNodeContents(words.currentNode);
+                ends.push(...[...text.getClientRects()].map(line => line.right));
+            }
+            const frame = each.getBoundingClientRect();
+            return [frame.left + each.clientWidth - Math.max(...ends), getComputedStyle(each).backgroundAttachment];
+        })"""
+    )
+    assert found
+    assert all(2 <= room <= 20 and "local" in shadows for room, shadows in found), found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_code_has_colours(scheme: str, browser: Browser, address: str) -> None:
+    browser.scheme(scheme)
+    browser.visit(f"{address}/vendors.html")
+    until(browser, f"document.documentElement.dataset.bsTheme === '{scheme}'")
+    kinds = ("k", "nf", "sd", "mi", "n")
+    script = "[...{}].map(kind => getComputedStyle(document.querySelector(`.highlight .${{kind}}`)).color)"
+    colours = browser.value(script.format(list(kinds)))
+    assert len(set(colours)) == len(kinds)

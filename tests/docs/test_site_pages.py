@@ -150,7 +150,7 @@ def test_the_formulas_name_constants_that_are_there(pages: dict[str, Page]) -> N
         for module in iter_modules(bounds.__path__)
         for name in vars(import_module(f"{bounds.__name__}.{module.name}"))
     }
-    formulas = re.findall(r"<pre><code>(.*?)</code></pre>", pages["bounds"].source, re.DOTALL)
+    formulas = re.findall(r"<pre>.*?</pre>", pages["bounds"].source, re.DOTALL)
     named = {name for formula in formulas for name in re.findall(r"\b[A-Z]+(?:_[A-Z0-9]+)+\b|\b[A-Z]{4,}\b", formula)}
     assert len(named) > 6
     assert named - known - {"GEMM"} == set()
@@ -195,4 +195,4 @@ def test_the_kill_score_is_that_of_the_newest_reports(pages: dict[str, Page]) ->
     for score, section in zip(scores, families, strict=True):
         rows = re.findall(r"<td>(\d+)</td>\s*<td>(\d+)</td>", section)
         assert tuple(str(sum(map(int, column))) for column in zip(*rows, strict=True)) == score
-        assert "zoo --score" in section
+        assert "zoo --score" in re.sub("<[^>]*>", "", section)  # whose words have colours of their own

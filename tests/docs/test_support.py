@@ -59,7 +59,7 @@ def test_what_a_run_left_out_is_told(tmp_path: Path) -> None:
         {"scheme": "none", "status": "not_supported"},
         {"scheme": "block", "status": "waived", "case": "v1:M=3", "evidence": "hardware"},
     ]
-    told = "quick: 1 scheme, 1 checks passed, 1 WAIVED, 1 not run, 1 of layers that it does not take"
+    told = "quick: 1 scheme, 1 check passed, 1 WAIVED, 1 not run, 1 of layers that it does not take"
     assert of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1] == told
 
 

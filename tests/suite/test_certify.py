@@ -126,8 +126,9 @@ def test_shards_come_to_the_same_certificate(tmp_path: Path) -> None:
     assert (status, "not run to its end" in told) == (64, True), told
     for number in (1, 2):
         status, told = run(*asked, "--shard", f"{number}/2")
-        assert (status, f"shard {number}/2:" in told) == (0, True), told
-        assert f"fp8moecertify{BACKEND}--out{out}--devicecpu--shardsFILE" in "".join(told.split()), told
+        assert (status, f"shard {number}/2: done, " in told, "incomplete" in told) == (0, True, False), told
+        merged = f"merge all 2 with: fp8moe certify {BACKEND} --out {out} --device cpu --edition {SMALL.edition}"
+        assert f"in {pieces[number - 1]}; {merged} --shards FILE ..." in told, told
     for files, wrong in (((pieces[0],), "missing are 2/2"), ((*pieces, pieces[0]), "each must be there once")):
         status, told = run(*asked, *of(*files))
         assert (status, wrong in told) == (64, True), told

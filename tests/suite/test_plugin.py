@@ -112,7 +112,7 @@ def test_header_matrix_reasons_and_report(tmp_path: Path) -> None:
     assert "not run: TorchExperts, random cases: not selected in this run (block)" in done.stdout
     assert re.search(r"^AITER +- ", done.stdout, re.MULTILINE)
     assert "not supported: AITER: DEVICE (every scheme)" in done.stdout
-    assert "not run: TRITON: no GPU here; --fp8moe-device=interpreter simulates" in done.stdout
+    assert "not run: TRITON: no GPU here; the device interpreter simulates one" in done.stdout
     assert re.search(r"deepseek-v3 +block +NONE +FLASHINFER_CUTLASS +FLASHINFER_TRTLLM +TRITON", done.stdout)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["format"] == 1
@@ -190,11 +190,12 @@ def test_a_backend_that_cannot_be_had_is_not_run_and_says_why(vendor: Path) -> N
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        ("--fp8moe-backend=TRITTON", "no backend is named 'TRITTON'"),
-        ("--fp8moe-backend=vendor:Nobody", "vendor:Nobody"),
+        ("--fp8moe-backend=TRITTON", "--fp8moe-backend=TRITTON: no backend has this name; did you mean TRITON"),
+        ("--fp8moe-backend=vendor:Nobody", r"--fp8moe-backend=vendor:Nobody: vendor has no Nobody; there: .*\bRight\b"),
+        ("--fp8moe-backend=vendr:Right", "there is no module vendr on the import path; did you mean vendor"),
         ("--fp8moe-backend=json:JSONDecoder", "expected a subclass of FusedMoEPermuteExpertsUnpermute"),
         ("--fp8moe-scheme=blok", "expected one of block"),
-        ("--fp8moe-device=xpu", "torch .* sees a"),
+        ("--fp8moe-device=xpu", "--fp8moe-device=xpu: torch .* sees a"),
         ("--fp8moe-device=gpu", "invalid choice: 'gpu'"),
         ("--fp8moe-examples=few", "invalid int value"),
         ("--fp8moe-examples=0", "expected at least 1"),

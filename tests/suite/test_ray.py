@@ -184,19 +184,22 @@ def test_a_task_on_a_gpu_that_is_none(nodes: Nodes, tmp_path: Path) -> None:
     status, told = nodes.run(*asked, "--ray-accelerator", "H200")
     assert (status, "accelerator H200: the cluster's GPUs are 1 of type H100" in told) == (64, True), told
     status, told = nodes.run(*asked)
-    assert (status, "1 shards, on 1 GPUs of type H100" in told) == (64, True), told
-    assert "--ray: shard 1/1: --fp8moe-device=cuda" in told
+    assert (status, "1 shard, on 1 GPUs of type H100" in told) == (64, True), told
+    assert "--ray: shard 1/1: cuda: torch " in told
     assert nodes.starts() == [("1/1", "second")]
 
 
-def test_what_was_run_before_an_interruption_is_not_run_again(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status_then"), [(signal.SIGINT, 2), (signal.SIGTERM, 143)])
+def test_what_was_run_before_an_interruption_is_not_run_again(
+    number: signal.Signals, status_then: int, nodes: Nodes, tmp_path: Path
+) -> None:
     out = tmp_path / "certificate"
     asked = (*ASKED, "--out", out, "--ray", nodes.address)
     running = nodes.begin(*asked, "--ray-shards", 4)
     wait_until(lambda: list(tmp_path.glob("*.shard-*")), lambda: f"no end: {nodes.starts()}")
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     status, told = ended(running)
-    assert (status, "interrupted: what has been run is kept" in told) == (2, True), told
+    assert (status, "interrupted: what has been run is kept" in told) == (status_then, True), told
     kept = sorted(path.name for path in tmp_path.glob("*.shard-*"))
     assert 1 <= len(kept) < 4
     before = nodes.starts()

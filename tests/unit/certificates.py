@@ -20,11 +20,12 @@ from conformance.certificate.consistent import SCHEME
 from conformance.certificate.statement import EVIDENCE, enveloped, statement_of
 from conformance.certificate.surroundings import suite_digest
 from conformance.certificate.writing import STATEMENT_FILE, write_certificate
-from conformance.certification import NOT_TIMED, POOLED, excluded, pooled_scope
+from conformance.certification import NOT_TIMED, excluded
 from conformance.checks import CHECKS, EQUIVALENCE
 from conformance.editions import Edition, target_of
 from conformance.levels import coverage_of, items_for
 from conformance.matrix import BY_BITS, BY_BOUND
+from conformance.pooling import POOLED, pooled_scope
 from conformance.predicate import CONTRACT, PREDICATE
 from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.report import Report

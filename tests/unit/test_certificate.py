@@ -21,9 +21,9 @@ from conformance.certificate.signing import CannotSign
 from conformance.certificate.statement import EVIDENCE
 from conformance.certificate.verifying import Verified, verify
 from conformance.certificate.writing import STATEMENT_FILE, NoCertificate, write_certificate
-from conformance.certification import POOLED
 from conformance.checks import EQUIVALENCE
 from conformance.matrix import BY_BITS, BY_BOUND
+from conformance.pooling import POOLED
 from conformance.results import CheckResult, Status
 from fp8moe.commands.certify import print_verified
 from tests.unit.certificates import (
@@ -245,6 +245,14 @@ def test_a_sample_convicts_an_invention(folder: Path) -> None:
         spot_check(certificate, 1)
 
 
+@pytest.mark.parametrize("origin", ["ACME_MOE", "acme_moe.experts:AcmeExperts"])
+def test_a_backend_that_is_not_installed_is_not_sampled(origin: str, folder: Path) -> None:
+    certificate = read_certificate(folder)
+    report = replace(certificate.report, target="cpu", origin=origin)
+    with pytest.raises(ValueError, match=rf"^{origin}: (there is no module acme_moe|no backend has this name)"):
+        spot_check(replace(certificate, report=report), 1)
+
+
 def test_a_sample_convicts_a_refusal_that_is_none(folder: Path) -> None:
     certificate = read_certificate(folder)
     first = next(check for check in certificate.report.checks if check.check == EQUIVALENCE)
@@ -319,4 +327,4 @@ def test_what_names_a_backend_again_is_told(tmp_path: Path, capsys: pytest.Captu
     found = verdict_on(written(tmp_path / "certificate", replace(invented(), origin="acme.moe:TOY")))
     assert found.findings == []
     print_verified(found)
-    assert capsys.readouterr().out.startswith("TOY (acme.moe:TOY), edition")
+    assert capsys.readouterr().out.startswith("TOY (acme.moe:TOY) from toy 1, edition")

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from fp8moe import cli
+from fp8moe.platforms import Platform
 from fp8moe.registry import BackendContractError
 from tests.unit.command_line import no_variables, python, run  # noqa: F401 (a fixture)
 
+ELSEWHERE = "rocm" if Platform.detect().kind == "cuda" else "cuda"
+"""A device that is not here."""
 BAD = [
     (["explain", "--platform", "h1000"], "'h1000' is not known; did you mean h100"),
     (["explain", "--platform", "quantum"], "expected one of here, t4, "),
@@ -36,23 +39,36 @@ BAD = [
     (["explain", "--env", "vllm_use_deep_gemm=1"], "did you mean VLLM_USE_DEEP_GEMM?"),
     (["explain", "--all-platforms", "--platform", "h100"], "leave one of the two options out"),
     (["check", "TorchExperts", "--level", "full"], "expected one of smoke, quick, certify"),
-    (["check", "TorchExperts", "--device", "quantum"], "device='quantum': expected one of auto, cpu"),
-    (["check", "acme", "--device", "cpu"], "no backend is named 'acme'"),
+    (["check", "TorchExperts", "--device", "quantum"], "fp8moe: --device quantum: expected one of auto, cpu"),
+    (["check", "TorchExperts", "--device", ELSEWHERE], f"fp8moe: --device {ELSEWHERE}: torch "),
+    (["certify", "TorchExperts", "--out", "nowhere", "--device", ELSEWHERE], f"fp8moe: --device {ELSEWHERE}: torch "),
+    (["probe", "TorchExperts", "--device", ELSEWHERE], f"fp8moe: --device {ELSEWHERE}: torch "),
+    (["zoo", "--score", "--kind", "backend", "--device", ELSEWHERE], f"fp8moe: --device {ELSEWHERE}: torch "),
+    (["check", "acme", "--device", "cpu"], "fp8moe: acme: no backend has this name; expected one of AITER, "),
+    (["check", "triton", "--device", "cpu"], "fp8moe: triton: no backend has this name; did you mean TRITON or "),
+    (["check", "json:Nobody", "--device", "cpu"], "fp8moe: json:Nobody: json has no Nobody; no class of a backend is "),
+    (["probe", "TRITTON", "--device", "cpu"], "fp8moe: TRITTON: no backend has this name; did you mean TRITON"),
+    (["gate", "--write", "b.json", "--device", "cpu", "--backend", "TRITTON"], "fp8moe: --backend TRITTON: no backend"),
     (["check", "TorchExperts", "--report", "nowhere/report.json"], "the folder does not exist"),
     (["check", "TorchExperts", "--report", "."], "--report .: it is a folder; name a file"),
     (["certify", "TorchExperts", "--out", "nowhere", "--sign", "no-key"], "--sign no-key: [Errno 2]"),
     (["check", "TorchExperts", "--resume", "nowhere.json"], "--resume nowhere.json: [Errno 2]"),
     (["repro", "v1:M=3", "--number", "2"], "--number 2: it goes with a report or a certificate"),
     (["repro", "v1:M=3", "--check", "relation.nothing"], "--check=relation.nothing: expected one of equivalence, "),
-    (["repro", "v1:M=3", "--device", "quantum"], "quantum: expected one of auto, cpu"),
-    (["repro", "v1:M=3", "--device", "cpu", "--backend", "acme"], "no backend is named 'acme'"),
+    (["repro", "v1:M=3", "--device", "quantum"], "fp8moe: --device quantum: expected one of auto, cpu"),
+    (["repro", "v1:M=3", "--device", "cpu", "--backend", "TRITTON"], "fp8moe: --backend TRITTON: no backend has this"),
     (["repro", "v1:k=9"], "case top_k=9: expected at most experts=8"),
     (["repro", "nowhere.json"], "nowhere.json: no such file or folder, and no case's id"),
+    (["verify", "nowhere"], "fp8moe: nowhere: no such folder"),
+    (["verify", __file__], "it is a file; name the folder of a certificate"),
     (["schema", "reprot"], "did you mean report?"),
     (["zoo", "--score", "--level", "full"], "expected one of smoke, quick, certify"),
     (["zoo", "--score", "--kind", "beast"], "expected one of selector, backend, attacker, kernel"),
     (["zoo", "--score", "--part", "3/3"], "--part 3/3: expected i/n with 0 <= i < n"),
 ]
+
+if ELSEWHERE == "cuda":
+    BAD.append((["gate", "--against-backend", "TRITON", "--backend", "MARLIN"], "this needs a CUDA device: torch "))
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_names_of_targets() -> None:
     """Which interpreter triton gets has to be known, and the device has to be there."""
     with pytest.raises(ValueError, match="target_name='auto'"):
         Worker("auto")
-    with Worker("xpu") as absent, pytest.raises(ValueError, match="--fp8moe-device=xpu"):
+    with Worker("xpu") as absent, pytest.raises(ValueError, match=r"^xpu: torch "):
         absent.call(os.getpid)
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from conformance.cases import Case
 from conformance.certificate.verifying import Verified, verify
-from conformance.certification import POOLED
 from conformance.checks import EQUIVALENCE
 from conformance.matrix import BY_BITS
+from conformance.pooling import POOLED
 from tests.unit.certificates import SMALL, Change, by_bound, cases_of, equivalence_of, forged, values_of, written
 
 

@@ -90,7 +90,7 @@ def test_what_is_not_whole_is_refused(path: Path, spoil: Callable[[Path], None],
         ),
         (
             replace(BASELINE, numerics={"X block": {"v1:M=4": CaseFigures("", 0.0, 0.0)}}),
-            "X block: 1 cases are not in the baseline, such as v1:M=4",
+            "X block: 1 case not in the baseline, such as v1:M=4",
         ),
     ],
 )

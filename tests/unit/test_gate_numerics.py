@@ -78,14 +78,14 @@ def test_what_a_change_says() -> None:
 
 
 def test_a_case_that_the_baseline_lacks_is_named() -> None:
-    with pytest.raises(ValueError, match="X block: 1 cases are not in the baseline, such as case 1: write it anew"):
+    with pytest.raises(ValueError, match="X block: 1 case not in the baseline, such as case 1: write it anew"):
         compare_numerics(run_of([1.0]), run_of([1.0, 2.0]))
 
 
 def test_what_is_not_run_any_more_is_told() -> None:
     gone, left = compare_numerics(run_of([1.0, 2.0]), {"X block": {"case 0": CaseFigures("a0", 1.0, 0.5)}})
     assert (gone.change, gone.cases, left.change) == (Change.GONE, 1, Change.SAME_BITS)
-    assert str(gone) == "X block: 1 cases of the baseline are not run any more, such as case 1"
+    assert str(gone) == "X block: 1 case of the baseline not run any more, such as case 1"
     (gone,) = compare_numerics(run_of([1.0]), {})
     assert gone.change is Change.GONE
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,14 @@ from typer.testing import CliRunner
 
 from conformance.build import build
 from conformance.cases import Case
+from conformance.certificate.statement import EVIDENCE
+from conformance.certificate.verifying import verify
+from conformance.certificate.writing import write_certificate
 from conformance.models import model_and_split
 from conformance.performs import Floor, Work, work_of
 from conformance.plan import Target
+from conformance.report import Report
+from conformance.results import CheckResult, Status
 from conformance.timing.cells import Layers
 from conformance.timing.side_by_side import Contenders, Regret, SideBySide, Standing
 from fp8moe.backends.torch_experts import TorchExperts
@@ -26,6 +31,7 @@ from fp8moe.commands.question import BadInput
 from fp8moe.measured import MeasuredTable
 from fp8moe.measured.here import installed_versions
 from fp8moe.platforms import PLATFORMS
+from tests.unit.certificates import DEVICE, SMALL, VERSIONS, invented, surroundings
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -52,17 +58,18 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "resolve_target", lambda name: Target("cuda", PLATFORMS["h100"], "cuda"))
 
 
-def report(folder: Path, **fields: str) -> Path:
-    told: dict[str, object] = {
-        "backend": "TRITON",
-        "level": "certify",
-        "verdict": "passed",
-        "target": "cuda",
-        "device": H100,
-    }
-    told |= {"versions": installed_versions(*measure.VERSIONS), "date": "2026-11-24T22:05:42+00:00"}
+def told(backend: str = "TRITON", status: Status = Status.PASSED) -> Report:
+    checks = [
+        CheckResult("selects", "a check", Status.PASSED, backend),
+        CheckResult("computes", "another", status, backend),
+    ]
+    versions = installed_versions(*measure.VERSIONS)
+    return Report(backend, backend, "certify", 0, "cuda", H100, versions, checks, date="2026-11-24T22:05:42+00:00")
+
+
+def report(folder: Path, backend: str = "TRITON", status: Status = Status.PASSED) -> Path:
     path = folder / "report.json"
-    path.write_text(json.dumps(told | fields))
+    path.write_text(told(backend, status).to_json())
     return path
 
 
@@ -89,14 +96,35 @@ def test_tokens_of_a_rank_count_as_if_all_experts_were_there() -> None:
 
 def test_a_report_that_did_not_pass_gives_no_certificate(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--certificate .*report.verdict='failed': expected 'passed'"):
-        certificates_of([report(tmp_path, verdict="failed")])
+        certificates_of([report(tmp_path, status=Status.FAILED)])
+
+
+def test_a_verdict_that_does_not_follow_from_its_checks_is_refused(tmp_path: Path) -> None:
+    path = report(tmp_path, status=Status.FAILED)
+    path.write_text(path.read_text().replace('"verdict": "failed"', '"verdict": "passed"', 1))
+    with pytest.raises(BadInput, match=r"report.verdict='passed': its checks come to 'failed'; make the report again"):
+        certificates_of([path])
+
+
+def test_a_certificate_that_holds_gives_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "verify", partial(verify, editions=lambda name: SMALL))
+    versions = VERSIONS | installed_versions(*measure.VERSIONS)
+    made = replace(invented(), device=H100, versions=versions, backend="TRITON", origin="TRITON")
+    made = replace(made, checks=[replace(check, backend="TRITON") for check in made.checks])
+    folder = tmp_path / "certificate"
+    around = surroundings() | {"device": DEVICE | {"name": H100}, "versions": made.versions}
+    write_certificate(folder, made, SMALL.edition, around, None)
+    assert certificates_of([folder])["TRITON"].level == SMALL.level
+    (folder / EVIDENCE).write_bytes(b"")
+    with pytest.raises(BadInput, match=r"--certificate .*certificate: it does not hold: .*; see fp8moe verify"):
+        certificates_of([folder])
 
 
 def test_the_summary_tells_the_regret_and_who_was_not_there() -> None:
     found = [one(n, {"TRITON": 100.0 + n, "DEEPGEMM": 100.0}) for n in (1, 10, 50)] + [one(2, {"TRITON": 1.0})]
     assert list(summary(found)) == [
         "regret of the seed's order over 3 cases: median 10.0%, p95 50.0%, worst 50.0%",
-        "no regret in 1 cases: one backend alone can run there",
+        "no regret in 1 case: one backend alone can run there",
         "absent: MARLIN, in 4 cases: not installed",
     ]
 

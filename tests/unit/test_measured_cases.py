@@ -11,6 +11,7 @@ from conformance.selection.ask import ELEVEN, SM90
 from conformance.selection.build import make_config
 from fp8moe import PLATFORMS, BackendSpec, Fp8MoeBackend, Reason, select_fp8_moe_backend
 from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.counted import counted
 from fp8moe.log_once import reset_log_deduplication
 from fp8moe.measured import (
     Certificate,
@@ -48,11 +49,11 @@ TIMES = {"TRITON": {1: 10.0, 100: 1000.0}, "MARLIN": {1: 8.0, 100: 4000.0}, "DEE
 @pytest.mark.parametrize(
     ("tokens", "backend", "words"),
     [
-        (1, "MARLIN", "8 us, measured at 1 tokens"),
+        (1, "MARLIN", "8 us, measured at 1 token"),
         # the geometric mean of 10 and 1000, at the geometric mean of 1 and 100
         (10, "TRITON", "100 us, on the line from 1 (10 us) to 100 (1000 us) tokens, log time over log tokens"),
         (100, "DEEPGEMM", "244.9 us, on the line from 10 (200 us) to 1000 (300 us) tokens"),
-        (1000, "DEEPGEMM", "300 us, measured at 1000 tokens"),
+        (1000, "DEEPGEMM", "300 us, measured at 1,000 tokens"),
     ],
 )
 def test_between_measured_tokens_log_time_is_linear_in_log_tokens(tokens: int, backend: str, words: str) -> None:
@@ -63,7 +64,7 @@ def test_between_measured_tokens_log_time_is_linear_in_log_tokens(tokens: int, b
     log_us = log_time(TIMES[backend], tokens)
     assert log_us is not None
     assert time.us == TIMES[backend].get(tokens, math.exp(log_us))
-    assert f"{backend} is the fastest at {tokens} tokens" in answer.why
+    assert f"{backend} is the fastest at {counted(tokens, 'token')}" in answer.why
     assert [verdict.consulted for verdict in answer.verdicts] == [True] * len(NAMES)
 
 

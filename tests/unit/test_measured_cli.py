@@ -51,7 +51,7 @@ def test_the_seeds_order_where_nothing_was_measured(times: str) -> None:
     arguments = (*ON, "--measured", times, "--tokens", "99999")
     answer = explain(*arguments)
     assert (answer["backend"], answer["rule"], answer["measured"]["fallback"]) == ("DEEPGEMM", "R8", "TOKENS")
-    assert "not measured (TOKENS): 99999 tokens are outside" in run("explain", *arguments).stdout
+    assert "not measured (TOKENS): a call of 99,999 tokens is outside" in run("explain", *arguments).stdout
     forced = explain(*ON, "--measured", times, "--tokens", "1", "--env", "VLLM_USE_DEEP_GEMM=1")
     assert (forced["backend"], forced["rule"], forced["measured"]["fallback"]) == ("DEEPGEMM", "R4b", "RULE")
     lora = explain(*ON, "--measured", times, "--tokens", "1", "--lora")

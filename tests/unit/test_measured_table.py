@@ -152,7 +152,7 @@ WRONG = [
     (put("shapes", 0, "format", value="ragged"), "shapes[0]: format='ragged': expected one of standard, batched"),
     (put("shapes", 0, "tokens", value=[]), "shapes[0]: tokens=[]: expected a list of numbers of tokens"),
     (put("shapes", 0, "tokens", 1, value=-16), "shapes[0]: tokens[1]=-16: expected an integer"),
-    (put("shapes", 0, "tokens", 1, value=1), "rows: TRITON at 1 tokens of E=8 k=2"),
+    (put("shapes", 0, "tokens", 1, value=1), "rows: TRITON at 1 token of E=8 k=2"),
     (put("shapes", 0, "us", value=[]), "shapes[0]: us=[]: expected an object"),
     (put("shapes", 0, "us", "ACME", value=[1, 2]), "shapes[0]: us['ACME']: no backend of this name"),
     (put("shapes", 0, "us", "NONE", value=[1, 2]), "shapes[0]: us['NONE']: no backend of this name"),
@@ -255,7 +255,7 @@ def test_backends_that_are_given_are_known() -> None:
         (lambda: MeasuredTable(DEVICES["h100"], "0.1.0"), "versions='0.1.0': expected a mapping"),  # type: ignore[arg-type]
         (lambda: table_of([1]), "rows=1: expected MeasuredRow objects"),  # type: ignore[list-item]
         (lambda: table_of([], XPU=1), r"certificates\['XPU'\]=1: expected a Certificate"),  # type: ignore[arg-type]
-        (lambda: table_of([MeasuredRow(SHAPE, 1, "XPU", us) for us in (1, 2)]), "XPU at 1 tokens of E=8"),
+        (lambda: table_of([MeasuredRow(SHAPE, 1, "XPU", us) for us in (1, 2)]), "XPU at 1 token of E=8"),
         (lambda: MeasuredRow("block", 1, "XPU", 1), "shape='block': expected a LayerShape"),  # type: ignore[arg-type]
         (lambda: MeasuredRow(SHAPE, 1, " ", 1), "backend=' ': expected a text such as 'TRITON'"),
         (lambda: MeasuredRow(SHAPE, 1, "XPU", float("nan")), "us=nan: expected a positive, finite number"),

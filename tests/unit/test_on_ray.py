@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conformance.editions import edition
-from conformance.kept_text import write_text
+from conformance.kept_text import content_of
 from conformance.on_ray import ClusterError, Placement, placement_on
 from conformance.shards import Shard
 from fp8moe.cli import app
@@ -97,7 +97,8 @@ def test_shards_beside_the_folder(changed: dict[str, str], options: tuple[str, .
     asked = edition("2026.1")
     own = {"origin": "TorchExperts", "level": asked.level, "seed": asked.seed, "shard": "1/4"}
     report = replace(invented(), **(own | changed))
-    write_text(piece_of(tmp_path / "x", Shard(1, 4)), report.to_json())
+    piece = piece_of(tmp_path / "x", Shard(1, 4))
+    piece.write_bytes(content_of(piece, report.to_json()))
     assert told in refused("--out", tmp_path / "x", "--device", "cpu", "--ray", "auto", *options)
 
 

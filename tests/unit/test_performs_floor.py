@@ -130,7 +130,7 @@ def test_a_case_without_a_backend_is_not_run_and_says_why() -> None:
     measured = performs.time_case(Selected(Case(), "TRITON", None, "its kernels are not written yet"), HOPPER)
     assert (measured.result.status, measured.stopwatch) == (Status.NOT_RUN, None)
     assert measured.result.evidence is None
-    assert not_timed([measured.result]) == ["performs: TRITON: its kernels are not written yet (1 cases)"]
+    assert not_timed([measured.result]) == ["performs: TRITON: its kernels are not written yet (1 case)"]
     assert not_timed([CheckResult("performs", "performs.time", Status.NOT_RUN, reason="no GPU")]) == [
         "performs: no GPU"
     ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from conformance.results import Status
-from fp8moe.commands.check import print_report
+from conformance.hangs import IT_HANGS
+from conformance.left import cases_left, left_reason
+from conformance.report import Report
+from conformance.results import CheckResult, Status
+from fp8moe.commands.check import print_report, tell_hanging
+from fp8moe.commands.failures import ALIKE_SHOWN, REASONS_SHOWN
 from tests.unit.certificates import invented
 
 
@@ -23,3 +28,93 @@ def test_a_failure_tells_the_case_that_it_was_found_as(capsys: pytest.CaptureFix
 def test_one_that_is_as_it_was_found_tells_none(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(invented(failing=1))
     assert "found as" not in capsys.readouterr().out
+
+
+def failing(reasons: Sequence[str], status: Status = Status.FAILED) -> Report:
+    """A report in which the first cases have these reasons."""
+    report = invented()
+    with_case = [number for number, check in enumerate(report.checks) if check.case]
+    checks = list(report.checks)
+    for number, reason in zip(with_case, reasons, strict=False):
+        one = checks[number]
+        checks[number] = replace(one, status=status, reason=reason, reproduce=f"run {one.check} {one.case}")
+    return replace(report, checks=checks)
+
+
+def lines(report: Report, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    print_report(report)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("status", "word"), [(Status.FAILED, "FAILED"), (Status.WAIVED, "WAIVED")])
+def test_equal_reasons_are_told_once(status: Status, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = failing(["its constructor raised KeyError: 'w'"] * 29 + ["E1 = 3 > 1"], status)
+    told = lines(report, capsys)
+    mine = [check for check in report.checks if check.status is status]
+    at = [number for number, line in enumerate(told) if line.startswith(word)]
+    assert len(at) == 2
+    names = [f"{check.check} {check.case}" for check in mine]
+    named = ", ".join(name.removeprefix("computes.") for name in names[1 : 1 + ALIKE_SHOWN])
+    assert told[at[0] : at[0] + 4] == [
+        f"{word} {names[0]}",
+        "  its constructor raised KeyError: 'w'",
+        f"  reproduce: run {names[0]}",
+        f"  and 28 more with the same reason: {named} and {28 - ALIKE_SHOWN} more, in the report",
+    ]
+    assert told[at[1] : at[1] + 3] == [f"{word} {names[29]}", "  E1 = 3 > 1", f"  reproduce: run {names[29]}"]
+    assert not told[at[1] + 3].startswith("  and")
+    assert len([check for check in Report.from_json(report.to_json()).checks if check.status is status]) == 30
+
+
+def test_the_one_in_full_can_be_run_again(capsys: pytest.CaptureFixture[str]) -> None:
+    report = failing(["it died"])
+    first = CheckResult("computes", "computes.fingerprint", Status.FAILED, "TOY", reason="it died")
+    told = lines(replace(report, checks=[first, *report.checks]), capsys)
+    at = next(number for number, line in enumerate(told) if line.startswith("FAILED"))
+    assert told[at + 2].startswith("  reproduce: run computes.equivalence")
+    assert told[at + 3] == "  and 1 more with the same reason: fingerprint"
+
+
+def test_reasons_that_are_many_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    told = lines(failing([f"reason {number // 2}" for number in range(2 * REASONS_SHOWN + 6)]), capsys)
+    assert sum(line.startswith("FAILED") for line in told) == REASONS_SHOWN
+    assert "and 6 more failed, for 3 other reasons, in the report" in told
+
+
+def stopped(whys: Mapping[str, int]) -> Report:
+    report = invented()
+    left = [
+        CheckResult("computes", f"computes.{name}", Status.NOT_RUN, "TOY", "block", reason=left_reason(why, count, "x"))
+        for why, count in whys.items()
+        for name in ("a", "b")
+    ]
+    return replace(report, checks=[*report.checks, *left])
+
+
+def test_what_was_not_run_is_counted_by_why(capsys: pytest.CaptureFixture[str]) -> None:
+    whys = {"it failed before": 3, f"{IT_HANGS}: 3 of the cases did not end": 1200}
+    report = stopped(whys)
+    assert cases_left(report.checks) == {why: 2 * count for why, count in whys.items()}
+    told = [line for line in lines(report, capsys) if line.startswith("not run") and "performs" not in line]
+    assert told == [f"not run: {2 * count:,} cases: {why}" for why, count in whys.items()]
+    tell_hanging(report, "do this.")
+    assert capsys.readouterr().err == (
+        "gave up: it hangs: 3 of the cases did not end; not run: 2,400 cases. Where it is slow and does not hang, "
+        "do this.\n"
+    )
+    tell_hanging(stopped({"it failed before": 3}), "do this.")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        (stopped({"not of shard 3/8": 9}), "shard 3/8: done, {passed} cases passed"),
+        (failing(["E1 = 3 > 1"] * 2), "shard 3/8: done, {passed} cases passed, 2 failed"),
+        (failing(["waived"], Status.WAIVED), "shard 3/8: done, {passed} cases passed, 1 waived"),
+        (stopped({"the budget of 5 s was spent": 9}), "shard 3/8: not at its end, {passed} cases passed"),
+    ],
+)
+def test_a_shard_says_what_was_done(report: Report, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    passed = sum(bool(check.case) and check.status is Status.PASSED for check in report.checks)
+    assert lines(replace(report, shard="3/8"), capsys)[-1] == told.format(passed=passed)

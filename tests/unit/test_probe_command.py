@@ -126,7 +126,7 @@ def test_the_devices_own_product(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["NOBODY", "--device", "cpu"], "no backend is named"),
+        (["NOBODY", "--device", "cpu"], "NOBODY: no backend has this name"),
         (["TorchExperts", "--device", "abacus"], "expected one of"),
         (["--device", "cpu"], "name a backend"),
         (["TorchExperts", "--units"], "neither a backend nor a device"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from conformance.remaining import Remaining
-from fp8moe.commands.progress import duration, progress, time_left
+from fp8moe.commands.progress import duration, is_watched, progress, time_left
 
 
 class Clock:
@@ -54,3 +57,42 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) ->
         tell(1, 2, "a", 1.0)
     err = capsys.readouterr().err.splitlines()
     assert err == ["TOY [x]: 1 of 3,000 in 0:00:00", "TOY [x]: 2,000 of 3,000 in 0:00:00, about 0:01:15 left"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Standard error on a terminal of 80 columns, as some CI systems give to their jobs, too."""
+    made = Terminal()
+    monkeypatch.setattr(sys, "stderr", made)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    return made
+
+
+LONG = "acme_moe.experts.blackwell:AcmeMoeBlockScaledExperts, certify, shard 3/8"
+
+
+@pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb")])
+def test_whole_lines_in_a_log(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = terminal(monkeypatch)
+    monkeypatch.setenv(name, value)
+    assert not is_watched()
+    with progress(LONG, every=0.0) as tell:
+        tell(2000, 3000, "computes.relation.scale_code_exchange", 75.0)
+    assert log.getvalue() == f"{LONG}: 2,000 of 3,000 in 0:00:00, about 0:01:15 left\n"
+
+
+def test_a_bar_leaves_the_figures_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    assert is_watched()
+    with progress(LONG) as tell:
+        tell(2000, 3000, "computes.relation.scale_code_exchange", 75.0)
+    shown = screen.getvalue().split("\r")[-1]
+    assert "2000/3000" in shown
+    assert "about 0:01:15 left" in shown
+    assert "\N{HORIZONTAL ELLIPSIS}" in shown

@@ -68,7 +68,7 @@ def test_a_result_tells_all_times() -> None:
     assert result.reason == "beside A, B, C; best: B; absent: D, not installed"
     assert result.measured["B_us"] < result.measured["C_us"] < result.measured["A_us"]
     (line,) = regret_lines([result])
-    assert line.startswith("regret of the selected backend over 1 cases: median 2")
+    assert line.startswith("regret of the selected backend over 1 case: median 2")
     assert line.endswith(f"in A {CASE}")
 
 

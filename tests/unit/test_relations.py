@@ -12,6 +12,7 @@ from torch import Tensor
 
 from conformance.cases import SCHEME_NAMES, Case
 from conformance.checks import check_case
+from conformance.named_check import Check
 from conformance.plan import Subject, Target
 from conformance.relations import RELATIONS, relation_case
 from conformance.relations.changed import shuffled
@@ -19,7 +20,7 @@ from conformance.relations.grounds import scaled_output, token_by_token
 from conformance.relations.memory import FilledScratch
 from conformance.relations.telling import PREFIX, TELLING
 from conformance.results import CheckResult, Status
-from conformance.trial import Check, Ended, Trial
+from conformance.trial import Ended, Trial
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Recipe

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from conformance.checks import check_case
 from conformance.matrix import BY_BITS
+from conformance.named_check import Check
 from conformance.plan import Subject, Target
 from conformance.relations import RELATIONS, relation_case
 from conformance.relations.telling import PREFIX
 from conformance.results import CheckResult, Status
-from conformance.trial import Check
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Arithmetic, Contract, Steps

@@ -128,7 +128,7 @@ def test_of_several_they_are_listed_and_one_is_chosen(tmp_path: Path) -> None:
     assert "waived: known" in first
     assert f"on cpu: {SMALL}" in first
     assert f"on cpu: {second}" in run("repro", str(path), "--number", "2", status=1).stdout
-    with pytest.raises(BadInput, match="--number 4: there are 3 failures"):
+    with pytest.raises(BadInput, match="--number 4: it has 3 failures"):
         repro.reproduced(str(path), repro.Given(number=4))
 
 

@@ -20,6 +20,12 @@ for line in sys.stdin:
     asked = json.loads(line)
     if asked["verb"] == "dance":
         continue
+    if asked["verb"] == "half":
+        print('{"half": ', end="", flush=True)
+        continue
+    if asked["verb"] == "endless":
+        while True:
+            print("x" * 100_000, end="", flush=True)
     answer = {
         "hello": {"protocol": PROTOCOL, "versions": {}, "device": "played"},
         "make": {
@@ -89,6 +95,22 @@ def test_no_answer_in_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(two_processes, "SECONDS", 0.2)
     with pytest.raises(WorkerFailed, match=r"A: no answer to 'dance' within 0\.2 s: X"):
         a.ask("dance", cell="X")
+    a.close()
+
+
+def test_half_a_line_is_no_answer(tmp_path: Path) -> None:
+    a = Version("A", checkout(tmp_path / "a", 1.0))
+    with pytest.raises(WorkerFailed, match=r"A: no answer to 'half' within 0\.2 s"):
+        a.ask("half", 0.2)
+    assert a._process.wait(10) < 0
+    a.close()
+
+
+def test_a_line_without_an_end_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_processes, "MOST_BYTES", 1 << 20)
+    a = Version("A", checkout(tmp_path / "a", 1.0))
+    with pytest.raises(WorkerFailed, match="A: its process ended with status -9"):
+        a.ask("endless", 60.0)
     a.close()
 
 

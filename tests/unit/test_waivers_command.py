@@ -12,11 +12,30 @@ from tests.unit.waiver_files import in_days, in_folder
 
 
 def test_waivers_are_listed_with_the_days_left(tmp_path: Path) -> None:
-    path = in_folder(tmp_path, {"expires": in_days(90)}, {"backend": "OTHER", "expires": in_days(0)})
+    path = in_folder(
+        tmp_path, {"backend": "TRITON", "expires": in_days(90)}, {"backend": "MARLIN", "expires": in_days(0)}
+    )
     told = run("waivers", str(path)).stdout
-    for text in ("ACME", "OTHER", ">=1.2,<1.4", "Kernels team", in_days(90), "2 waivers"):
+    for text in ("TRITON", "MARLIN", ">=1.2,<1.4", "Kernels team", in_days(90), "2 waivers"):
         assert text in told
-    assert "OTHER" not in run("waivers", str(path), "--backend", "acme").stdout
+    assert "MARLIN" not in run("waivers", str(path), "--backend", "triton").stdout
+
+
+def test_of_one_waiver_and_one_day(tmp_path: Path) -> None:
+    told = run("waivers", str(in_folder(tmp_path, {"backend": "TRITON", "expires": in_days(-1)})), status=1).stdout
+    assert "\n1 waiver, 1 expired" in told
+    assert "expired 1 day ago" in " ".join(told.split())
+
+
+def test_a_backend_that_is_not_known_here(tmp_path: Path) -> None:
+    waivers = [{"backend": name, "expires": in_days(9)} for name in ("TRITTON", "acme_moe.experts:A", "TRITON")]
+    path = in_folder(tmp_path, *waivers)
+    told = run("waivers", str(path), status=2).stdout
+    assert "backend TRITTON is not known here: did you mean TRITON?" in told
+    assert "backend acme_moe.experts:A is not known here: correct the name, or install its package" in told
+    listed = json.loads(run("waivers", str(path), "--json", status=2).stdout)
+    assert [waiver["known_here"] for waiver in listed["waivers"]] == [False, False, True]
+    run("waivers", str(path), "--backend", "TRITON")
 
 
 def test_one_that_has_expired(tmp_path: Path) -> None:
@@ -26,7 +45,7 @@ def test_one_that_has_expired(tmp_path: Path) -> None:
     listed = json.loads(run("waivers", str(path), "--json", status=1).stdout)
     assert [waiver["days_left"] for waiver in listed["waivers"]] == [-3, 9]
     assert listed["waivers"][0]["case"] == "scheme=block,k=8"
-    run("waivers", str(path), "--backend", "OTHER")
+    run("waivers", str(path), "--backend", "OTHER", status=2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from conformance.levels import Item
 from conformance.planned import Plan, smallest
 from conformance.results import CheckResult, Status
 from conformance.waivers import parse_waivers
-from conformance.waivers.in_force import InForce
+from conformance.waivers.in_force import InForce, is_known
 from conformance.waivers.release import Release
 from tests.unit.waiver_files import TODAY, written
 
@@ -64,13 +64,27 @@ def test_which_hold(fields: dict[str, object], holds: bool) -> None:
     assert found.rotten == []
     told = judged(found, result(7, Status.WAIVED))
     assert told.status is Status.PASSED
-    assert told.scope.startswith(f"{int(holds)} of 1 waivers are for ACME on NVIDIA H200, acme-kernels 1.3+cu129")
+    assert told.scope.startswith(f"{int(holds)} of 1 waiver for ACME on NVIDIA H200, acme-kernels 1.3+cu129")
+
+
+def test_what_does_not_hold_here_is_told_with_why() -> None:
+    version, device = {"backend_version": "<1.3", "case": "M=8"}, {"device": "NVIDIA H100", "case": "M=9"}
+    told = judged(in_force({}, version, device, {"backend": "TRITON"}))
+    assert told.status is Status.PASSED
+    assert told.scope.endswith("; not in force here: waiver 2 is for versions <1.3, waiver 3 is for device NVIDIA H100")
+    told = judged(in_force(*({"backend_version": "<1.3", "case": f"M={n}"} for n in range(7))))
+    assert told.scope.endswith("waiver 5 is for versions <1.3 and 2 more")
+
+
+def test_a_class_of_an_installed_package_is_known() -> None:
+    names = ("TRITON", "TorchExperts", "fp8moe.backends.torch_experts:TorchExperts", "ACNE", "no_such_package.a:B")
+    assert [is_known(name) for name in names] == [True, True, True, False, False]
 
 
 def test_a_name_that_nothing_has_is_told() -> None:
     told = judged(in_force({}, {"backend": "ACNE"}, {"backend": "TRITON"}, {"backend": "TorchExperts"}))
     assert told.status is Status.PASSED
-    assert told.scope.startswith("1 of 4 waivers are for ACME")
+    assert told.scope.startswith("1 of 4 waivers for ACME")
     assert told.scope.endswith("; backends that are not known here: ACNE")
 
 

@@ -104,10 +104,10 @@ def selects(evidence: dict[str, Any]) -> None:
 
 YESTERDAY = (date.fromisoformat(in_days(0)) - timedelta(days=1)).isoformat()
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "no waivers": (lambda evidence: evidence["report"].update(waivers=[]), "waived, by none of the 0 waivers"),
-    "no field": (lambda evidence: evidence["report"].pop("waivers"), "waived, by none of the 0 waivers"),
-    "of another case": (waived(case="M=0"), "waived, by none of the 1 waivers"),
-    "of another owner": (waived(owner="nobody"), "waived, by none of the 1 waivers"),
+    "no waivers": (lambda evidence: evidence["report"].update(waivers=[]), "waived, by none of the report's 0 waivers"),
+    "no field": (lambda evidence: evidence["report"].pop("waivers"), "waived, by none of the report's 0 waivers"),
+    "of another case": (waived(case="M=0"), "waived, by none of the report's 1 waiver"),
+    "of another owner": (waived(owner="nobody"), "waived, by none of the report's 1 waiver"),
     "of another backend": (waived(backend="OTHER"), "is for backend 'OTHER'"),
     "of another device": (waived(device="a TPU"), "is for device 'a TPU'"),
     "of another version": (waived(backend_version=">=1.2,<1.4"), "is for versions >=1.2,<1.4: judged was toy 1"),
@@ -126,7 +126,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "expired": (waived(expires=YESTERDAY), "had expired on the day of the run"),
     "without end": (waived(expires="2999-01-01"), "at most 180"),
     "with a field more": (waived(why="x"), "unknown key 'why'"),
-    "every case": (all_waived, "waived, by none of the 1 waivers"),
+    "every case": (all_waived, "waived, by none of the report's 1 waiver"),
     "every case by one": (broad, "at most 5%"),
     "what passes": (waived(case="M=17"), "covers cases that pass"),
     "the selection": (selects, "waived, which only cases of what is computed can be"),

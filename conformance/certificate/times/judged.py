@@ -14,11 +14,11 @@ import numpy as np
 from conformance.cases import Case
 from conformance.certificate.times.kept import TAKEN, TimedCase, Times, planned
 from conformance.editions import target_of
-from conformance.gate.shown.words import counted
 from conformance.performs import Floor, Work, floor_of, work_of_case
 from conformance.rates import Rates, rates_of
 from conformance.report import Report
 from conformance.timing.side_by_side import Regret, SideBySide, regret
+from fp8moe.counted import counted
 
 TARGETS = ("cuda", "rocm")
 """Whose devices can be timed."""

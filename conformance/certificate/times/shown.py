@@ -8,8 +8,8 @@ from conformance.certificate.reading import Certificate
 from conformance.certificate.tabled import Field, Table, field, lines, table
 from conformance.certificate.times.judged import Judged, absent, all_judged, summary
 from conformance.certificate.times.kept import FAILED, TAKEN
-from conformance.gate.shown.words import counted
 from conformance.timing.side_by_side import Regret
+from fp8moe.counted import counted
 
 NONE = "-"
 CASES = "Microseconds of a call beside the floor, which is the least that the device's data sheet allows."

@@ -12,6 +12,7 @@ from conformance.gate.shown import svg, words
 from conformance.gate.shown.history import LEVEL, Dated, History, Point, histories, worst
 from conformance.gate.shown.plots import THICK, round_step
 from conformance.gate.shown.svg import CHAR, LINE, line, text
+from fp8moe.counted import counted
 
 MOST = 6
 """Panels, unless cells are named."""
@@ -64,10 +65,10 @@ def history_plot(runs: Iterable[Dated], cells: Sequence[str] | None = None, most
         for part in svg.wrapped(f"[{number}] {note}", NOTE_COLUMNS, 3):
             body.append(text(PAD, y, part, "f8-muted"))
             y += LINE
-    title = f"Time over the yardstick's, {words.counted(len(runs), 'run')}, {dates.said}"
+    title = f"Time over the yardstick's, {counted(len(runs), 'run')}, {dates.said}"
     told = f"{title}. " + " ".join(f"{history.cell}: {history}." for history in drawn)
     if len(drawn) < len(found):
-        title += f": {len(drawn)} of {len(found)} cells"
+        title += f": {len(drawn)} of {counted(len(found), 'cell')}"
     head = [text(PAD, 26, title, "f8-ink f8-title")]
     head += [text(PAD, 46 + LINE * number, said, "f8-muted") for number, said in enumerate(KEY)]
     return svg.document("f8-history", (WIDTH, y), title, told, [*head, *body])

@@ -11,6 +11,7 @@ from conformance.gate.result import GateResult
 from conformance.gate.shown import words
 from conformance.gate.shown.escapes import code, prose
 from conformance.gate.verdicts import CellVerdict, Outcome
+from fp8moe.counted import counted
 
 MARK = "<!-- fp8moe gate -->"
 """The first line, by which a later run finds the comment that it replaces."""
@@ -33,7 +34,7 @@ class _Block:
 
     def text(self, count: int) -> str:
         left = len(self.rows) - count
-        more = f"\n\n{words.counted(left, self.noun)} left out here, for want of room.\n" if left else ""
+        more = f"\n\n{counted(left, self.noun)} left out here, for want of room.\n" if left else ""
         return self.head + "".join(self.rows[:count]) + more + self.tail
 
     @property
@@ -116,9 +117,7 @@ def _numerics(result: GateResult) -> list[_Block]:
     blocks = [_Block(f"### Numerics\n\n{_table(NUMERICS)}", rows)] if rows else [_Block("### Numerics\n")]
     if same:
         folded = [_row([code(cell.cell), str(cell.cases)]) for cell in same]
-        blocks.append(
-            _folded(f"{words.counted(len(same), 'cell')} with the same bits", _table(("cell", "cases")), folded)
-        )
+        blocks.append(_folded(f"{counted(len(same), 'cell')} with the same bits", _table(("cell", "cases")), folded))
     return blocks
 
 
@@ -144,7 +143,7 @@ def _speed(result: GateResult) -> list[_Block]:
     head = f"### Speed\n\n{prose(words.speed_note(result), LINE)}\n\n"
     blocks = [_Block(head + (_table(SPEED) if rows else ""), rows)]
     if same:
-        blocks.append(_folded(f"{words.counted(len(same), 'cell')} the same", _table(SPEED), same))
+        blocks.append(_folded(f"{counted(len(same), 'cell')} the same", _table(SPEED), same))
     return blocks
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from conformance.gate.shown import svg, words
 from conformance.gate.shown.svg import CHAR, LINE, box, line, mark, text
 from conformance.gate.verdicts import CellVerdict, Outcome, RunVerdict
+from fp8moe.counted import counted
 
 ROWS = 60
 """Cells shown, unless told otherwise: a picture of some 2,000 pixels."""
@@ -86,7 +87,7 @@ def ratio_plot(verdict: RunVerdict, rows: int = ROWS) -> str:
     heights = [max(len(label), len(lines)) * LINE + 9 for label, lines in zip(labels, said, strict=True)]
     bottom = TOP + sum(heights)
     counts = ", ".join(f"{len(verdict.of(outcome))} {outcome.value}" for outcome in words.OUTCOMES)
-    title = f"Ratio of times of {words.counted(len(cells), 'cell')}: {counts}"
+    title = f"Ratio of times of {counted(len(cells), 'cell')}: {counts}"
     body = [text(PAD, 26, title, "f8-ink f8-title"), *_legend(verdict)]
     y = TOP
     for cell, height in zip(shown, heights, strict=True):
@@ -101,7 +102,7 @@ def ratio_plot(verdict: RunVerdict, rows: int = ROWS) -> str:
     if len(cells) > len(shown):
         left = cells[len(shown) :]
         same = sum(cell.outcome is Outcome.SAME for cell in left)
-        more = f"{words.counted(len(left), 'cell')} more, of which {same} the same: not drawn here"
+        more = f"{counted(len(left), 'cell')} more, of which {same} the same: not drawn here"
         body.append(text(PAD, height, more, "f8-muted"))
         height += 24
     slower = ", ".join(cell.cell for cell in verdict.slower[:5]) or "none"

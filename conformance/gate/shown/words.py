@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from conformance.gate.numerics import CellChange, Change
 from conformance.gate.result import GateResult, Status
 from conformance.gate.verdicts import CellVerdict, Mode, Outcome
+from fp8moe.counted import counted
 
 PARTS = ("decisions", "numerics", "speed")
 OUTCOMES = (Outcome.SLOWER, Outcome.INCONCLUSIVE, Outcome.FASTER, Outcome.SAME)
@@ -39,11 +40,6 @@ def visible(text: str) -> str:
 def clipped(text: str, most: int) -> str:
     """At most so many characters, the last an ellipsis where there were more."""
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def counted(count: int, noun: str) -> str:
-    """Such as "1 cell", "2 cells"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def headline(result: GateResult) -> str:
