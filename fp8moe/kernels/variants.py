@@ -11,7 +11,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp8moe.activations import GATED, NON_GATED
-from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, marks, merge, places, quantize, reduce, settle
+from fp8moe.kernels import (
+    activation,
+    few,
+    fused,
+    fused_rows,
+    grouped_gemm,
+    marks,
+    merge,
+    places,
+    quantize,
+    reduce,
+    settle,
+)
 from fp8moe.kernels.fp8_cast import LEAST_CAPABILITY
 
 
@@ -26,12 +38,14 @@ class Variant:
             None, as in the launch.
         fp8: whether it needs e4m3 in the compiler or the hardware; kernels that make codes by integer arithmetic
             do not.
+        warps: of a program.
     """
 
     kernel: Any
     constants: dict[str, Any]
     pointers: dict[str, str]
     fp8: bool = False
+    warps: int = 4
 
 
 _FLOOR = {"AMAX_FLOOR": 1e-10}
@@ -95,7 +109,9 @@ def _placing() -> dict[str, Variant]:
     """As TRITON and as DEEPGEMM lay pairs out, and what is done around libraries' GEMMs."""
     ids = {"ids": "*i64", "expert_map": "*i32"}
     each = {"EXPERTS": places.EXPERTS, "CHUNK": places.CHUNK}
-    numbers = dict.fromkeys(("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners"), "*i32")
+    of_few = {"HAS_MAP": True, "PAIRS": few.FEW, "CHUNK": few.CHUNK, "PADDING": few.PADDING}
+    made = ("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners", "count")
+    numbers = dict.fromkeys(made, "*i32")
     by_tile = {"ROWS_OF_OWNER": 64, "ALIGNMENT": 64, "HAS_PLACES": False, "HAS_PAIR_OF_ROW": True, "places": None}
     by_row = {"ROWS_OF_OWNER": 1, "ALIGNMENT": 128, "HAS_PLACES": True, "HAS_PAIR_OF_ROW": False, "pair_of_row": None}
     wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True, "HAS_OWNERS": True}
@@ -121,6 +137,18 @@ def _placing() -> dict[str, Variant]:
         "sum_counts": Variant(places.sum_counts_kernel, {"CHUNKS": places.CHUNKS, "EXPERTS": places.EXPERTS}, numbers),
         "place_pairs_tiles": Variant(places.place_pairs_kernel, {**each, **wide, **by_tile}, laid),
         "place_pairs_rows": Variant(places.place_pairs_kernel, {**each, **wide, **by_row}, laid),
+        "place_few_pairs": Variant(
+            few.place_few_pairs_kernel,
+            {**of_few, "HAS_WEIGHTS": False, "TILE_ROWS": 16, "weights": None, "settled_weights": None},
+            {**ids, **numbers},
+            warps=few.warps_of(few.FEW),
+        ),
+        "place_few_pairs_weights": Variant(
+            few.place_few_pairs_kernel,
+            {**of_few, "HAS_WEIGHTS": True, "TILE_ROWS": 64},
+            {**ids, **numbers, "weights": "*fp32", "settled_weights": "*fp32"},
+            warps=few.warps_of(few.FEW),
+        ),
         "settle_pairs": Variant(
             settle.settle_pairs_kernel,
             {"HAS_MAP": True, "ALL_EXPERTS": 256, "SLOTS": 8, "ROWS": settle.ROWS},
@@ -219,6 +247,7 @@ COUNTS = (
     "stride_slot",
     "pairs_per_row",
     "tiles",
+    "pad",
     "top_k",
     "stride_a_scale_row",
     "stride_a_scale_k",
@@ -245,5 +274,5 @@ def compile_variant(name: str, target: GPUTarget) -> Any:
         for position, each in enumerate(arguments)
         if each not in constants and each not in COUNTS
     }
-    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
+    options = {"num_warps": variant.warps, "num_stages": 3, "enable_fp_fusion": False}
     return triton.compile(ASTSource(variant.kernel, signature, constexprs, aligned), target=target, options=options)
