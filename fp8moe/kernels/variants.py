@@ -55,6 +55,7 @@ _ROWS = {"x": "*bf16", "present": "*i32", "codes": "*u8", "scales": "*fp32"}
 
 def _quantising() -> dict[str, Variant]:
     groups = {**_FLOOR, "GROUP": 128, "ROWS": quantize.ROWS}
+    of_few = {**groups, "ROWS": 1}
     rows = {**_FLOOR, "ROWS": 1, "BLOCK": quantize.MOST_COLUMNS, "ONE_STEP": True}
     scalar = {"x": "*bf16", "scale": "*fp32", "present": "*i32", "codes": "*u8"}
     amax = {"x": "*bf16", "present": "*i32", "bits": "*i32"}
@@ -68,6 +69,9 @@ def _quantising() -> dict[str, Variant]:
         x = {"x": "*fp32"} if whom is present else {}
         variants |= {
             f"quantize_group{suffix}": Variant(quantize.quantize_group_kernel, {**groups, **whom}, {**_ROWS, **x}),
+            f"quantize_group_few{suffix}": Variant(
+                quantize.quantize_group_kernel, {**of_few, **whom}, {**_ROWS, **x}, warps=1
+            ),
             f"quantize_token{suffix}": Variant(quantize.quantize_token_kernel, {**rows, **whom}, {**_ROWS, **x}),
             f"quantize_tensor{suffix}": Variant(quantize.quantize_tensor_kernel, {**_LONG, **whom}, {**scalar, **x}),
             f"tensor_amax{suffix}": Variant(quantize.tensor_amax_kernel, {**_LONG, **whom}, {**amax, **x}),
@@ -131,7 +135,9 @@ def _placing() -> dict[str, Variant]:
     rows = {"x": "*bf16", "given": "*fp32", **laid_out}
     to_places = Variant(fused.quantize_to_places_kernel, {**group, "SLOTS": 8}, {"x": "*bf16", **laid_out})
     activating = {**group, "NAME": "silu", "IS_GATED": True, "IN_ORDER": False}
-    activate_quantize = Variant(fused.activate_quantize_kernel, activating, {"gate_up": "*bf16", **laid_out})
+    gate_up = {"gate_up": "*bf16", **laid_out}
+    activate_quantize = Variant(fused.activate_quantize_kernel, activating, gate_up)
+    activate_quantize_few = Variant(fused.activate_quantize_kernel, {**activating, "ROWS": 1}, gate_up, warps=1)
     return {
         "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
         "sum_counts": Variant(places.sum_counts_kernel, {"CHUNKS": places.CHUNKS, "EXPERTS": places.EXPERTS}, numbers),
@@ -173,6 +179,7 @@ def _placing() -> dict[str, Variant]:
         "quantize_to_places": to_places,
         "quantize_to_places_powers": _by_powers_of_two(to_places),
         "activate_quantize": activate_quantize,
+        "activate_quantize_few": activate_quantize_few,
         "activate_quantize_powers": _by_powers_of_two(activate_quantize),
         "activate_quantize_in_order": Variant(
             fused.activate_quantize_kernel, {**activating, "IN_ORDER": True}, {"gate_up": "*fp32", **laid_out}
