@@ -179,7 +179,7 @@ def plan(subjects: Sequence[Subject], target: Target, schemes: Sequence[str] = S
 
 def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
     cls = subject.experts_cls
-    simulated = is_triton(cls) and target.device == "cpu"
+    simulated = is_simulated(cls, target)
     platform = SIMULATED_PLATFORM if simulated else target.platform
     activations = tuple(name for name in ACTIVATIONS if _refusal(cls, scheme, name, platform) is None)
     if not activations:
@@ -189,6 +189,11 @@ def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
         return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; the device interpreter simulates one", None)
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
     return Cell(subject, scheme, None, "", evidence, activations)
+
+
+def is_simulated(cls: type[FusedMoEPermuteExpertsUnpermute], target: Target) -> bool:
+    """Whether its kernels can only run in the interpreter there."""
+    return is_triton(cls) and target.device == "cpu"
 
 
 def is_triton(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:

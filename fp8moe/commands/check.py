@@ -178,8 +178,10 @@ def print_report(report: Report) -> None:
     out = tables.console()
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     backend = report.origin or report.backend  # as it was named
-    out.print(f"{backend} at level {report.level} on {report.target}, {report.device}", soft_wrap=True)
+    out.print(f"{backend} at level {report.level} on {report.place}, {report.device}", soft_wrap=True)
     out.print(f"{versions}; seed {report.seed}; {report.seconds:.0f} s", soft_wrap=True)
+    evidence = ", ".join(f"{name} ({counted(count, 'result')})" for name, count in report.evidence.items())
+    out.print(f"evidence: {evidence or 'none'}", soft_wrap=True, markup=False)
     out.print(_matrix(report.checks))
     out.print(
         "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
