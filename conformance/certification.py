@@ -28,12 +28,10 @@ from conformance.planned import (
     BadRequest,
     OtherCode,
     Plan,
-    confirmed,
     device_name,
     fingerprint_of,
     no_plan,
     reference_here,
-    smallest,
 )
 from conformance.pooling import POOLED, pooled_result
 from conformance.probe.backend import CHECK as FINGERPRINT
@@ -41,6 +39,7 @@ from conformance.remaining import Remaining
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from conformance.shards import FAILED_BEFORE, Shard, cost
+from conformance.smaller import smaller
 from conformance.so_far import UNENDED, Keep, SoFar
 from conformance.versions import versions
 from conformance.waivers import WaiverError, Waivers, read_waivers
@@ -320,19 +319,9 @@ class _Run:
         until = time.monotonic() + SHRINK_SECONDS
         if self.budget is not None:
             until = min(until, self.started + self.budget)
-        if self.hangs.why_not_on:
-            return  # smaller cases would be waited for as well
-        failures = [(key, result) for key, result in self.results.items() if result.status is Status.FAILED]
-        for key, failure in failures:
-            if self.stop_at_first or key in self.shrunk or not failure.case:
-                continue
-            left = max(until - time.monotonic(), 0.0)
-            found = smallest(worker, self.ref, failure, left, self.in_force.covering)
-            if found.case != failure.case or time.monotonic() < until:
-                found = confirmed(worker, self.ref, found, failure)
-            others = {(other.check, other.case) for of, other in self.results.items() if of != key}
-            if (found.check, found.case) in others:  # two failures that come to one could not be told apart
-                found = failure
+        if self.hangs.why_not_on or self.stop_at_first:
+            return  # smaller cases of what hangs would be waited for as well
+        for key, found in smaller(worker, self.ref, self.results, self.shrunk, until, self.in_force.covering):
             self.results[key] = self.shrunk[key] = found
 
     def _report_so_far(self, plan: Plan) -> Report:

@@ -32,7 +32,7 @@ from conformance.vocabulary import SCHEME_NAMES
 from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
 from fp8moe.commands.as_typed import as_typed
-from fp8moe.commands.failures import print_failures
+from fp8moe.commands.failures import apart, print_as_plain, print_failures
 from fp8moe.commands.files import NotWritten, check_folders, kept_elsewhere, write_meanwhile, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
@@ -173,8 +173,12 @@ def told_error(error: SuiteError) -> int:
     return SUITE_ERROR
 
 
-def print_report(report: Report) -> None:
-    """The verdicts, a table of check against scheme, what was covered, and each failure with one command."""
+def print_report(report: Report, each: str | None = "each is in the report") -> None:
+    """The verdicts, a table of check against scheme, what was covered, and each failure with one command.
+
+    Args:
+        each: where failures are told in full that are only named; None: here.
+    """
     out = tables.console()
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     backend = report.origin or report.backend  # as it was named
@@ -210,7 +214,9 @@ def print_report(report: Report) -> None:
             "(limit 1)"
         )
     _print_left(out, report)
-    print_failures(out, "FAILED", "bold red", report.failures, report.unshrunk)
+    failures, named = (report.failures, []) if each is None else apart(report.failures)
+    print_failures(out, "FAILED", "bold red", failures, report.unshrunk)
+    print_as_plain(out, named, each or "")
     print_failures(out, "WAIVED", "bold yellow", report.waived, report.unshrunk)
     for check in report.checks:
         if check.check == WAIVERS:

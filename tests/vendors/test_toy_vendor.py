@@ -54,6 +54,7 @@ def test_the_broken_one_fails_and_its_reproduction_too(environment: Environment,
     found = environment.run("fp8moe check TOY_BROKEN --level smoke --device cpu --budget 20", tmp_path, status=1)
     lines = re.findall(r"^ *reproduce: (.+)$", found.stdout, re.MULTILINE)
     assert lines, found.stdout
+    assert re.search(r"^FAILED \d+ relations? too, on cases that a plain call fails on: ", found.stdout, re.MULTILINE)
     again = environment.run(lines[0], tmp_path, status=1)
     assert "\nstatus: failed: " in again.stdout
     environment.run(lines[0].replace("TOY_BROKEN", "TOY"), tmp_path)
