@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance import kept_text
+from conformance.at_work import AtWork
 from conformance.axes import AXES, Space
 from conformance.cases import Case
 from conformance.certification import check_backend
@@ -83,7 +84,8 @@ def checked(
     except (OSError, ValueError) as error:
         raise BadInput(f"--resume {resume}: {error}") from None
     known = None if waivers is None else read("--waivers", waivers)
-    with progress(f"{backend}, {level}" + (f", shard {shard}" if shard else "")) as tell:
+    at_work = AtWork()
+    with progress(f"{backend}, {level}" + (f", shard {shard}" if shard else ""), at_work) as tell:
 
         def on_result(done: int, planned: int, result: CheckResult, left: float | None) -> None:
             tell(done, planned, result.check, left)
@@ -102,6 +104,7 @@ def checked(
                 waivers=known,
                 interrupted=interrupted,
                 keep=None if report is None else partial(keep_so_far, report),
+                at_work=at_work,
             )
         except OtherCode as error:
             raise NotGoneOnWith("--shards" if isinstance(resume, Report) else f"--resume {resume}", error) from None

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from conformance.at_work import AtWork
 from conformance.certification import _Run, check_backend
 from conformance.contain import Job, SubjectRef, Worker
 from conformance.planned import ONLY_AFTER_OTHERS, confirmed
@@ -33,7 +34,7 @@ def test_two_that_come_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("conformance.smaller.smallest", smallest)
     monkeypatch.setattr("conformance.smaller.confirmed", lambda _worker, _ref, found, _failure: found)
-    given = ("smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None, Event(), None)
+    given = ("smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None, Event(), None, AtWork())
     run = _Run("TorchExperts", *given)
     run.in_force = cast(Any, SimpleNamespace(covering=lambda _check, _case: None))
     cases = ("v1:M=17", "v1:M=33")
