@@ -55,6 +55,9 @@ def check_command(
     could not be written, and it is told where it is; 143: SIGTERM ended it, and what was run is kept.
     """
     with told(), interruptible(), held() as interrupted:
+        from fp8moe.commands.question import refuse_unknown
+
+        refuse_unknown(backend)
         from conformance.contain import SuiteError
         from fp8moe.commands.check import (
             all_written,
