@@ -94,7 +94,8 @@ def certify(
     before = of_shards(shards) if shards else kept if kept.exists() else None
     target = device_name(device)
     if target not in DEVICES:
-        raise BadInput(f"--device {target}: {OF_A_RUN}")
+        named = f"--device {target}" if device else "no GPU is here, and no --device given"
+        raise BadInput(f"{named}: {OF_A_RUN}; --device cpu is here")
     asked = (backend, which.level, target, which.seed, budget, kept)
     with held() as interrupted:
         try:
