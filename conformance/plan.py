@@ -184,8 +184,8 @@ def _cell(subject: Subject, scheme: str, target: Target, named: bool) -> Cell:
     platform = SIMULATED_PLATFORM if simulated else target.platform
     activations = tuple(name for name in ACTIVATIONS if _refusal(cls, scheme, name, platform) is None)
     if not activations:
-        reason = _refusal(cls, scheme, "silu", platform)
-        return Cell(subject, scheme, Status.NOT_SUPPORTED, str(reason), None)
+        refused = _refusal(cls, scheme, "silu", platform)
+        return Cell(subject, scheme, Status.NOT_SUPPORTED, str(refused), None)
     if simulated and not target.interpreter:
         return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; the device interpreter simulates one", None)
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
