@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
+from conformance.at_work import AtWork
 from conformance.axes import Space, excluded
 from conformance.backend_code import Code, code_of, difference
 from conformance.checks import EQUIVALENCE
@@ -28,12 +29,10 @@ from conformance.planned import (
     BadRequest,
     OtherCode,
     Plan,
-    confirmed,
     device_name,
     fingerprint_of,
     no_plan,
     reference_here,
-    smallest,
 )
 from conformance.pooling import POOLED, pooled_result
 from conformance.probe.backend import CHECK as FINGERPRINT
@@ -41,6 +40,7 @@ from conformance.remaining import Remaining
 from conformance.report import Report
 from conformance.results import CheckResult, Status
 from conformance.shards import FAILED_BEFORE, Shard, cost
+from conformance.smaller import smaller
 from conformance.so_far import UNENDED, Keep, SoFar
 from conformance.versions import versions
 from conformance.waivers import WaiverError, Waivers, read_waivers
@@ -70,6 +70,7 @@ def check_backend(
     shard: Shard | None = None,
     interrupted: threading.Event | None = None,
     keep: Keep | None = None,
+    at_work: AtWork | None = None,
 ) -> Report:
     """Runs a level's checks on one backend. What it does to its process (crash, hang, memory) is its own result; one
     that hangs wherever it is called is given up on, as `conformance.hangs` says. Ctrl-C ends it with what was run.
@@ -94,6 +95,7 @@ def check_backend(
         interrupted: once it is set, by a signal's handler say, the run ends as by Ctrl-C; unlike that, it does not cut
             short what makes the report.
         keep: called with the report so far now and then, as `conformance.so_far` says; `resume` takes it.
+        at_work: is kept up to date with what is being done.
 
     Raises:
         BadRequest: (a ValueError) an unknown level, device or backend, a report to resume of another run, or a file of
@@ -112,7 +114,7 @@ def check_backend(
             raise BadRequest(f"waivers: {error}") from None
     given = (level, platform, device, seed, budget_s, resume, stop_at_first, workers, limits, progress, waivers, shard)
     try:
-        return _Run(backend, *given, interrupted or threading.Event(), keep).run()
+        return _Run(backend, *given, interrupted or threading.Event(), keep, at_work or AtWork()).run()
     except Cancelled:
         raise KeyboardInterrupt from None
 
@@ -135,6 +137,7 @@ class _Run:
         shard: Shard | None,
         interrupted: threading.Event,
         keep: Keep | None,
+        at_work: AtWork,
     ) -> None:
         self.ref = reference_here(backend)
         self.level, self.platform, self.device, self.seed = level, platform, device_name(device), seed
@@ -151,14 +154,15 @@ class _Run:
         self.hangs = Hangs(self.workers)
         self.stopped = ""
         self.interrupted = interrupted
-        self.so_far = SoFar(keep)
+        self.so_far, self.at_work = SoFar(keep), at_work
         self.lock = threading.Lock()
 
     def run(self) -> Report:
         with ExitStack() as opened:
             first = opened.enter_context(self._worker())
             try:
-                plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
+                with self.at_work.on("loading it, and asking what it takes"):
+                    plan = Plan.of(first, self.ref, self.platform, self.level, self.seed)
             except WorkerEnded as ended:
                 plan = no_plan(self.ref, str(ended))
             self.code = code_of(first, self.ref, plan.modules)
@@ -194,7 +198,8 @@ class _Run:
         if self._must_stop():
             reason = f"{self.stopped}: the fingerprint was not taken"
             return [CheckResult("computes", FINGERPRINT, Status.NOT_RUN, plan.name, reason=reason)]
-        return [fingerprint_of(worker, self.ref)]
+        with self.at_work.on("its fingerprint"):
+            return [fingerprint_of(worker, self.ref)]
 
     def _pooled(self, plan: Plan) -> list[CheckResult]:
         """The cases together, of a whole run."""
@@ -267,7 +272,8 @@ class _Run:
                         return
                 try:
                     begun = time.monotonic()
-                    result = worker.run(Job(item.check, str(item.case), self.ref))
+                    with self.at_work.on(f"{item.check.removeprefix('computes.')} {item.case}"):
+                        result = worker.run(Job(item.check, str(item.case), self.ref))
                     result = replace(result, seconds=round(time.monotonic() - begun, 3))
                     with self.lock:
                         self._take(item, result, len(mine), remaining)
@@ -325,20 +331,11 @@ class _Run:
         until = time.monotonic() + SHRINK_SECONDS
         if self.budget is not None:
             until = min(until, self.started + self.budget)
-        if self.hangs.why_not_on:
-            return  # smaller cases would be waited for as well
-        failures = [(key, result) for key, result in self.results.items() if result.status is Status.FAILED]
-        for key, failure in failures:
-            if self.stop_at_first or key in self.shrunk or not failure.case:
-                continue
-            left = max(until - time.monotonic(), 0.0)
-            found = smallest(worker, self.ref, failure, left, self.in_force.covering)
-            if found.case != failure.case or time.monotonic() < until:
-                found = confirmed(worker, self.ref, found, failure)
-            others = {(other.check, other.case) for of, other in self.results.items() if of != key}
-            if (found.check, found.case) in others:  # two failures that come to one could not be told apart
-                found = failure
-            self.results[key] = self.shrunk[key] = found
+        if self.hangs.why_not_on or self.stop_at_first:
+            return  # smaller cases of what hangs would be waited for as well
+        with self.at_work.on("smaller cases of what failed"):
+            for key, found in smaller(worker, self.ref, self.results, self.shrunk, until, self.in_force.covering):
+                self.results[key] = self.shrunk[key] = found
 
     def _report_so_far(self, plan: Plan) -> Report:
         untaken = CheckResult("computes", FINGERPRINT, Status.NOT_RUN, plan.name, reason=f"{UNENDED}: not taken")

@@ -7,6 +7,10 @@ import importlib.util
 from collections.abc import Iterable
 
 from fp8moe.near import remedy
+from fp8moe.registry import SEED_ORDER, plug_ins_installed
+
+REFERENCES = ("TorchExperts", "BatchedTorchExperts")
+"""The classes of `fp8moe.backends.torch_experts` that can be named."""
 
 
 class NotHere(ValueError):
@@ -39,6 +43,15 @@ class UnknownBackend(NotHere):
             return cls(text, f"module:Class needs a colon, such as {meant}")
         told = f"no backend has this name; {remedy(text, known)}"
         return cls(text, told if told.endswith("?") else f"{told}, or module:Class")
+
+
+def surely_unknown(text: str) -> UnknownBackend | None:
+    """What `conformance.plan.load_subject` raises, where that can be told without a backend's code: neither torch is
+    imported, nor a plug-in, which only a worker may run and which may have another name than its entry point."""
+    known = [*(name for name, _, _ in SEED_ORDER), *REFERENCES]
+    if ":" in text or text in known or (plug_ins_installed() and text.strip()):
+        return None
+    return UnknownBackend.of(text, known)
 
 
 def _is_importable(package: str) -> bool:

@@ -11,9 +11,9 @@ import torch
 
 from conformance.cases import SCHEME_NAMES
 from conformance.class_at import class_at
-from conformance.not_here import NoDevice, UnknownBackend
+from conformance.not_here import REFERENCES, NoDevice, UnknownBackend
 from conformance.results import Evidence, Status
-from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
+from fp8moe.backends import torch_experts
 from fp8moe.config import (
     ACTIVATIONS,
     FusedMoEActivationFormat,
@@ -29,7 +29,6 @@ from fp8moe.registry import (
     BackendSpec,
     backend_named,
     broken_plug_ins,
-    plug_ins_installed,
     registered_backends,
     seed_backends,
 )
@@ -135,21 +134,13 @@ def load_subject(text: str) -> Subject:
     return Subject(text.partition(":")[2], found, text)
 
 
-def surely_unknown(text: str) -> UnknownBackend | None:
-    """As `load_subject` raises it, where that can be told without a plug-in's code, which only a worker may run."""
-    known = [subject.name for subject in (*map(_subject, seed_backends()), *reference_subjects())]
-    if ":" in text or text in known or (plug_ins_installed() and text.strip()):
-        return None
-    return UnknownBackend.of(text, known)
-
-
 def _subject(spec: BackendSpec) -> Subject:
     return Subject(spec.name, spec.experts_cls, spec.name)
 
 
 def reference_subjects() -> tuple[Subject, ...]:
-    """Our honest backends in plain PyTorch: in no selection list, run everywhere."""
-    return tuple(Subject(cls.__name__, cls, cls.__name__) for cls in (TorchExperts, BatchedTorchExperts))
+    """Our honest backends in plain PyTorch: in no selection list, and able to run everywhere."""
+    return tuple(Subject(name, getattr(torch_experts, name), name) for name in REFERENCES)
 
 
 def default_subjects() -> tuple[Subject, ...]:
@@ -173,23 +164,38 @@ class Cell:
         return f"{self.subject.name}-{self.scheme}"
 
 
-def plan(subjects: Sequence[Subject], target: Target, schemes: Sequence[str] = SCHEME_NAMES) -> list[Cell]:
-    """Every (backend, scheme), in order."""
-    return [_cell(subject, scheme, target) for subject in subjects for scheme in schemes]
+def plan(
+    subjects: Sequence[Subject], target: Target, schemes: Sequence[str] = SCHEME_NAMES, *, named: bool = True
+) -> list[Cell]:
+    """Every (backend, scheme), in order.
+
+    Args:
+        named: each of them was asked for. Otherwise those in plain PyTorch do not run on a GPU, where they would take
+            half of the time of all.
+    """
+    return [_cell(subject, scheme, target, named) for subject in subjects for scheme in schemes]
 
 
-def _cell(subject: Subject, scheme: str, target: Target) -> Cell:
+def _cell(subject: Subject, scheme: str, target: Target, named: bool) -> Cell:
     cls = subject.experts_cls
-    simulated = is_triton(cls) and target.device == "cpu"
+    if subject.name in REFERENCES and not named and target.device != "cpu":
+        reason = f"plain PyTorch: it runs on a GPU where it is named, --fp8moe-backend={subject.name}"
+        return Cell(subject, scheme, Status.NOT_RUN, reason, None)
+    simulated = is_simulated(cls, target)
     platform = SIMULATED_PLATFORM if simulated else target.platform
     activations = tuple(name for name in ACTIVATIONS if _refusal(cls, scheme, name, platform) is None)
     if not activations:
-        reason = _refusal(cls, scheme, "silu", platform)
-        return Cell(subject, scheme, Status.NOT_SUPPORTED, str(reason), None)
+        refused = _refusal(cls, scheme, "silu", platform)
+        return Cell(subject, scheme, Status.NOT_SUPPORTED, str(refused), None)
     if simulated and not target.interpreter:
         return Cell(subject, scheme, Status.NOT_RUN, "no GPU here; the device interpreter simulates one", None)
     evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
     return Cell(subject, scheme, None, "", evidence, activations)
+
+
+def is_simulated(cls: type[FusedMoEPermuteExpertsUnpermute], target: Target) -> bool:
+    """Whether its kernels can only run in the interpreter there."""
+    return is_triton(cls) and target.device == "cpu"
 
 
 def is_triton(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:

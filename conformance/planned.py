@@ -11,8 +11,8 @@ from conformance.cases import Case
 from conformance.contain import DeviceLost, Job, SubjectRef, SuiteError, Worker, WorkerEnded
 from conformance.distributions import modules_of
 from conformance.levels import Item, items_of, space_of
-from conformance.not_here import NoDevice, UnknownBackend
-from conformance.plan import DEVICES, Cell, Subject, plan, resolve_target, surely_unknown, target_name
+from conformance.not_here import NoDevice, UnknownBackend, surely_unknown
+from conformance.plan import DEVICES, Cell, Subject, plan, resolve_target, target_name
 from conformance.predicate import CONTRACT, predicate_results
 from conformance.probe import probe_backend
 from conformance.probe.backend import CHECK as FINGERPRINT

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from conformance.results import CheckResult, Status, finite
+from conformance.results import CheckResult, Status, finite, place
 from conformance.typed import check_object
 from conformance.untrusted import Malformed, object_of, shown
 from conformance.vocabulary import SCHEME_NAMES
@@ -118,6 +118,16 @@ class Report:
     def waived(self) -> list[CheckResult]:
         """The checks that failed and are covered by a waiver, which `reason` names beside what failed."""
         return [check for check in self.checks if check.status is Status.WAIVED]
+
+    @property
+    def evidence(self) -> dict[str, int]:
+        """How many results there are of each class of evidence."""
+        return dict(Counter(check.evidence.value for check in self.checks if check.evidence is not None))
+
+    @property
+    def place(self) -> str:
+        """Where it was run, as a heading names it."""
+        return place(self.target, (check.evidence for check in self.checks))
 
     @property
     def scope(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -28,6 +28,12 @@ class Evidence(str, Enum):
     SIMULATED = "simulated"
     COMPILED = "compiled"
     CONTRACT = "contract"
+
+
+def place(target: str, evidence: Iterable[Evidence | None]) -> str:
+    """A target as a heading names it: "interpreter", where something ran and nothing in it, is the CPU."""
+    found = set(evidence) - {None}
+    return "cpu" if target == "interpreter" and found and Evidence.SIMULATED not in found else target
 
 
 @dataclass(frozen=True)

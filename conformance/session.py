@@ -105,7 +105,7 @@ class Session:
             raise ValueError(f"--fp8moe-report={report}: the folder does not exist; make it first")
         return cls(
             target,
-            plan(subjects, target, schemes or SCHEME_NAMES),
+            plan(subjects, target, schemes or SCHEME_NAMES, named=bool(names)),
             examples,
             config.getoption("--fp8moe-seed"),
             report,

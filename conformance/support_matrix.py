@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformance.certificate.statement import EVIDENCE
 from conformance.kept_text import read_text
 from conformance.results import Evidence, Status
 from fp8moe.backends.libraries import LibraryBackend
@@ -67,17 +68,20 @@ class Run:
 
 def runs_in(reports: Path) -> list[Run]:
     """Of every report of `fp8moe check --report` or `pytest conformance --fp8moe-report` below a folder, gzipped or
-    not."""
+    not, and of the report in a certificate's evidence."""
     found: list[Run] = []
     for path in sorted([*reports.rglob("*.json"), *reports.rglob("*.json.gz")]):
         try:
             content = json.loads(read_text(path))
         except ValueError:
             continue
+        folder = path.parent
+        if isinstance(content, dict) and path.name == EVIDENCE:
+            content, folder = content["report"], folder.parent
         if isinstance(content, dict) and "checks" in content and "backend" in content:
-            found += _of_check(content, path.parent, reports)
+            found += _of_check(content, folder, reports)
         elif isinstance(content, dict) and "cells" in content and "results" in content:
-            found += _of_suite(content, path.parent, reports)
+            found += _of_suite(content, folder, reports)
     return found
 
 

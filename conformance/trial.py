@@ -13,10 +13,11 @@ from conformance.bounds import Judgement, judge
 from conformance.build import CaseTensors
 from conformance.cases import Case
 from conformance.compared import Call, LastCompared
+from conformance.interpreted import Interpreted
 from conformance.matrix import BY_BITS, BY_BOUND
 from conformance.mismatches import in_bits, told_judgement, worst_of
 from conformance.oracles import tensors_of, trace_of
-from conformance.plan import SIMULATED_PLATFORM, Subject, Target, is_triton
+from conformance.plan import SIMULATED_PLATFORM, Subject, Target, is_simulated
 from conformance.raised import told
 from conformance.result_form import form_of_result
 from conformance.results import Evidence, Mismatch, Status
@@ -62,7 +63,8 @@ class Trial:
         tensors: the case's.
         backend: made by `start`; so are `contract`, `arithmetic` and `steps`, which are read once, before anything is
             computed.
-        simulated: the backend's kernels run in Triton's interpreter.
+        simulated: the backend's kernels run in Triton's interpreter, as its class tells.
+        interpreted: whether any kernel did.
         judged_by: how `CheckResult.judged_by` says it.
         judgement: the last one by the bound.
         digest: of the first output.
@@ -81,7 +83,8 @@ class Trial:
         self.case = case
         self.subject = subject
         self.target = target
-        self.simulated = is_triton(subject.experts_cls) and target.device == "cpu"
+        self.simulated = is_simulated(subject.experts_cls, target)
+        self.interpreted = Interpreted()
         self.tensors = tensors_of(case, target.device)
         self.watch = Watch(self.tensors)
         self.judged_by = ""
@@ -99,7 +102,7 @@ class Trial:
 
     @property
     def evidence(self) -> Evidence:
-        return Evidence.SIMULATED if self.simulated else Evidence.HARDWARE
+        return Evidence.SIMULATED if self.simulated or self.interpreted.ran else Evidence.HARDWARE
 
     def start(self) -> None:
         """Makes the backend and reads its contract.

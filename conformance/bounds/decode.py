@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The n elements of a token's intermediate that can flip, on the host; (n,) but for `columns`.
+    """n elements of a token's intermediate that can flip; (n,) but for `columns`.
 
     Args:
         below, above: how far they can go, not negative.
@@ -62,6 +62,9 @@ class Candidates:
         """Those where `index`, a mask, is true."""
         chosen = (self.below[index], self.above[index], self.nominal[index], self.scale[index])
         return Candidates(*chosen, self.columns[:, index])
+
+    def on_host(self) -> Candidates:
+        return Candidates(*(getattr(self, field.name).cpu() for field in fields(self)))
 
     @property
     def reach(self) -> Tensor:
@@ -87,32 +90,37 @@ def decode_flips(trace: RecipeTrace, allowance: Allowance, token: int, error: Te
         error: (H,) float64, output - trace.smooth.
         known: (H,) bool: elements that the output tells; those that overflowed tell nothing, and get no move.
     """
-    known = known.cpu()
+    kept = known.cpu()
 
     def spread_out(values: Tensor) -> Tensor:
-        everywhere = values.new_zeros(len(known))
-        everywhere[known] = values
+        everywhere = values.new_zeros(len(kept))
+        everywhere[kept] = values
         return everywhere.to(error.device)
 
+    # Thousands of columns, where they are; the few that can be decided go on, small and sequential, on the host.
     candidates = _candidates(trace, allowance, token)
-    candidates = replace(candidates, columns=candidates.columns[known])
-    # Small and sequential: on the host, whatever the device.
-    reference, smooth, target = (value.cpu()[known] for value in (trace.smooth[token], allowance.smooth[token], error))
-    zero, fmt = torch.zeros_like(target), trace.problem.carrier
+    if not bool(kept.all()):
+        candidates = replace(candidates, columns=candidates.columns[known])
+    reference, smooth, target = (value[known] for value in (trace.smooth[token], allowance.smooth[token], error))
+    fmt = trace.problem.carrier
     hulp = half_spacing(reference.abs() + smooth, fmt)
     precision = 1 / (hulp.square() / 3 + (smooth / SMOOTH_SIGMAS).square())
-    decidable = candidates.reach.square() * (candidates.columns.square() * precision[:, None]).sum(0) >= DECIDABLE
+    decidable = candidates.reach.square() * (precision @ candidates.columns.square()) >= DECIDABLE
     if int(decidable.sum()) > min(MOST_COLUMNS * len(target), LARGEST_FIT):
         return Decoded(torch.zeros_like(error), allowance.flips[token])
-    rest = candidates.take(~decidable)
-    undecided = rest.columns.abs() @ rest.reach
+    undecided = candidates.columns.abs() @ torch.where(decidable, 0.0, candidates.reach)
+    candidates = candidates.take(decidable).on_host()
+    reference, smooth, target, undecided, precision = (
+        value.cpu() for value in (reference, smooth, target, undecided, precision)
+    )
+    zero = torch.zeros_like(target)
 
     def rated(moved: Tensor, slack: Tensor) -> tuple[float, Tensor, Tensor]:
         return float(element_ratio(target - moved, reference + moved, smooth + slack, fmt).max()), moved, slack
 
     found = [rated(zero, zero), rated(zero, undecided)]
-    if bool(decidable.any()):
-        fit = _fit(trace, candidates.take(decidable), target)
+    if len(candidates.reach):
+        fit = _fit(trace, candidates, target)
         moves = fit.discrete(precision)
         found.append(rated(fit.columns @ moves, undecided))
         for _ in range(CROSSINGS):
@@ -145,10 +153,10 @@ def _candidates(trace: RecipeTrace, allowance: Allowance, token: int) -> Candida
     mine = (pairs.token == token).nonzero()[:, 0]
     place = (spread.farthest[mine] > 0).nonzero() if spread.flips else mine.new_zeros(0, 2)
     pair, element = mine[place[:, 0]], place[:, 1]
-    columns = [trace.smooth.new_zeros(trace.smooth.shape[1], 0)]
+    columns = []
     for one in torch.unique_consecutive(pair).tolist():
         weight = trace.problem.weight_columns("w2", int(pairs.expert[one]), element[pair == one])
-        columns.append(weight * pairs.weight[one])
+        columns.append(weight.mul_(pairs.weight[one]))
     inter = trace.intermediate.shape[1]
     group = element // (spread.group.col if spread.group is not None and spread.group.is_per_group() else inter)
     values = (
@@ -156,6 +164,6 @@ def _candidates(trace: RecipeTrace, allowance: Allowance, token: int) -> Candida
         spread.above[pair, element],
         trace.intermediate[pair, element],
         trace.scale[pair, group],
-        torch.cat(columns, dim=1),
+        torch.cat(columns, dim=1) if columns else trace.smooth.new_zeros(trace.smooth.shape[1], 0),
     )
-    return Candidates(*(value.cpu() for value in values))
+    return Candidates(*values)

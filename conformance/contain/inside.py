@@ -25,7 +25,7 @@ from conformance.contain.integrity import Judges
 from conformance.contain.jobs import Job, SubjectRef
 from conformance.contain.settings import Settings
 from conformance.not_here import NoDevice
-from conformance.plan import Subject, Target, is_triton, resolve_target
+from conformance.plan import Subject, Target, is_simulated, resolve_target
 from conformance.raised import told
 from conformance.results import CheckResult, Evidence, Status
 from fp8moe.registry import BackendUnavailable
@@ -118,7 +118,7 @@ class _Worker:
         subject: Subject | None = None
         try:
             subject = self.loaded(job.subject)
-            simulated = is_triton(subject.experts_cls) and self.target.device == "cpu"
+            simulated = is_simulated(subject.experts_cls, self.target)
             evidence = Evidence.SIMULATED if simulated else Evidence.HARDWARE
         except BackendUnavailable as error:
             result = self.result(job, case, Status.NOT_RUN, text_of(error))
@@ -128,6 +128,7 @@ class _Worker:
             self.send({"number": number, "kind": "began", "evidence": None if evidence is None else evidence.value})
             try:
                 result = check_case(case, subject, self.target, job.check)
+                evidence = result.evidence or evidence
             except BaseException as error:
                 convicting = self.convicting(error, subject)
                 if convicting is None:

@@ -8,7 +8,8 @@ from enum import Enum
 
 import torch
 
-from conformance.plan import Cell, Subject, Target, is_triton, plan
+from conformance.interpreted import Interpreted
+from conformance.plan import Cell, Subject, Target, is_simulated, plan
 from conformance.probe.fingerprint import Fingerprint, Unreadable, read
 from conformance.probe.known import Match, error, expected, nearest, tells_something
 from conformance.probe.layer import ACTIVATIONS, crafted_layer
@@ -108,13 +109,18 @@ def probed(subject: Subject, target: Target) -> Probed:
         reasons = dict.fromkeys(f"{cell.scheme}: {cell.reason}" for cell in cells)
         return Probed(_result(subject, target, status, "; ".join(reasons)))
     readings: list[Reading] = []
+    simulated, interpreted = is_simulated(subject.experts_cls, target), Interpreted()
+    ended: Ended | None = None
     try:
         for cell in runs:
-            for tokens in TOKENS[:1] if _simulated(subject, target) else TOKENS:
+            for tokens in TOKENS[:1] if simulated else TOKENS:
                 readings.append(_reading(cell, target, tokens))
-    except Ended as ended:
-        return Probed(_result(subject, target, ended.status, str(ended), readings), tuple(readings))
-    return Probed(_concluded(subject, target, readings), tuple(readings))
+    except Ended as found:
+        ended = found
+    evidence = Evidence.SIMULATED if simulated or interpreted.ran else Evidence.HARDWARE
+    if ended is not None:
+        return Probed(_result(subject, target, ended.status, str(ended), readings, evidence), tuple(readings))
+    return Probed(_concluded(subject, target, readings, evidence), tuple(readings))
 
 
 def _first_that_runs(subject: Subject, target: Target, schemes: Sequence[str]) -> Cell:
@@ -182,31 +188,31 @@ def reading(
     return Reading(scheme, tokens, seen, declared, verdict, detail, looks)
 
 
-def _concluded(subject: Subject, target: Target, readings: Sequence[Reading]) -> CheckResult:
+def _concluded(subject: Subject, target: Target, readings: Sequence[Reading], evidence: Evidence) -> CheckResult:
     by = {verdict: [r for r in readings if r.verdict is verdict] for verdict in Verdict}
     if len(by[Verdict.AS_DECLARED]) == len(readings):
-        return _result(subject, target, Status.PASSED, "", readings)
+        return _result(subject, target, Status.PASSED, "", readings, evidence)
     told = "; ".join(str(r) for verdict in _BY_WEIGHT for r in by[verdict])
-    if _simulated(subject, target):
+    if evidence is Evidence.SIMULATED:
         reason = f"Triton's interpreter sums as numpy does, which shows no device's arithmetic: {told}"
-        return _result(subject, target, Status.NOT_APPLICABLE, reason, readings)
+        return _result(subject, target, Status.NOT_APPLICABLE, reason, readings, evidence)
     if by[Verdict.WORSE]:
-        return _result(subject, target, Status.FAILED, told, readings)
+        return _result(subject, target, Status.FAILED, told, readings, evidence)
     status = Status.NOT_APPLICABLE if by[Verdict.UNREADABLE] else Status.PASSED
-    return _result(subject, target, status, told, readings)
+    return _result(subject, target, status, told, readings, evidence)
 
 
 _BY_WEIGHT = (Verdict.WORSE, Verdict.UNREADABLE, Verdict.BETTER, Verdict.NOT_DECLARED)
 
 
-def _simulated(subject: Subject, target: Target) -> bool:
-    return is_triton(subject.experts_cls) and target.device == "cpu"
-
-
 def _result(
-    subject: Subject, target: Target, status: Status, reason: str, readings: Sequence[Reading] = ()
+    subject: Subject,
+    target: Target,
+    status: Status,
+    reason: str,
+    readings: Sequence[Reading] = (),
+    evidence: Evidence | None = None,
 ) -> CheckResult:
-    evidence = Evidence.SIMULATED if _simulated(subject, target) else Evidence.HARDWARE
     return CheckResult(
         "computes",
         CHECK,

@@ -98,6 +98,7 @@ class FlashInferCutlassExperts(LibraryExperts):
 
     backend = Fp8MoeBackend.FLASHINFER_CUTLASS
     written_from = "flashinfer-python 0.6.13"
+    tried_on = "an H200"
     package = "flashinfer"
     support = Support(
         device=_device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts
-from fp8moe.backends.triton_stages import interprets
+from fp8moe.backends.triton_stages import device_guard, interprets
 from fp8moe.backends.vllm_ops import operators
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
@@ -58,6 +58,27 @@ def _takes(platform: Platform) -> bool:
 def _scheme(_platform: Platform, weight_key: QuantKey | None, _activation_key: QuantKey | None) -> bool:
     """The activation key is ignored: the activations stay in 16 bits (quirk Q15)."""
     return weight_key in _WEIGHTS
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Token-expert pairs as the GEMM takes them; P = M * top_k.
+
+    Args:
+        order: (n,) int32, each row's pair, P in rows that pad; tiles in use come first.
+        owners: (n / rows,) int32, each tile's local expert.
+        count: (1,) int32, rows of the tiles in use.
+        rows: of a tile.
+        weights: (P,) fp32, 0 for absent pairs.
+        present: (P,) int32, negative for pairs without an expert here.
+    """
+
+    order: Tensor
+    owners: Tensor
+    count: Tensor
+    rows: int
+    weights: Tensor
+    present: Tensor
 
 
 class MarlinExperts(LibraryExperts):
@@ -119,42 +140,58 @@ class MarlinExperts(LibraryExperts):
     def compute_pairs(
         self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
     ) -> None:
-        call = LibraryCall.of(hidden_states, weights, ids, expert_map, self.config.num_local_experts)
-        (tokens, hidden), (_, top_k) = call.hidden_states.shape, call.ids.shape
-        pairs, local = tokens * top_k, self.config.num_local_experts
-        experts = local if call.expert_map is None else call.expert_map.numel()
-        rows = next((rows for rows in TILES if pairs / local / rows < FULL), TILES[-1])
-        tiles = self._tiles(call.ids, experts, rows, call.expert_map)
-        wide = self.converted.w13.shape[2] // 4
-        given, common = call.hidden_states, (call.weights, rows)
+        (tokens, hidden), (_, top_k) = hidden_states.shape, ids.shape
+        pairs, wide = tokens * top_k, self.converted.w13.shape[2] // 4
+        given = hidden_states.contiguous()
+        tiles = self.tiles(given, weights, ids, expert_map)
         gate_up = given.new_empty(pairs, wide)
-        self._gemm(given, gate_up, "w13", tiles, *common, top_k, False, (tokens, wide, hidden))
+        self._gemm(given, gate_up, "w13", tiles, top_k, False, (tokens, wide, hidden))
         # Absent pairs, and those of other ranks, may hold anything from here on: rows do not mix.
-        present = call.local_ids.flatten()
         # vLLM's operator rounds the gate's part before the product, ours does not.
-        values = self.activated_by_triton(gate_up, present=present, dtype=gate_up.dtype)
+        values = self.activated_by_triton(gate_up, present=tiles.present, dtype=gate_up.dtype)
         results = given.new_empty(pairs, hidden)
-        self._gemm(values, results, "w2", tiles, *common, 1, True, (pairs, hidden, self.inter))
-        self.combine(results, present, output, None, by_row=False)
+        self._gemm(values, results, "w2", tiles, 1, True, (pairs, hidden, self.inter))
+        self.combine(results, tiles.present, output, None, by_row=False)
 
-    def _tiles(self, ids: Tensor, experts: int, rows: int, expert_map: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Which pairs a tile holds, whose expert, and how many rows there are with padding."""
-        pairs = ids.numel()
+    def tiles(self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None) -> Tiles:
+        """Of few pairs by one launch, ours; of many by ours and vLLM's."""
+        from fp8moe.kernels.few import FEW
+
+        pairs, experts = ids.numel(), self.config.num_local_experts
+        rows = next((rows for rows in TILES if pairs / experts / rows < FULL), TILES[-1])
+        if pairs <= FEW:
+            return self.few_by_triton(weights, ids, expert_map, rows)
+        call = LibraryCall.of(hidden_states, weights, ids, expert_map, experts)
+        return self._many_by_library(call, rows)
+
+    def few_by_triton(self, weights: Tensor, ids: Tensor, expert_map: Tensor | None, rows: int) -> Tiles:
+        """By our kernel, which leaves absent pairs out."""
+        from fp8moe.kernels.align import most_tiles
+        from fp8moe.kernels.few import place_few_pairs
+
+        pairs, experts = ids.numel(), self.config.num_local_experts
+        with device_guard(ids.device):
+            placed = place_few_pairs(
+                ids, experts, most_tiles(pairs, experts, rows), rows, expert_map, pad=pairs, weights=weights
+            )
+        return Tiles(placed.pair_of_row, placed.owners, placed.count, rows, placed.weights, placed.local_ids)
+
+    def _many_by_library(self, call: LibraryCall, rows: int) -> Tiles:
+        ids, placed, pairs = call.ids, call.expert_map, call.ids.numel()
+        experts = self.config.num_local_experts if placed is None else placed.numel()
         most = min(pairs + experts * (rows - 1), pairs * rows) if pairs < experts else pairs + experts * (rows - 1)
         order = ids.new_empty(most)
         owners = ids.new_empty(-(-most // rows))
         count = ids.new_empty(1)
-        self.ops.moe_align_block_size(ids, experts, rows, order, owners, count, expert_map)
-        return order, owners, count
+        self.ops.moe_align_block_size(ids, experts, rows, order, owners, count, placed)
+        return Tiles(order, owners, count, rows, call.weights, call.local_ids.flatten())
 
     def _gemm(
         self,
         a: Tensor,
         c: Tensor,
         name: str,
-        tiles: tuple[Tensor, Tensor, Tensor],
-        weights: Tensor,
-        rows: int,
+        tiles: Tiles,
         top_k: int,
         weighted: bool,
         size: tuple[int, int, int],
@@ -173,9 +210,11 @@ class MarlinExperts(LibraryExperts):
             None,  # g_idx
             None,  # perm
             self.workspace,
-            *tiles,
-            weights,
-            rows,
+            tiles.order,
+            tiles.owners,
+            tiles.count,
+            tiles.weights,
+            tiles.rows,
             top_k,
             weighted,
             E4M3,

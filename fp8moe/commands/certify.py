@@ -92,7 +92,8 @@ def certify(
     named = "--shards" if shards else str(kept)
     target = device_name(device)
     if target not in DEVICES:
-        raise BadInput(f"--device {target}: {OF_A_RUN}")
+        named = f"--device {target}" if device else "no GPU is here, and no --device given"
+        raise BadInput(f"{named}: {OF_A_RUN}; --device cpu is here")
     asked = (backend, which.level, target, which.seed, budget, kept)
     with held() as interrupted:
         try:

@@ -68,10 +68,12 @@ def certify_command(
     the run is; 143: SIGTERM ended it, and what was run is kept.
     """
     with told(), interruptible():
+        from fp8moe.commands.question import BadInput, refuse_unknown
+
+        refuse_unknown(backend)
         from conformance.contain import SuiteError
         from fp8moe.commands.certify import certify, status_of_certify
         from fp8moe.commands.check import told_error
-        from fp8moe.commands.question import BadInput
 
         if ray is not None and (shard is not None or shards or budget is not None):
             raise BadInput("--ray: without --shard, --shards and --budget; interrupted, it keeps what it has")

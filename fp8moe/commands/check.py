@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance import kept_text
+from conformance.at_work import AtWork
 from conformance.axes import AXES, Space
 from conformance.cases import Case
 from conformance.certification import check_backend
@@ -33,7 +34,7 @@ from conformance.waivers.in_force import CHECK as WAIVERS
 from fp8moe.commands import tables
 from fp8moe.commands.app import EXIT_OWN_ERROR
 from fp8moe.commands.as_typed import as_typed
-from fp8moe.commands.failures import print_failures
+from fp8moe.commands.failures import apart, print_as_plain, print_failures
 from fp8moe.commands.files import NotWritten, check_folders, kept_elsewhere, why_unread, write_meanwhile, write_whole
 from fp8moe.commands.progress import progress
 from fp8moe.commands.question import BadInput, pick
@@ -106,7 +107,8 @@ def checked(
         before = read_report(named, resume, "name what `--report` of an earlier run wrote")
     assert not isinstance(before, Path)
     known = None if waivers is None else read("--waivers", waivers)
-    with progress(f"{backend}, {level}" + (f", shard {shard}" if shard else "")) as tell:
+    at_work = AtWork()
+    with progress(f"{backend}, {level}" + (f", shard {shard}" if shard else ""), at_work) as tell:
 
         def on_result(done: int, planned: int, result: CheckResult, left: float | None) -> None:
             tell(done, planned, result.check, left)
@@ -125,6 +127,7 @@ def checked(
                 waivers=known,
                 interrupted=interrupted,
                 keep=None if report is None else partial(keep_so_far, report),
+                at_work=at_work,
             )
         except OtherCode as error:
             raise NotGoneOnWith(named, error) from None
@@ -196,13 +199,19 @@ def told_error(error: SuiteError) -> int:
     return EXIT_OWN_ERROR
 
 
-def print_report(report: Report) -> None:
-    """The verdicts, a table of check against scheme, what was covered, and each failure with one command."""
+def print_report(report: Report, each: str | None = "each is in the report") -> None:
+    """The verdicts, a table of check against scheme, what was covered, and each failure with one command.
+
+    Args:
+        each: where failures are told in full that are only named; None: here.
+    """
     out = tables.console()
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     backend = report.origin or report.backend  # as it was named
-    out.print(f"{backend} at level {report.level} on {report.target}, {report.device}", soft_wrap=True)
+    out.print(f"{backend} at level {report.level} on {report.place}, {report.device}", soft_wrap=True)
     out.print(f"{versions}; seed {report.seed}; {report.seconds:.0f} s", soft_wrap=True)
+    evidence = ", ".join(f"{name} ({counted(count, 'result')})" for name, count in report.evidence.items())
+    out.print(f"evidence: {evidence or 'none'}", soft_wrap=True, markup=False)
     out.print(_matrix(report.checks))
     out.print(
         "=N: N cases equal, bit for bit, to the replay; ok N: within the bound; -: not supported; n/a: nothing to show"
@@ -231,7 +240,9 @@ def print_report(report: Report) -> None:
             "(limit 1)"
         )
     _print_left(out, report)
-    print_failures(out, "FAILED", "bold red", report.failures, report.unshrunk)
+    failures, named = (report.failures, []) if each is None else apart(report.failures)
+    print_failures(out, "FAILED", "bold red", failures, report.unshrunk)
+    print_as_plain(out, named, each or "")
     print_failures(out, "WAIVED", "bold yellow", report.waived, report.unshrunk)
     for check in report.checks:
         if check.check == WAIVERS:

@@ -1,4 +1,5 @@
-"""Failures on a terminal: each reason once, with its first case in full and the others by name."""
+"""Failures on a terminal: each reason once, with its first case in full and the others by name; relations that fail
+where a plain call does are named in a line."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from conformance.checks import EQUIVALENCE
+from conformance.relations.telling import PREFIX
 from conformance.results import CheckResult
+from conformance.smaller import is_as_plain
 from fp8moe.counted import counted
 
 REASONS_SHOWN = 10
@@ -46,6 +50,26 @@ def print_failures(
     if left:
         reasons = counted(len(groups) - REASONS_SHOWN, "other reason")
         out.print(f"and {left} more {word.lower()}, for {reasons}, in the report")
+
+
+def apart(failures: Sequence[CheckResult]) -> tuple[list[CheckResult], list[CheckResult]]:
+    """Those to tell in full, and those of relations to name: on a scheme whose equivalence is among the former."""
+    wrong = {failure.scheme for failure in failures if failure.check == EQUIVALENCE}
+    named = [failure for failure in failures if failure.scheme in wrong and is_as_plain(failure)]
+    return [failure for failure in failures if failure not in named], named
+
+
+def print_as_plain(out: Console, named: Sequence[CheckResult], each: str) -> None:
+    """
+    Args:
+        named: as `apart` gives them.
+        each: where there is more of each, in words.
+    """
+    names = dict.fromkeys(failure.check.removeprefix(PREFIX) for failure in named)
+    if names:
+        told = f"FAILED {counted(len(names), 'relation')} too, on cases that a plain call fails on: {', '.join(names)}"
+        out.print(Text(told, style="bold red"), soft_wrap=True)
+        out.print(Text(f"  {each}"), soft_wrap=True)
 
 
 def _told(alike: Sequence[CheckResult]) -> str:

@@ -45,6 +45,9 @@ def check_command(
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every result as JUnit XML, as CI systems read it.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell in full also relations that fail where a plain call does.")
+    ] = False,
 ) -> None:
     """Judge one backend: its predicate and, on this device, its numbers; in processes that may die of it.
 
@@ -52,6 +55,9 @@ def check_command(
     could not be written, and it is told where it is; 143: SIGTERM ended it, and what was run is kept.
     """
     with told(), interruptible(), held() as interrupted:
+        from fp8moe.commands.question import refuse_unknown
+
+        refuse_unknown(backend)
         from conformance.contain import SuiteError
         from fp8moe.commands.check import (
             all_written,
@@ -72,7 +78,7 @@ def check_command(
         except SuiteError as error:
             raise typer.Exit(told_error(error)) from None
         whole = all_written(found, report, junit)
-        print_report(found)
+        print_report(found, None if verbose else "-v tells each in full, and --report FILE keeps it")
         kept = "--report FILE keeps a run for --resume" if report is None else f"--resume {report} goes on with it"
         tell_hanging(found, f"give it a greater --seconds; {kept}")
         if interrupted.is_set() and whole:

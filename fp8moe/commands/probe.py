@@ -16,7 +16,7 @@ from conformance.probe.device import device_dots
 from conformance.probe.fingerprint import Fingerprint, Unreadable, fingerprint
 from conformance.probe.known import Match
 from conformance.probe.selftest import Identified, identify_units
-from conformance.results import Evidence, Status
+from conformance.results import Evidence, Status, place
 from fp8moe.commands import tables
 from fp8moe.commands.question import BadInput
 from fp8moe.platforms import detected_platform
@@ -179,7 +179,8 @@ def units_json(rows: Sequence[Identified]) -> dict[str, Any]:
 def print_found(found: Sequence[Found]) -> None:
     out = tables.console()
     for one in found:
-        out.print(f"{one.name} on {one.target}: {one.status.value}", soft_wrap=True, markup=False)
+        where = place(one.target, [Evidence(one.evidence) if one.evidence else None])
+        out.print(f"{one.name} on {where}: {one.status.value}", soft_wrap=True, markup=False)
         if one.readings:
             made = tables.table("", "scheme", "tokens", *COLUMNS, "looks like", "declared", "verdict")
             for told in one.readings:

@@ -26,6 +26,19 @@ class BadInput(ValueError):
     """Something on the command line is not understood; the text is one line and says what would be."""
 
 
+def refuse_unknown(backend: str) -> None:
+    """Soon, where no plug-in is installed: torch takes seconds to import.
+
+    Raises:
+        BadInput: no backend has this name; the text has the near names.
+    """
+    from conformance.not_here import surely_unknown
+
+    unknown = surely_unknown(backend)
+    if unknown is not None:
+        raise BadInput(str(unknown))
+
+
 def pick(what: str, given: str, known: Iterable[str]) -> str:
     """`given` as one of `known` spells it; case and the choice between - and _ do not count.
 

@@ -24,7 +24,7 @@ from conformance.plan import Target, is_triton, load_subject, resolve_target
 from conformance.recorded import Failure, Recorded, known_check, recorded
 from conformance.repro import dumped, run_again
 from conformance.repro_contained import Shown, run_contained, shown, write_tensors
-from conformance.results import CheckResult, Status
+from conformance.results import CheckResult, Status, place
 from fp8moe.commands import tables
 from fp8moe.commands.app import EXIT_OWN_ERROR
 from fp8moe.commands.files import beside, check_folders
@@ -253,7 +253,7 @@ def print_again(out: Console, asked: Asked, result: CheckResult, seen: Shown) ->
         out.print(Text(text), soft_wrap=True)
 
     which = "" if result.check == EQUIVALENCE else f", {result.check.removeprefix('computes.')}"
-    tell(f"{result.backend} on {asked.target.name}: {asked.case}{which}")
+    tell(f"{result.backend} on {place(asked.target.name, [result.evidence])}: {asked.case}{which}")
     tell(f"status: {result.status.value}" + (f": {result.reason}" if result.reason else ""))
     if result.error_over_bound is not None:
         tell(f"largest error/bound: {result.error_over_bound:.4g} (limit 1)")

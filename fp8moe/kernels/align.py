@@ -9,6 +9,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from fp8moe.kernels.few import FEW, place_few_pairs
 from fp8moe.kernels.places import place_pairs
 
 
@@ -58,11 +59,16 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
     if tiles == 0:
         pairs = torch.empty((0, tile_rows), dtype=torch.int32, device=topk_ids.device)
         return Alignment(pairs.new_empty(topk_ids.numel()), pairs, pairs.new_empty(0))
-    given = (topk_ids, experts, tiles * tile_rows, tile_rows, expert_map)
-    placed = place_pairs(*given, rows_of_owner=tile_rows, pair_of_row=True)
+    if topk_ids.numel() <= FEW:
+        few = place_few_pairs(topk_ids, experts, tiles, tile_rows, expert_map)
+        local_ids, pairs, owners = few.local_ids, few.pair_of_row, few.owners
+    else:
+        given = (topk_ids, experts, tiles * tile_rows, tile_rows, expert_map)
+        placed = place_pairs(*given, rows_of_owner=tile_rows, pair_of_row=True)
+        local_ids, pairs, owners = placed.local_ids, placed.pair_of_row, placed.owners
     ranks = 1.0 if expert_map is None else max(expert_map.numel() / max(experts, 1), 1.0)
     likely = min(most_tiles(ceil(topk_ids.numel() / ranks), experts, tile_rows), tiles)
-    return Alignment(placed.local_ids, placed.pair_of_row.view(tiles, tile_rows), placed.owners, likely)
+    return Alignment(local_ids, pairs.view(tiles, tile_rows), owners, likely)
 
 
 def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:

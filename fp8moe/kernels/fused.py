@@ -1,7 +1,5 @@
 """What surrounds a library's grouped GEMM, two steps in one kernel: bits as of the kernels of one step each."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -10,11 +8,9 @@ from torch import Tensor
 from fp8moe.activations import GATED
 from fp8moe.kernels.activation import activated_value
 from fp8moe.kernels.fp8_cast import has_cast, scaled_to_e4m3
-from fp8moe.kernels.interpreter import rows_of_program
-from fp8moe.kernels.quantize import ROWS, amax_bits, scale_of
+from fp8moe.kernels.quantize import amax_bits, program_of_groups, scale_of
 from fp8moe.kernels.widths import to_float32
 
-_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 GROUP = 128
 
 
@@ -151,8 +147,9 @@ def quantize_to_places(
             strides, written to as `codes`.
     """
     tokens, columns = x.shape
-    rows_each = rows_of_program(tokens, ROWS)
-    grid = triton.cdiv(tokens, rows_each) * triton.cdiv(columns, GROUP)
+    groups = triton.cdiv(columns, GROUP)
+    program = program_of_groups(tokens, groups)
+    grid = triton.cdiv(tokens, program["ROWS"]) * groups
     batches = scales if scales.dim() == 3 else scales[None]
     if grid:
         quantize_to_places_kernel[(grid,)](
@@ -171,8 +168,7 @@ def quantize_to_places(
             SLOTS=triton.next_power_of_2(places.numel() // tokens),
             POWER_OF_TWO=power_of_two,
             GROUP=GROUP,
-            ROWS=rows_each,
-            **_OPTIONS,
+            **program,
         )
 
 
@@ -201,8 +197,9 @@ def activate_quantize(
         in_order: `places` has a number for each row, which is there where that is not negative.
     """
     given, columns = places.numel(), codes.shape[1]
-    rows_each = rows_of_program(given, ROWS)
-    grid = triton.cdiv(given, rows_each) * triton.cdiv(columns, GROUP)
+    groups = triton.cdiv(columns, GROUP)
+    program = program_of_groups(given, groups)
+    grid = triton.cdiv(given, program["ROWS"]) * groups
     batches = scales if scales.dim() == 3 else scales[None]
     if grid:
         activate_quantize_kernel[(grid,)](
@@ -222,6 +219,5 @@ def activate_quantize(
             POWER_OF_TWO=power_of_two,
             IN_ORDER=in_order,
             GROUP=GROUP,
-            ROWS=rows_each,
-            **_OPTIONS,
+            **program,
         )

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fp8moe.kernels.interpreter import rows_of_program
+from fp8moe.kernels.places import local_experts
 
 PAIRS_OF_SLOTS = 512
 """Of one program: a token's slots are compared each with each."""
@@ -40,12 +41,9 @@ def merge_slots_kernel(
     real = (token < tokens)[:, None] & (slot < top_k)[None, :]
     at = token[:, None] * stride_ids_token + slot[None, :] * stride_ids_slot
     given = tl.load(ids + at, mask=real, other=-1).to(tl.int64)
-    known = real & (given >= 0) & (given < limit)
-    local = given
-    if HAS_MAP:
-        local = tl.load(expert_map + tl.where(known, given, 0), mask=known, other=-1).to(tl.int64)
-    kept = known & (local >= 0) & (local < experts)
-    expert = tl.where(kept, local, experts).to(tl.int32)
+    known, local = local_experts(given, expert_map, limit, experts, HAS_MAP)
+    kept = local >= 0
+    expert = tl.where(kept, local, experts)
     at = token[:, None] * stride_weights_token + slot[None, :] * stride_weights_slot
     weight = tl.load(weights + at, mask=known, other=0.0).to(tl.float32)
     if MERGE:

@@ -20,6 +20,16 @@ CHUNKS = 64
 """Chunks whose counts are summed up at a time."""
 
 
+@triton.jit
+def local_experts(given, expert_map, limit, experts, HAS_MAP: tl.constexpr):
+    """Of int64 ids: whether they name an expert, and its local id in int32, -1 where there is none here."""
+    known = (given >= 0) & (given < limit)
+    local = given
+    if HAS_MAP:
+        local = tl.load(expert_map + tl.where(known, given, 0), mask=known, other=-1).to(tl.int64)
+    return known, tl.where(known & (local >= 0) & (local < experts), local, -1).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["pairs", "top_k", "limit", "experts"])
 def count_pairs_kernel(
     ids,
@@ -42,11 +52,7 @@ def count_pairs_kernel(
     real = pair < pairs
     token = (pair // top_k).to(tl.int64)
     given = tl.load(ids + token * stride_token + (pair % top_k) * stride_slot, mask=real, other=-1).to(tl.int64)
-    known = (given >= 0) & (given < limit)
-    local = given
-    if HAS_MAP:
-        local = tl.load(expert_map + tl.where(known, given, 0), mask=known, other=-1).to(tl.int64)
-    local = tl.where(known & (local >= 0) & (local < experts), local, -1).to(tl.int32)
+    _, local = local_experts(given, expert_map, limit, experts, HAS_MAP)
     if tl.program_id(0) == 0:
         tl.store(local_ids + pair, local, mask=real)
     expert = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)

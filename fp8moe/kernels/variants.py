@@ -11,7 +11,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fp8moe.activations import GATED, NON_GATED
-from fp8moe.kernels import activation, fused, fused_rows, grouped_gemm, marks, merge, places, quantize, reduce, settle
+from fp8moe.kernels import (
+    activation,
+    few,
+    fused,
+    fused_rows,
+    grouped_gemm,
+    marks,
+    merge,
+    places,
+    quantize,
+    reduce,
+    settle,
+)
 from fp8moe.kernels.fp8_cast import LEAST_CAPABILITY
 
 
@@ -26,12 +38,14 @@ class Variant:
             None, as in the launch.
         fp8: whether it needs e4m3 in the compiler or the hardware; kernels that make codes by integer arithmetic
             do not.
+        warps: of a program.
     """
 
     kernel: Any
     constants: dict[str, Any]
     pointers: dict[str, str]
     fp8: bool = False
+    warps: int = 4
 
 
 _FLOOR = {"AMAX_FLOOR": 1e-10}
@@ -41,6 +55,7 @@ _ROWS = {"x": "*bf16", "present": "*i32", "codes": "*u8", "scales": "*fp32"}
 
 def _quantising() -> dict[str, Variant]:
     groups = {**_FLOOR, "GROUP": 128, "ROWS": quantize.ROWS}
+    of_few = {**groups, "ROWS": 1}
     rows = {**_FLOOR, "ROWS": 1, "BLOCK": quantize.MOST_COLUMNS, "ONE_STEP": True}
     scalar = {"x": "*bf16", "scale": "*fp32", "present": "*i32", "codes": "*u8"}
     amax = {"x": "*bf16", "present": "*i32", "bits": "*i32"}
@@ -54,6 +69,9 @@ def _quantising() -> dict[str, Variant]:
         x = {"x": "*fp32"} if whom is present else {}
         variants |= {
             f"quantize_group{suffix}": Variant(quantize.quantize_group_kernel, {**groups, **whom}, {**_ROWS, **x}),
+            f"quantize_group_few{suffix}": Variant(
+                quantize.quantize_group_kernel, {**of_few, **whom}, {**_ROWS, **x}, warps=1
+            ),
             f"quantize_token{suffix}": Variant(quantize.quantize_token_kernel, {**rows, **whom}, {**_ROWS, **x}),
             f"quantize_tensor{suffix}": Variant(quantize.quantize_tensor_kernel, {**_LONG, **whom}, {**scalar, **x}),
             f"tensor_amax{suffix}": Variant(quantize.tensor_amax_kernel, {**_LONG, **whom}, {**amax, **x}),
@@ -95,7 +113,9 @@ def _placing() -> dict[str, Variant]:
     """As TRITON and as DEEPGEMM lay pairs out, and what is done around libraries' GEMMs."""
     ids = {"ids": "*i64", "expert_map": "*i32"}
     each = {"EXPERTS": places.EXPERTS, "CHUNK": places.CHUNK}
-    numbers = dict.fromkeys(("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners"), "*i32")
+    of_few = {"HAS_MAP": True, "PAIRS": few.FEW, "CHUNK": few.CHUNK, "PADDING": few.PADDING}
+    made = ("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners", "count")
+    numbers = dict.fromkeys(made, "*i32")
     by_tile = {"ROWS_OF_OWNER": 64, "ALIGNMENT": 64, "HAS_PLACES": False, "HAS_PAIR_OF_ROW": True, "places": None}
     by_row = {"ROWS_OF_OWNER": 1, "ALIGNMENT": 128, "HAS_PLACES": True, "HAS_PAIR_OF_ROW": False, "pair_of_row": None}
     wide = {"ALL_EXPERTS": 256, "HAS_BEFORE": True, "HAS_OWNERS": True}
@@ -115,12 +135,26 @@ def _placing() -> dict[str, Variant]:
     rows = {"x": "*bf16", "given": "*fp32", **laid_out}
     to_places = Variant(fused.quantize_to_places_kernel, {**group, "SLOTS": 8}, {"x": "*bf16", **laid_out})
     activating = {**group, "NAME": "silu", "IS_GATED": True, "IN_ORDER": False}
-    activate_quantize = Variant(fused.activate_quantize_kernel, activating, {"gate_up": "*bf16", **laid_out})
+    gate_up = {"gate_up": "*bf16", **laid_out}
+    activate_quantize = Variant(fused.activate_quantize_kernel, activating, gate_up)
+    activate_quantize_few = Variant(fused.activate_quantize_kernel, {**activating, "ROWS": 1}, gate_up, warps=1)
     return {
         "count_pairs": Variant(places.count_pairs_kernel, {**each, "HAS_MAP": True}, {**ids, **numbers}),
         "sum_counts": Variant(places.sum_counts_kernel, {"CHUNKS": places.CHUNKS, "EXPERTS": places.EXPERTS}, numbers),
         "place_pairs_tiles": Variant(places.place_pairs_kernel, {**each, **wide, **by_tile}, laid),
         "place_pairs_rows": Variant(places.place_pairs_kernel, {**each, **wide, **by_row}, laid),
+        "place_few_pairs": Variant(
+            few.place_few_pairs_kernel,
+            {**of_few, "HAS_WEIGHTS": False, "TILE_ROWS": 16, "weights": None, "settled_weights": None},
+            {**ids, **numbers},
+            warps=few.warps_of(few.FEW),
+        ),
+        "place_few_pairs_weights": Variant(
+            few.place_few_pairs_kernel,
+            {**of_few, "HAS_WEIGHTS": True, "TILE_ROWS": 64},
+            {**ids, **numbers, "weights": "*fp32", "settled_weights": "*fp32"},
+            warps=few.warps_of(few.FEW),
+        ),
         "settle_pairs": Variant(
             settle.settle_pairs_kernel,
             {"HAS_MAP": True, "ALL_EXPERTS": 256, "SLOTS": 8, "ROWS": settle.ROWS},
@@ -145,6 +179,7 @@ def _placing() -> dict[str, Variant]:
         "quantize_to_places": to_places,
         "quantize_to_places_powers": _by_powers_of_two(to_places),
         "activate_quantize": activate_quantize,
+        "activate_quantize_few": activate_quantize_few,
         "activate_quantize_powers": _by_powers_of_two(activate_quantize),
         "activate_quantize_in_order": Variant(
             fused.activate_quantize_kernel, {**activating, "IN_ORDER": True}, {"gate_up": "*fp32", **laid_out}
@@ -219,6 +254,7 @@ COUNTS = (
     "stride_slot",
     "pairs_per_row",
     "tiles",
+    "pad",
     "top_k",
     "stride_a_scale_row",
     "stride_a_scale_k",
@@ -245,5 +281,5 @@ def compile_variant(name: str, target: GPUTarget) -> Any:
         for position, each in enumerate(arguments)
         if each not in constants and each not in COUNTS
     }
-    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
+    options = {"num_warps": variant.warps, "num_stages": 3, "enable_fp_fusion": False}
     return triton.compile(ASTSource(variant.kernel, signature, constexprs, aligned), target=target, options=options)

@@ -34,8 +34,9 @@ class AcmeMoeExperts(TorchExperts):
     # end
 
     # fill in: contract
-    # What is rounded where, and how a GEMM adds, such as Arithmetic.on("hopper.wgmma", promote_every=128). What is not
-    # known stays None and has a wider bound; `fp8moe probe ACME_MOE` tells what the kernels have.
+    # What is rounded where; how a GEMM adds, such as Arithmetic.on("hopper.wgmma", promote_every=128), which `fp8moe
+    # probe ACME_MOE` reads off the kernels; and the Steps around it. With all of it bits are compared. What is not
+    # known stays None and has a wider bound.
     contract = Contract(recipe=Recipe(), arithmetic=FP32, deterministic=True)
     # end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def test_the_latest_run_on_each_device_stands_there(tmp_path: Path) -> None:
     assert one[:2] == ("hardware", "quick: 2 schemes, 2 checks passed")
     assert one[2:] == ("one, torch 2.11.0, triton 3.6.0", "2026-11-02", link.format("2026-11-02-new"))
     assert two[1] == "quick: 1 scheme, 2 checks passed; FAILED: none"
+
+
+def test_a_certificate_counts_by_its_evidence(tmp_path: Path) -> None:
+    place = kept(tmp_path) / "2026-11-05-certificate" / "TRITON"
+    place.mkdir(parents=True)
+    (place / "evidence.json.gz").write_bytes(
+        gzip.compress(json.dumps({"edition": "2026.1", "report": check("TRITON", "one", ("block", "passed"))}).encode())
+    )
+    (row,) = of("TRITON", tmp_path / "reports")
+    assert row[-2:] == ("2026-11-05", "[reports/2026-11-05-certificate](reports/2026-11-05-certificate)")
 
 
 def test_what_a_run_left_out_is_told(tmp_path: Path) -> None:

@@ -85,9 +85,8 @@ class Reader:
             (self.folder / name).write_text(step.text)
             return
         file = self.folder / "acme_moe/experts.py"
-        place = re.compile(rf"(^ *# fill in: {name}\n).*?(^ *# end\n)", re.MULTILINE | re.DOTALL)
-        body = textwrap.indent(step.text, " " * 8)
-        text, count = place.subn(lambda found: found[1] + body + found[2], file.read_text())
+        place = re.compile(rf"(^( *)# fill in: {name}\n).*?(^ *# end\n)", re.MULTILINE | re.DOTALL)
+        text, count = place.subn(lambda at: at[1] + textwrap.indent(step.text, at[2]) + at[3], file.read_text())
         assert count == 1, f"{TUTORIAL.name}:{step.line}: {file} has {count} places {name!r}"
         file.write_text(text)
 

@@ -57,6 +57,23 @@ print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
     assert best <= IMPORT_BUDGET_S, f"import fp8moe took {best:.3f} s, at most {IMPORT_BUDGET_S} s allowed"
 
 
+@pytest.mark.parametrize("command", [("check",), ("certify", "--out", "certificate")])
+def test_a_mistyped_backend_is_told_before_torch_is_there(command: tuple[str, ...], tmp_path: Path) -> None:
+    code = """
+import json, sys
+from fp8moe import registry
+registry.entry_points = lambda group: ()  # whatever is installed here
+from fp8moe.cli import main
+try:
+    main()
+except SystemExit as ended:
+    print(json.dumps({"status": ended.code, "modules": sorted(sys.modules)}))
+"""
+    told = run_python(code, command[0], "TRITIN", *command[1:], cwd=tmp_path)
+    assert told["status"] == 64
+    assert not HEAVY.intersection(told["modules"])
+
+
 def test_plugin_is_light(tmp_path: Path) -> None:
     # A whole pytest start, in process, header included. Wall time, so that a wait or a child process counts as well.
     code = """

@@ -22,7 +22,8 @@ import triton.language as tl
 from ttsem import sanitize  # before whatever imports triton
 
 from fp8moe.kernels.activation import activate
-from fp8moe.kernels.align import align_pairs
+from fp8moe.kernels.align import align_pairs, most_tiles
+from fp8moe.kernels.few import place_few_pairs
 from fp8moe.kernels.fused import activate_quantize, quantize_to_places
 from fp8moe.kernels.fused_rows import activate_quantize_rows, quantize_rows_to_places
 from fp8moe.kernels.grouped_gemm import BLOCK, grouped_gemm
@@ -87,6 +88,11 @@ def summed(columns: int) -> None:
 def placed(tokens: int, alignment: int) -> None:
     ids = torch.arange(tokens * 2).reshape(tokens, 2) % 21 - 1
     place_pairs(ids, 19, tokens * 2 + 19 * alignment, alignment, rows_of_owner=1, places=True, pair_of_row=True)
+
+
+def few_placed(tokens: int, tile_rows: int) -> None:
+    ids, weights = torch.arange(tokens * 3).reshape(tokens, 3) % 21 - 1, torch.rand(tokens, 3)
+    place_few_pairs(ids, 19, most_tiles(ids.numel(), 19, tile_rows), tile_rows, pad=ids.numel(), weights=weights)
 
 
 def quantized_to_places(tokens: int, columns: int) -> None:
@@ -161,6 +167,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "merged-17x10": partial(merged, 17, 10),
     "places-40": partial(placed, 40, 16),
     "places-600": partial(placed, 600, 1),
+    "few-1x3": partial(few_placed, 1, 48),
+    "few-40x3": partial(few_placed, 40, 16),
     "to-places-17x200": partial(quantized_to_places, 17, 200),
     "to-places-16x256": partial(quantized_to_places, 16, 256),
     "activated-37x200": partial(activated_in_places, 37, 200),

@@ -98,7 +98,7 @@ def test_times_that_fail_cost_the_checks_nothing(raises: bool, tmp_path: Path, m
     ("arguments", "told"),
     [
         (("--edition", "1999"), "--edition"),
-        (("--device", "interpreter"), "a certificate is of a run on cpu, cuda, rocm, xpu"),
+        (("--device", "interpreter"), "--device interpreter: a certificate is of a run on cpu, cuda, rocm, xpu"),
         (("--times", "1e9"), "--times 1e+09: at most 3600 seconds"),
     ],
 )
@@ -108,6 +108,12 @@ def test_what_is_refused(arguments: tuple[str, ...], told: str, tmp_path: Path) 
     assert status == 64
     assert told in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_gpu_the_cpu_is_to_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fp8moe.commands.certify.device_name", lambda device: "interpreter")
+    status, output = run("certify", BACKEND, "--out", tmp_path / "certificate")
+    assert (status, output.startswith("fp8moe: no GPU is here, and no --device given: ")) == (64, True)
 
 
 def test_an_edition_that_is_out_asks_for_the_level_certify() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from threading import Event
 from types import SimpleNamespace
@@ -10,10 +12,12 @@ from typing import Any, cast
 import pytest
 import torch
 
+from conformance.at_work import AtWork
 from conformance.certification import _Run, check_backend
 from conformance.contain import Job, SubjectRef, Worker
 from conformance.planned import ONLY_AFTER_OTHERS, confirmed
 from conformance.results import CheckResult, Status
+from conformance.smaller import PLAIN_FAILS, is_as_plain, smaller
 from conformance.waivers import Waivers
 from fp8moe.backends.torch_experts import TorchExperts
 
@@ -28,9 +32,9 @@ def test_two_that_come_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def smallest(_worker: Worker, _ref: Any, failure: CheckResult, *_: Any) -> CheckResult:
         return replace(failure, case=SMALLEST)
 
-    monkeypatch.setattr("conformance.certification.smallest", smallest)
-    monkeypatch.setattr("conformance.certification.confirmed", lambda _worker, _ref, found, _failure: found)
-    given = ("smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None, Event(), None)
+    monkeypatch.setattr("conformance.smaller.smallest", smallest)
+    monkeypatch.setattr("conformance.smaller.confirmed", lambda _worker, _ref, found, _failure: found)
+    given = ("smoke", None, "cpu", 0, None, None, False, 1, None, None, Waivers(), None, Event(), None, AtWork())
     run = _Run("TorchExperts", *given)
     run.in_force = cast(Any, SimpleNamespace(covering=lambda _check, _case: None))
     cases = ("v1:M=17", "v1:M=33")
@@ -79,6 +83,50 @@ def test_what_a_fresh_process_does_not_confirm_is_not_told(
     process = Process(*failing)
     found = confirmed(cast(Any, process), SubjectRef.named("TorchExperts"), result(SMALLEST), result(LARGE))
     assert (found.case, found.reason, process.ran) == (case, reason, ran)
+
+
+SHOWN = f"wrong; {PLAIN_FAILS}"
+KNOWN = {(CHECK, LARGE): result(SMALLEST)}
+
+
+@pytest.mark.parametrize(
+    ("check", "statistics", "others", "plain", "reason", "asked"),
+    [
+        ("computes.relation.chunks", {"E1": 3.0}, {}, Status.FAILED, SHOWN, [SMALLEST]),
+        ("computes.relation.chunks", {"E1": float("nan")}, {}, Status.FAILED, SHOWN, [SMALLEST]),
+        ("computes.relation.chunks", {"E1": 3.0}, KNOWN, Status.PASSED, SHOWN, []),
+        ("computes.relation.chunks", {"E1": 3.0}, {}, Status.PASSED, "wrong", [SMALLEST]),
+        ("computes.relation.chunks", {"E1": 0.5}, {}, Status.FAILED, "wrong", []),  # two calls differ
+        ("computes.relation.chunks", {}, {}, Status.FAILED, "wrong", []),  # it raised
+        (CHECK, {"E1": 3.0}, {}, Status.FAILED, "wrong", []),
+    ],
+)
+def test_a_relation_that_fails_where_a_plain_call_does_says_so(
+    check: str,
+    statistics: Mapping[str, float],
+    others: Mapping[tuple[str, str], CheckResult],
+    plain: Status,
+    reason: str,
+    asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = replace(result(SMALLEST), check=check, statistics=dict(statistics))
+    monkeypatch.setattr("conformance.smaller.smallest", lambda *_: found)
+    monkeypatch.setattr("conformance.smaller.confirmed", lambda *_: found)
+    ran = []
+
+    def run(job: Job) -> CheckResult:
+        ran.append(job.case)
+        return result(job.case, plain)
+
+    results = {(check, LARGE): replace(found, case=LARGE), **others}
+    worker = cast(Any, SimpleNamespace(run=run))
+    made = smaller(
+        worker, SubjectRef.named("TorchExperts"), results, dict(others), time.monotonic() + 60, lambda *_: None
+    )
+    ((key, told),) = made
+    assert (key, told.status, told.reason, ran) == ((check, LARGE), Status.FAILED, reason, asked)
+    assert is_as_plain(told) == (reason == SHOWN)
 
 
 class SixthCall(TorchExperts):

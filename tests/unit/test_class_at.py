@@ -106,7 +106,7 @@ def test_a_name_that_nothing_has(acme: Path, monkeypatch: pytest.MonkeyPatch, te
     with pytest.raises(UnknownBackend) as raised:
         load_subject(text)
     assert str(raised.value).startswith(told)
-    monkeypatch.setattr("conformance.plan.plug_ins_installed", lambda: False)  # nobody has to be asked
+    monkeypatch.setattr("conformance.not_here.plug_ins_installed", lambda: False)  # nobody has to be asked
     monkeypatch.setattr("conformance.certification.Worker", None)
     with pytest.raises(BadRequest) as refused:
         check_backend(text, device="cpu")

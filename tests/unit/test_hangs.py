@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from conformance.at_work import AtWork
 from conformance.certification import check_backend
 from conformance.contain import Limits, SubjectRef, Worker, WorkerEnded
 from conformance.contain.worker import HUNG
@@ -54,6 +56,18 @@ def test_only_more_time_makes_a_case_that_hung_worth_another_try() -> None:
     assert not hung_before(ended(Status.FAILED), 1e9)
 
 
+class Named(AtWork):
+    """Keeps what a run was at, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def on(self, what: str) -> AbstractContextManager[None]:
+        self.seen.append(what)
+        return super().on(what)
+
+
 def test_a_run_gives_up_and_is_gone_on_with(tmp_path: Path) -> None:
     mark = tmp_path / "repaired"
 
@@ -63,13 +77,19 @@ def test_a_run_gives_up_and_is_gone_on_with(tmp_path: Path) -> None:
                 time.sleep(0.05)
             return super().apply(*args, **kwargs)
 
+    named = Named()
+
     def checked(seconds: float, before: Report | None) -> Report:
-        return check_backend(Hanging, device="cpu", workers=1, limits=Limits(seconds=seconds), resume=before)
+        limits = Limits(seconds=seconds)
+        return check_backend(Hanging, device="cpu", workers=1, limits=limits, resume=before, at_work=named)
 
     first = checked(1.0, None)
     assert first.verdict == "failed"
     hung = [check for check in first.checks if check.case]
     assert len(hung) == IN_A_ROW
+    assert set(named.seen) > {f"equivalence {check.case}" for check in hung if check.check == "computes.equivalence"}
+    assert named.seen[0] == "loading it, and asking what it takes"
+    assert named.longest is None
     assert all("it did not end within 1 s" in check.reason and check.measured[HUNG] == 1.0 for check in hung)
     why = "it hangs: 3 cases in a row did not end within 1 s"
     assert cases_left(first.checks)[why] > 20

@@ -12,8 +12,10 @@ from conformance.cases import Case
 from conformance.hangs import IT_HANGS
 from conformance.left import cases_left, left_reason
 from conformance.matrix import BY_BITS, BY_BOUND, EQUIVALENCE
-from conformance.report import Report
+from conformance.relations.telling import PREFIX
+from conformance.report import FAILED, Report
 from conformance.results import CheckResult, Status
+from conformance.smaller import PLAIN_FAILS
 from fp8moe.commands.check import print_report, tell_hanging
 from fp8moe.commands.failures import ALIKE_SHOWN, REASONS_SHOWN
 from tests.unit.certificates import invented
@@ -90,6 +92,41 @@ def test_the_one_in_full_can_be_run_again(capsys: pytest.CaptureFixture[str]) ->
     at = next(number for number, line in enumerate(told) if line.startswith("FAILED"))
     assert told[at + 2].startswith("  reproduce: run computes.equivalence")
     assert told[at + 3] == "  and 1 more with the same reason: fingerprint"
+
+
+def relations(*names: str, scheme: str = "block") -> list[CheckResult]:
+    """That fail where a plain call does."""
+    told = (Status.FAILED, "TOY", scheme, "v1:M=16")
+    return [
+        CheckResult("computes", f"{PREFIX}{name}", *told, reason=f"{name}: E1 = 3; {PLAIN_FAILS}") for name in names
+    ]
+
+
+def test_relations_that_fail_where_a_plain_call_does_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    report = failing(["E1 = 3 > 1"])
+    report = replace(report, checks=[*report.checks, *relations("chunks", "reload", "chunks")])
+    told = lines(report, capsys)
+    at = next(number for number, line in enumerate(told) if line.startswith("FAILED 2"))
+    assert told[at : at + 2] == [
+        "FAILED 2 relations too, on cases that a plain call fails on: chunks, reload",
+        "  each is in the report",
+    ]
+    assert sum(line.startswith("FAILED") for line in told) == 2
+    assert len(Report.from_json(report.to_json()).failures) == 4
+    assert report.verdict == FAILED
+    print_report(report, None)
+    told = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("FAILED") for line in told) == 3  # two of one reason are told once
+    assert f"  chunks: E1 = 3; {PLAIN_FAILS}" in told
+
+
+@pytest.mark.parametrize("scheme", ["", "none"])
+def test_they_are_told_where_no_equivalence_of_their_scheme_is(scheme: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = failing(["E1 = 3 > 1"] if scheme else [])
+    report = replace(report, checks=[*report.checks, *relations("chunks", scheme=scheme or "block")])
+    told = lines(report, capsys)
+    assert f"FAILED {PREFIX}chunks v1:M=16" in told
+    assert not any("a plain call fails" in line for line in told)
 
 
 def test_reasons_that_are_many_are_counted(capsys: pytest.CaptureFixture[str]) -> None:

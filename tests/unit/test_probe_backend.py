@@ -370,7 +370,7 @@ def test_a_backend_that_takes_nothing_of_it() -> None:
 
 
 def test_the_interpreter_shows_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_backend_module, "is_triton", lambda cls: True)
+    monkeypatch.setattr(probe_backend_module, "is_simulated", lambda cls, target: True)
     result = probe_backend(Subject("mine", backend(FP32, WGMMA_128), "mine:Class"), CPU)
     assert (result.status, result.evidence) == (Status.NOT_APPLICABLE, Evidence.SIMULATED)
     assert "interpreter" in result.reason

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
+from conformance.at_work import AtWork
 from conformance.remaining import Remaining
 from fp8moe.commands.progress import duration, is_watched, progress, time_left
 
@@ -57,6 +61,58 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) ->
         tell(1, 2, "a", 1.0)
     err = capsys.readouterr().err.splitlines()
     assert err == ["TOY [x]: 1 of 3,000 in 0:00:00", "TOY [x]: 2,000 of 3,000 in 0:00:00, about 0:01:15 left"]
+
+
+def test_what_takes_longest_is_known() -> None:
+    clock = Clock()
+    at_work = AtWork(clock)
+    assert at_work.longest is None
+    with at_work.on("a"):
+        clock.now += 2.0
+        with at_work.on("b"):
+            clock.now += 3.0
+            assert at_work.longest == ("a", 5.0)
+    with suppress(ZeroDivisionError), at_work.on("c"):
+        raise ZeroDivisionError
+    assert at_work.longest is None
+
+
+def waited(what: str, shown: Callable[[], str], text: str) -> None:
+    """Until a progress of it, in which nothing comes to its end but one result, has told a text."""
+    at_work = AtWork()
+    with progress(what, at_work, every=0.0, long=0.0, looks=0.01) as tell, at_work.on("equivalence v1:M=[9]"):
+        tell(3, 88, "computes.equivalence", 75.0)
+        until = time.monotonic() + 20.0
+        while text not in shown():
+            assert time.monotonic() < until, shown()
+            time.sleep(0.01)
+
+
+def test_what_is_waited_for_is_named_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[str] = []
+
+    def shown() -> str:
+        seen.append(capsys.readouterr().err)
+        return "".join(seen)
+
+    waited("TOY", shown, "TOY: 3 of 88 in 0:00:00, 0:00:00 on equivalence v1:M=[9]\n" * 2)  # more than by the result
+
+
+def test_what_is_waited_for_is_named_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    waited(LONG, screen.getvalue, "\N{HORIZONTAL ELLIPSIS}")
+    shown = screen.getvalue()
+    assert f"{LONG}: 3 of 88 in 0:00:00, 0:00:00 on equivalence v1:M=[9]\n" in shown
+    assert "0:00:00 on equivalence" in shown.split("\r")[-1]
+    assert "left" not in shown.split("\r")[-1]
+
+
+def test_nothing_is_named_that_has_not_taken_long(capsys: pytest.CaptureFixture[str]) -> None:
+    at_work = AtWork()
+    with progress("TOY", at_work, every=0.0, looks=0.01) as tell, at_work.on("equivalence v1:M=9"):
+        tell(3, 88, "computes.equivalence", 75.0)
+        time.sleep(0.05)
+    assert capsys.readouterr().err == "TOY: 3 of 88 in 0:00:00, about 0:01:15 left\n"
 
 
 class Terminal(io.StringIO):

@@ -16,7 +16,10 @@ pytest.importorskip("pip", reason="wheels are built and installed by pip")
 TOY = Path(__file__).parent / "toy-vendor"
 FIRST_VERDICT_S = 120
 """Issue "Vendors certify", "Must reach": from the installed package to the first verdict."""
-ADDED = {"pyproject.toml": ['TOY_BROKEN = "toy_vendor.broken:ToyBrokenExperts"']}
+ADDED = {
+    "pyproject.toml": ['TOY_BROKEN = "toy_vendor.broken:ToyBrokenExperts"'],
+    "toy_vendor/experts.py": ["from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps"],
+}
 """What the toy has beside its filled-in places, in files that `fp8moe init-vendor` wrote."""
 
 
@@ -42,6 +45,8 @@ def test_the_right_one_passes_in_time(environment: Environment, tmp_path: Path) 
     report = json.loads((tmp_path / "toy.json").read_text())
     assert report["verdicts"] == {"selects": "passed", "computes": "passed", "performs": "not_run"}
     assert seconds <= FIRST_VERDICT_S
+    exact = [check for check in report["checks"] if "values=exact_sums" in check.get("case", "")]
+    assert {check["judged_by"] for check in exact if check["check"] == "computes.equivalence"} == {"bits"}
 
 
 def test_the_broken_one_fails_and_its_reproduction_too(environment: Environment, tmp_path: Path) -> None:
@@ -49,6 +54,7 @@ def test_the_broken_one_fails_and_its_reproduction_too(environment: Environment,
     found = environment.run("fp8moe check TOY_BROKEN --level smoke --device cpu --budget 20", tmp_path, status=1)
     lines = re.findall(r"^ *reproduce: (.+)$", found.stdout, re.MULTILINE)
     assert lines, found.stdout
+    assert re.search(r"^FAILED \d+ relations? too, on cases that a plain call fails on: ", found.stdout, re.MULTILINE)
     again = environment.run(lines[0], tmp_path, status=1)
     assert "\nstatus: failed: " in again.stdout
     environment.run(lines[0].replace("TOY_BROKEN", "TOY"), tmp_path)

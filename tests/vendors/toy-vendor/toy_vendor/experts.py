@@ -7,7 +7,7 @@ from torch import Tensor
 from fp8moe import FusedMoEActivationFormat, FusedMoEConfig, MoEWeights, Support
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.recipe import FP32, Contract, Recipe
+from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.schemes import BLOCK
 
 
@@ -29,7 +29,12 @@ class ToyVendorExperts(TorchExperts):
     # end
 
     # fill in: contract
-    contract = Contract(recipe=Recipe(), arithmetic=FP32, deterministic=True)
+    contract = Contract(
+        recipe=Recipe(),
+        arithmetic=Arithmetic.on("fp32", promote_every=128),
+        steps=Steps(scale_order="product", scale_fma=False, combine="slot_sum"),
+        deterministic=True,
+    )
     # end
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
