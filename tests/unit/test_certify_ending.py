@@ -41,9 +41,8 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("fp8moe.commands.check.check_backend", refuses)
     write_report(kept, invented())
     assert f"fp8moe: {kept}: a report of other versions; run it from the start\n" in run(*asked, status=64).stderr
-    assert "fp8moe: --resume x: a report of" in run("check", "T", "--resume", str(kept), status=64).stderr.replace(
-        str(kept), "x"
-    )
+    told = run("check", "TorchExperts", "--resume", str(kept), status=64).stderr
+    assert told.startswith(f"fp8moe: --resume {kept}: a report of other versions")
     kept.write_bytes(b"no gzip")
     told = run(*asked, status=64).stderr
     assert f"fp8moe: {kept}: {kept.name} is no whole gzip file" in told
