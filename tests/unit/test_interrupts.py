@@ -37,7 +37,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("late")
 def test_the_report_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    done = run("check", "TOY", "--report", str(path), status=143)
+    done = run("check", "TorchExperts", "--report", str(path), status=143)
     assert done.stdout.splitlines()[-1].startswith("passed: ")
     assert Report.from_json(path.read_text()).verdict == "passed"
 
@@ -56,7 +56,7 @@ def test_how_to_go_on_is_told(is_asked_for: bool, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("fp8moe.commands.check.check_backend", ended)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     asked = ("--report", str(tmp_path / "asked.json")) if is_asked_for else ()
-    told = run("check", "TOY", *asked, status=143).stderr.splitlines()[-1]
+    told = run("check", "TorchExperts", *asked, status=143).stderr.splitlines()[-1]
     (kept,) = tmp_path.iterdir()
     assert told == f"interrupted{'' if is_asked_for else ', without --report'}: --resume {kept} goes on with it"
     assert Report.from_json(kept.read_text()) == Report.from_json(report.to_json())
@@ -73,7 +73,7 @@ def test_that_nothing_is_kept_is_told(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.usefixtures("late")
 def test_a_certificate_is_left_to_the_next_call(tmp_path: Path) -> None:
-    done = run("certify", "TOY", "--device", "cpu", "--out", str(tmp_path / "certificate"), status=143)
+    done = run("certify", "TorchExperts", "--device", "cpu", "--out", str(tmp_path / "certificate"), status=143)
     assert done.stderr.splitlines()[-1] == "fp8moe: interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["certificate.partial.json.gz"]
 
