@@ -15,7 +15,7 @@ from conformance.contain import Job, SubjectRef, Worker
 from conformance.planned import ONLY_AFTER_OTHERS, confirmed
 from conformance.results import CheckResult, Status
 from conformance.waivers import Waivers
-from fp8moe.backends.torch_experts import TorchExperts
+from tests.unit.certificates import BlockAlone
 
 CHECK = "computes.equivalence"
 SMALLEST, LARGE = "v1:M=1", "v1:M=33"
@@ -81,7 +81,7 @@ def test_what_a_fresh_process_does_not_confirm_is_not_told(
     assert (found.case, found.reason, process.ran) == (case, reason, ran)
 
 
-class SixthCall(TorchExperts):
+class SixthCall(BlockAlone):
     """Wrong from the sixth call of a process on."""
 
     calls = 0
