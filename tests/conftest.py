@@ -14,17 +14,17 @@ LONGEST = [
     HERE / name
     for name in (
         "docs/test_vendors.py",
-        "zoo/test_score.py",
         "unit/test_kernels_interpreter.py",
+        "zoo/test_score.py",
         "suite/test_plugin.py",
         "suite/test_ray.py",
-        "contracts/test_vllm_cutlass.py",
+        "suite/test_signals.py",
         "suite/test_other_code.py",
         "suite/test_gate.py",
-        "suite/test_signals.py",
+        "unit/test_selection_judge.py",
     )
 ]
-"""Files of a minute or more, the longest first."""
+"""Files that take a minute or more beside another, in this order."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
