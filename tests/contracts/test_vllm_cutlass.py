@@ -290,6 +290,7 @@ def test_with_our_kernels_in_the_interpreter() -> None:
     # Without the options of the run that we are part of.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["TRITON_INTERPRET"] = "1"
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's, for its dots: they are small, and its threads would wait
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", __file__]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)

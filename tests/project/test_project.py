@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fp8moe
+from tests.conftest import LONGEST
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -102,6 +103,10 @@ print(json.dumps({"seconds": seconds, "status": int(status), "modules": sorted(s
 def test_version_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert fp8moe.__version__ == project["version"]
+
+
+def test_files_that_begin_first_are_there() -> None:
+    assert [path for path in LONGEST if not path.is_file()] == []
 
 
 def forbidden() -> re.Pattern[str]:

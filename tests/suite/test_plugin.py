@@ -85,10 +85,12 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+SUITE = ("-p", "conformance.plugin", "-p", "no:cacheprovider", "--pyargs", "conformance")
+"""The suite without a checkout: from another folder, by the package's name."""
+
+
 def run_suite(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """The suite without a checkout: from another folder, by the package's name."""
-    plugin = ("-p", "conformance.plugin", "-p", "no:cacheprovider")
-    return python(folder, "-m", "pytest", *plugin, "--pyargs", "conformance", *options)
+    return python(folder, "-m", "pytest", *SUITE, *options)
 
 
 @pytest.fixture
@@ -97,14 +99,21 @@ def vendor(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run of the pinned cases of one scheme, and its report; for those that look at it alone."""
+    folder = tmp_path_factory.mktemp("quick")
+    return run_suite(folder, *QUICK, "--fp8moe-report=report.json"), folder / "report.json"
+
+
 def results_of(report: Path) -> list[tuple[str, str, str]]:
     return sorted(
         (r["backend"], r.get("case", r["check"]), r["status"]) for r in json.loads(report.read_text())["results"]
     )
 
 
-def test_header_matrix_reasons_and_report(tmp_path: Path) -> None:
-    done = run_suite(tmp_path, *QUICK, "--fp8moe-report=report.json")
+def test_header_matrix_reasons_and_report(quick: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, path = quick
     assert done.returncode == 0, done.stdout[-3000:]
     for text in ("fp8moe ", f"torch {torch.__version__}", "kernel libraries:", "evidence in this run: hardware"):
         assert text in done.stdout
@@ -114,7 +123,7 @@ def test_header_matrix_reasons_and_report(tmp_path: Path) -> None:
     assert "not supported: AITER: DEVICE (every scheme)" in done.stdout
     assert "not run: TRITON: no GPU here; the device interpreter simulates one" in done.stdout
     assert re.search(r"deepseek-v3 +block +NONE +FLASHINFER_CUTLASS +FLASHINFER_TRTLLM +TRITON", done.stdout)
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads(path.read_text())
     assert report["format"] == 1
     statuses = {(cell["backend"], cell["status"]) for cell in report["cells"]}
     assert {("TorchExperts", "not_run"), ("AITER", "not_supported"), ("TRITON", "not_run")} <= statuses
@@ -122,11 +131,11 @@ def test_header_matrix_reasons_and_report(tmp_path: Path) -> None:
     assert all(0 <= r["error_over_bound"] <= 1 for r in report["results"] if "case" in r)
 
 
-def test_workers_of_xdist_report_the_same(tmp_path: Path) -> None:
-    one = run_suite(tmp_path, *QUICK, "--fp8moe-report=one.json")
+def test_workers_of_xdist_report_the_same(quick: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path) -> None:
+    one, report = quick
     two = run_suite(tmp_path, *QUICK, "--fp8moe-report=two.json", "-n", "2")
     assert (one.returncode, two.returncode) == (0, 0), two.stdout[-3000:]
-    assert results_of(tmp_path / "one.json") == results_of(tmp_path / "two.json")
+    assert results_of(report) == results_of(tmp_path / "two.json")
     assert "computes: backend x scheme" in two.stdout
     assert two.stdout.count("evidence in this run") == 1
 
@@ -187,27 +196,50 @@ def test_a_backend_that_cannot_be_had_is_not_run_and_says_why(vendor: Path) -> N
     assert "1 skipped" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("option", "text"),
-    [
-        ("--fp8moe-backend=TRITTON", "--fp8moe-backend=TRITTON: no backend has this name; did you mean TRITON"),
-        ("--fp8moe-backend=vendor:Nobody", r"--fp8moe-backend=vendor:Nobody: vendor has no Nobody; there: .*\bRight\b"),
-        ("--fp8moe-backend=vendr:Right", "there is no module vendr on the import path; did you mean vendor"),
-        ("--fp8moe-backend=json:JSONDecoder", "expected a subclass of FusedMoEPermuteExpertsUnpermute"),
-        ("--fp8moe-scheme=blok", "expected one of block"),
-        ("--fp8moe-device=xpu", "--fp8moe-device=xpu: torch .* sees a"),
-        ("--fp8moe-device=gpu", "invalid choice: 'gpu'"),
-        ("--fp8moe-examples=few", "invalid int value"),
-        ("--fp8moe-examples=0", "expected at least 1"),
-        ("--fp8moe-budget=-1", "expected seconds"),
-        ("--fp8moe-report=nowhere/report.json", "the folder does not exist"),
-    ],
-)
-def test_a_bad_option_is_a_usage_error(vendor: Path, option: str, text: str) -> None:
-    done = run_suite(vendor, option)
-    assert done.returncode == 4
-    assert len(re.findall(text, done.stdout + done.stderr)) == 1
-    assert "Traceback" not in done.stdout + done.stderr
+USAGE_ERRORS = {
+    "--fp8moe-backend=TRITTON": "--fp8moe-backend=TRITTON: no backend has this name; did you mean TRITON",
+    "--fp8moe-backend=vendor:Nobody": r"--fp8moe-backend=vendor:Nobody: vendor has no Nobody; there: .*\bRight\b",
+    "--fp8moe-backend=vendr:Right": "there is no module vendr on the import path; did you mean vendor",
+    "--fp8moe-backend=json:JSONDecoder": "expected a subclass of FusedMoEPermuteExpertsUnpermute",
+    "--fp8moe-scheme=blok": "expected one of block",
+    "--fp8moe-device=xpu": "--fp8moe-device=xpu: torch .* sees a",
+    "--fp8moe-device=gpu": "invalid choice: 'gpu'",
+    "--fp8moe-examples=few": "invalid int value",
+    "--fp8moe-examples=0": "expected at least 1",
+    "--fp8moe-budget=-1": "expected seconds",
+    "--fp8moe-report=nowhere/report.json": "the folder does not exist",
+}
+"""Bad options, and what is said once of each."""
+ASKED_IN_TURN = """
+import contextlib, io, json, sys
+import pytest
+
+told = {}
+for option in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        status = pytest.main([*sys.argv[2:], option])
+    told[option] = (int(status), out.getvalue())
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def usage_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """The status and text of a start of the suite with each bad option: all in one process, which loads torch once."""
+    folder = tmp_path_factory.mktemp("usage")
+    (folder / "vendor.py").write_text(VENDOR)
+    done = python(folder, "-c", ASKED_IN_TURN, json.dumps(list(USAGE_ERRORS)), *SUITE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told: dict[str, tuple[int, str]] = json.loads(done.stdout)
+    return told
+
+
+@pytest.mark.parametrize("option", USAGE_ERRORS)
+def test_a_bad_option_is_a_usage_error(usage_errors: dict[str, tuple[int, str]], option: str) -> None:
+    status, told = usage_errors[option]
+    assert status == 4, told
+    assert len(re.findall(USAGE_ERRORS[option], told)) == 1, told
+    assert "Traceback" not in told
 
 
 def test_where_nothing_computed_was_selected_there_is_no_matrix(tmp_path: Path) -> None:

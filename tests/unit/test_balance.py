@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from conformance.cases import Case
 from conformance.certificate.statement import EVIDENCE
 from conformance.editions import EVERYTHING, target_of
 from conformance.kept_text import read_text
-from conformance.levels import items_for
+from conformance.levels import Item, items_for
 from conformance.shards import Shard, cost, dealt
 from tests.unit.certificates import invented
 
@@ -36,6 +37,12 @@ def is_told(path: Path) -> bool:
 KEPT = [path.parent if path.name == EVIDENCE else path for path in sorted(REPORTS.rglob("*.json.gz")) if is_told(path)]
 
 
+@cache
+def certified() -> list[Item]:
+    """The cases of a certificate of everything."""
+    return items_for("certify", EVERYTHING, target_of("cuda"), 0, fnuz=False)
+
+
 def test_there_are_durations() -> None:
     assert KEPT
 
@@ -53,20 +60,22 @@ def test_eight_shards_take_about_as_long(path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 64])
 def test_the_cases_alone_decide(count: int) -> None:
-    items = items_for("certify", EVERYTHING, target_of("cuda"), 0, fnuz=False)
+    items = certified()
     pieces = dealt(items, count)
     assert sorted(item.key for piece in pieces for item in piece) == sorted(item.key for item in items)
     places = {item.key: number for number, item in enumerate(items)}
     for piece in pieces:
         assert [places[item.key] for item in piece] == sorted(places[item.key] for item in piece)
     shuffled = random.Random(count).sample(items, len(items))
-    for number, piece in enumerate(pieces, 1):
-        assert {item.key for item in Shard(number, count).of(shuffled)} == {item.key for item in piece}
+    for again, piece in zip(dealt(shuffled, count), pieces, strict=True):
+        assert {item.key for item in again} == {item.key for item in piece}
+    for number in range(1, count + 1, max(1, count // 8)):
+        assert Shard(number, count).of(items) == pieces[number - 1]
 
 
 def test_long_prefills_are_spread() -> None:
     """Every fifth case of the published models has the most tokens."""
-    items = items_for("certify", EVERYTHING, target_of("cuda"), 0, fnuz=False)
+    items = certified()
     longest = max(item.case.tokens for item in items)
     shares = [sum(item.case.tokens == longest for item in piece) for piece in dealt(items, 5)]
     assert max(shares) - min(shares) < sum(shares) / 4

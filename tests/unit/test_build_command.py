@@ -111,7 +111,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_stopped_build_ends_its_children(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLAYED_SECONDS", "1.5")
+    monkeypatch.setenv("PLAYED_HANG", "two.cu")
     module = FlashInferModule("fused_moe_90", played.ahead, played.cache)
 
     def stop(line: str) -> None:

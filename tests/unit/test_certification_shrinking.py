@@ -19,7 +19,7 @@ from conformance.planned import ONLY_AFTER_OTHERS, confirmed
 from conformance.results import CheckResult, Status
 from conformance.smaller import PLAIN_FAILS, is_as_plain, smaller
 from conformance.waivers import Waivers
-from fp8moe.backends.torch_experts import TorchExperts
+from tests.unit.certificates import BlockAlone
 
 CHECK = "computes.equivalence"
 SMALLEST, LARGE = "v1:M=1", "v1:M=33"
@@ -129,7 +129,7 @@ def test_a_relation_that_fails_where_a_plain_call_does_says_so(
     assert is_as_plain(told) == (reason == SHOWN)
 
 
-class SixthCall(TorchExperts):
+class SixthCall(BlockAlone):
     """Wrong from the sixth call of a process on."""
 
     calls = 0

@@ -59,7 +59,9 @@ def test_the_suites_header_lists_it_and_the_others_are_judged(acme: Path) -> Non
     asked = [str(suite / "test_selects.py"), "--collect-only", "--fp8moe-device=cpu"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *asked]
     path = os.pathsep.join((str(acme), str(suite.parent)))
-    environment = os.environ | {"PYTHONPATH": path}
+    # Without the options of the run that we are part of.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = path
     done = subprocess.run(command, cwd=suite.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert LINE in done.stdout.splitlines()

@@ -69,7 +69,8 @@ def run_suite(names: list[str], zoo: str, report: Path, device: str) -> subproce
     backends = [f"--fp8moe-backend=conformance.zoo:{zoo}.{name}" for name in names]
     command = [sys.executable, "-m", "pytest", "conformance", "-m", "computes", "-q", "-p", "no:cacheprovider"]
     command += [*backends, "--fp8moe-scheme=block", f"--fp8moe-device={device}", f"--fp8moe-report={report}"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "TRITON_INTERPRET"))}
+    left_out = ("VLLM_", "TRITON_INTERPRET", "PYTEST_")  # the last: options of the run that we are part of
+    env = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
