@@ -77,7 +77,7 @@ def declared(tensors: CaseTensors) -> TorchExperts:
 @pytest.mark.parametrize("scheme", ["block", "tensor_dyn", "channel_tok"])
 @pytest.mark.parametrize(
     "fields",
-    [*CASES.values(), {"bias": True}, {"inter": 192}, {"activation": "gelu"}, {"dtype": "fp16"}, {"tokens": 70}],
+    [*CASES.values(), {"bias": True}, {"inter": 192}, {"activation": "gelu"}, {"dtype": "fp16"}, {"tokens": 42}],
     ids=[*CASES, "bias", "filled up", "gelu", "fp16", "larger tiles"],
 )
 @pytest.mark.usefixtures("operators", "in_one_launch")
