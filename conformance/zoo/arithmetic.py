@@ -255,7 +255,7 @@ NUMERICS = (
     Fault(
         "gate_in_bf16",
         "",
-        "the gate's part is rounded to 16 bits before its product with the up, undeclared: a template for any activation",
+        "the gate's part is rounded to 16 bits before its product with the up, undeclared: any activation's template",
         True,
         _undeclared(gate_output="input"),
         SMALL,

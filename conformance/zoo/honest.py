@@ -157,7 +157,7 @@ class BatchedReversed(Reversed, BatchedTorchExperts):
 
 
 ACT_AND_MUL = Recipe(gemm1_output="input", gate_output="input", activation_output="input")
-"""As an activation kernel between two GEMMs has it that reads and writes 16 bits, and multiplies two of their numbers."""
+"""As an activation kernel between two GEMMs that reads and writes 16 bits, and multiplies with a function of them."""
 DEEPGEMM = Recipe(scale_rounding="power_of_two", gemm1_output="input", activation_output="input", gemm2_output="input")
 """As DeepGEMM's users run it: 16 bits between the kernels."""
 FLASHINFER = Recipe(
