@@ -1,6 +1,7 @@
 """What the bridge declares of vLLM's roundings beside the release's own Python, run without vLLM and without a GPU.
 
-Two of its functions are run, out of a wheel that is pinned by its digest. Its CUDA kernels are in no wheel as text; `fp8moe_vllm.contracts` says which of their sources were read.
+Two of its functions are run, out of a wheel that is pinned by its digest. Its CUDA kernels are in no wheel as text;
+`fp8moe_vllm.contracts` says which of their sources were read.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def function(path: str, name: str) -> str:
 
 
 def test_deepgemms_kernel_rounds_the_gate_and_the_product(tmp_path: Path) -> None:
-    """In Triton's interpreter, which knows fp16 alone of the two: its scales are those of silu's part and of the product
-    in 16 bits, to the bit, and of no other two roundings."""
+    """In Triton's interpreter, which computes with fp16 and not with bf16: its scales are, to the bit, those of silu's
+    part and of the product in 16 bits, and of no other two roundings."""
     text = function(f"{QUANTISATION}/fp8_utils.py", FUSED)
     module = f"import triton\nimport triton.language as tl\n\n\n@triton.jit\n{text}\n\n\nKERNEL = {FUSED}\n"
     (tmp_path / "released.py").write_text(module)
