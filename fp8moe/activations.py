@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,23 +13,30 @@ SWIGLU_LIMIT = 7.0
 SWIGLUOAI_ALPHA = 1.702
 
 
-def _swigluoai(gate: Tensor, up: Tensor) -> Tensor:
-    """gpt-oss: the gate clamped from above, the up from both sides; x * sigmoid(1.702 x) * (up + 1)."""
+@dataclass(frozen=True)
+class Gated:
+    """An activation of a gate, times what it makes of the up."""
+
+    of_gate: Callable[[Tensor], Tensor]
+    of_up: Callable[[Tensor], Tensor] = lambda up: up
+
+
+def _sigmoid_of_limited(gate: Tensor) -> Tensor:
     gate = gate.clamp(max=SWIGLU_LIMIT)
-    up = up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
-    return gate * torch.sigmoid(SWIGLUOAI_ALPHA * gate) * (up + 1)
+    return gate * torch.sigmoid(SWIGLUOAI_ALPHA * gate)
 
 
-def _swiglustep(gate: Tensor, up: Tensor) -> Tensor:
-    """Step-3.5: silu of the gate clamped from above, the up clamped from both sides."""
-    return silu(gate).clamp(max=SWIGLU_LIMIT) * up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
+def _limited(up: Tensor) -> Tensor:
+    return up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
 
 
-GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "silu": lambda gate, up: silu(gate) * up,
-    "gelu": lambda gate, up: gelu(gate) * up,
-    "swigluoai": _swigluoai,
-    "swiglustep": _swiglustep,
+GATED = {
+    "silu": Gated(silu),
+    "gelu": Gated(gelu),
+    # gpt-oss: the gate clamped from above, the up from both sides; x * sigmoid(1.702 x) * (up + 1).
+    "swigluoai": Gated(_sigmoid_of_limited, lambda up: _limited(up) + 1),
+    # Step-3.5: silu of the gate clamped from above, the up clamped from both sides.
+    "swiglustep": Gated(lambda gate: silu(gate).clamp(max=SWIGLU_LIMIT), _limited),
 }
 NON_GATED: dict[str, Callable[[Tensor], Tensor]] = {
     "silu_no_mul": silu,
@@ -37,15 +45,21 @@ NON_GATED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activate(name: str, values: Tensor) -> Tensor:
+def activate(name: str, values: Tensor, gate_dtype: torch.dtype | None = None) -> Tensor:
     """(..., 2I) to (..., I) for a gated activation, (..., I) to (..., I) for the others.
+
+    Args:
+        gate_dtype: what the gate's part is rounded to before its product with the up's; None: not at all.
 
     Raises:
         ValueError: the activation has no such name.
     """
     if name in GATED:
         gate, up = values.chunk(2, dim=-1)
-        return GATED[name](gate, up)
+        part = GATED[name].of_gate(gate)
+        if gate_dtype is not None:
+            part = part.to(gate_dtype).to(values.dtype)
+        return part * GATED[name].of_up(up)
     if name in NON_GATED:
         return NON_GATED[name](values)
     raise ValueError(f"activation={name!r}: expected one of {', '.join((*GATED, *NON_GATED))}")

@@ -63,6 +63,9 @@ class Recipe:
         bias: "input" for GEMMs whose result is rounded before the bias is added.
         routing_weights: "input" for routing weights that are rounded before results are multiplied with them.
         gemm1_output: dtype of the first GEMM's result (bias included) before the activation.
+        gate_output: dtype of the gate's part of the activation before its product with the up's: of silu or gelu of the
+            gate; of swigluoai's g sigmoid(1.702 g), where up + 1 stays in fp32; of swiglustep's silu, before or after
+            its limit, which every format has. Nothing to an activation without a gate.
         activation_output: dtype of the activation's result before it is quantised again, or, where activations
             are not quantised, as it enters the second GEMM.
         requantize: whether the intermediate is quantised for the second GEMM as the activation key says.
@@ -88,6 +91,7 @@ class Recipe:
     bias: Rounding = "float32"
     routing_weights: Rounding = "float32"
     gemm1_output: Rounding = "float32"
+    gate_output: Rounding = "float32"
     activation_output: Rounding = "float32"
     requantize: bool = True
     gemm2_output: Rounding = "float32"

@@ -146,5 +146,6 @@ def _through(problem: MoEProblem, name: str, expert: int, values: Tensor, error:
 
 def _through_activation(trace: RecipeTrace, values: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     centre = activated(trace.activation, values)
-    low, high = activation_range(trace.activation, (values - error, values + error))
+    gate = trace.problem.carrier if trace.problem.recipe.gate_output == "input" else None
+    low, high = activation_range(trace.activation, (values - error, values + error), gate)
     return centre, torch.maximum(high - centre, centre - low)

@@ -18,11 +18,13 @@ from fp8moe.reference.activation import Activation
 from fp8moe.reference.problem import MoEProblem, Pairs
 from fp8moe.reference.quantisation import group_amax, spread
 from fp8moe.reference.recipe import RecipeTrace
-from fp8moe.reference.rounding import round_to, to_float32, up_to_power_of_two
+from fp8moe.reference.rounding import FloatFormat, round_to, to_float32, up_to_power_of_two
 
 ACTIVATION_ROUNDINGS = 12
 """Roundings, in units of u, of an activation in fp32: exp through ex2.approx 4 (2^-22), its argument's product counted
 apart, 1 + e 1, div.full 4 (2 ulp), times up 1, up + 1 or a second product 1, one to spare."""
+UP_ROUNDINGS = 3
+"""What of these comes after a gate's part that is rounded by itself: up + 1, the product, one to spare."""
 ERF_ROUNDINGS = 7
 """x (1 + erf) / 2 errs by 2 u |x| where erf is within 2 ulp (its argument and the sum rounded, 4 u together, halved);
 torch 2.13's own gelu on a CPU takes a shorter series for erf and errs by 6.25 u |x|, measured on 4,000,001 points of
@@ -63,7 +65,8 @@ def intermediate_spread(trace: RecipeTrace, error: Tensor) -> Spread:
     problem = trace.problem
     recipe = problem.recipe
     first = _rounded((trace.first - error, trace.first + error), problem, recipe.gemm1_output)
-    low, high = _rounded(activation_range(trace.activation, first), problem, recipe.activation_output)
+    gate = problem.carrier if recipe.gate_output == "input" else None
+    low, high = _rounded(activation_range(trace.activation, first, gate), problem, recipe.activation_output)
     nominal = trace.intermediate
     group = problem.activation_group(problem.quant.a2) if recipe.requantize else None
     if group is None:
@@ -85,23 +88,35 @@ def intermediate_spread(trace: RecipeTrace, error: Tensor) -> Spread:
 
 
 def _rounded(interval: Interval, problem: MoEProblem, where: Rounding) -> Interval:
-    if where != "input":
-        return interval
-    low, high = (round_to(to_float32(end), problem.carrier) for end in interval)
+    return _to_format(interval, problem.carrier) if where == "input" else interval
+
+
+def _to_format(interval: Interval, fmt: FloatFormat) -> Interval:
+    low, high = (round_to(to_float32(end), fmt) for end in interval)
     return low, high
 
 
-def activation_range(activation: Activation, first: Interval) -> Interval:
-    """Range of the activation over the box of gate and up, and the errors of evaluating it in fp32."""
+def activation_range(activation: Activation, first: Interval, gate: FloatFormat | None = None) -> Interval:
+    """Range of the activation over the box of gate and up, and the errors of evaluating it in fp32.
+
+    `gate`: what the gate's part is rounded to before the product, which then has all of its errors but the last ones.
+    """
     if activation.linear is None:
         low, high = _curve_range(activation, first)
         return _widened(activation, low, high, first, torch.ones_like(low))
     (gate_low, up_low), (gate_high, up_high) = first[0].chunk(2, dim=-1), first[1].chunk(2, dim=-1)
-    curve = _curve_range(activation, (gate_low, gate_high))
+    arguments = gate_low, gate_high
+    curve = _curve_range(activation, arguments)
+    if gate is not None:
+        curve = _to_format(_widened(activation, *curve, arguments, torch.ones_like(gate_low)), gate)
     linear = activation.linear(up_low), activation.linear(up_high)
     corners = torch.stack([left * right for left in curve for right in linear])
+    low, high = corners.amin(0), corners.amax(0)
+    if gate is not None:
+        wider = UP_ROUNDINGS * U * torch.maximum(low.abs(), high.abs())
+        return low - wider, high + wider
     magnitude = torch.maximum(linear[0].abs(), linear[1].abs())
-    return _widened(activation, corners.amin(0), corners.amax(0), (gate_low, gate_high), magnitude)
+    return _widened(activation, low, high, arguments, magnitude)
 
 
 def _curve_range(activation: Activation, values: Interval) -> Interval:

@@ -17,6 +17,7 @@ from conformance.bounds.statistics import element_bound, element_ratio, gain_rat
 from conformance.bounds.suspect import experts_of_pairs, mismatch_at, per_expert_maxima
 from conformance.results import Mismatch
 from fp8moe.recipe import Arithmetic
+from fp8moe.reference.activation import gate_part
 from fp8moe.reference.recipe import RecipeTrace
 from fp8moe.reference.rounding import FloatFormat, spacing
 
@@ -129,11 +130,13 @@ def may_overflow(trace: RecipeTrace) -> Tensor:
     """(T,) bool: tokens of which something that the recipe rounds to 16 bits before the output passes half of that
     format's range. Whether it becomes infinite is then a matter of the last bit, or was one long before."""
     recipe, pairs, limit = trace.problem.recipe, trace.pairs, trace.problem.carrier.largest / 2
-    stages = (
+    stages = [
         (recipe.gemm1_output, trace.first),
         (recipe.activation_output, trace.intermediate),
         (recipe.gemm2_output, trace.second),
-    )
+    ]
+    if recipe.gate_output == "input" and trace.activation.linear is not None:
+        stages.append(("input", gate_part(trace.activation, trace.first)))
     loud = torch.zeros_like(pairs.token, dtype=torch.bool)
     for rounding, values in stages:
         if rounding == "input":

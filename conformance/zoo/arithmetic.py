@@ -253,6 +253,22 @@ NUMERICS = (
         SMALL,
     ),
     Fault(
+        "gate_in_bf16",
+        "",
+        "the gate's part is rounded to 16 bits before its product with the up, undeclared: any activation's template",
+        True,
+        _undeclared(gate_output="input"),
+        SMALL,
+    ),
+    Fault(
+        "gate_in_bf16_as_well",
+        "",
+        "the activation's 16 bits on both sides are declared, and the gate's part, rounded before the product, is not",
+        True,
+        declaring(_undeclared(gate_output="input"), gemm1_output="input", activation_output="input"),
+        SMALL,
+    ),
+    Fault(
         "intermediate_in_bf16",
         "",
         "the intermediate is rounded to 16 bits, undeclared: a quantiser of its own",

@@ -134,7 +134,9 @@ class FastExponential(Ordered):
         value = gate * torch.where(gate < -88.0, silu(gate) / gate, sigmoid)
         if name == "swiglustep":
             value, rest = value.clamp(max=7.0), [rest[0].clamp(-7.0, 7.0)]
-        return self.rounded(value * rest[0] if rest else value, self.recipe.activation_output)
+        if rest:
+            value = self.rounded(value, self.recipe.gate_output) * rest[0]
+        return self.rounded(value, self.recipe.activation_output)
 
     def requantize(self, intermediate: Tensor, expert: Tensor) -> Tensor:
         desc = self.quant.a2
@@ -154,6 +156,8 @@ class BatchedReversed(Reversed, BatchedTorchExperts):
     """The batched format, K from its end."""
 
 
+ACT_AND_MUL = Recipe(gemm1_output="input", gate_output="input", activation_output="input")
+"""As an activation kernel between two GEMMs that reads and writes 16 bits, and multiplies with a function of them."""
 DEEPGEMM = Recipe(scale_rounding="power_of_two", gemm1_output="input", activation_output="input", gemm2_output="input")
 """As DeepGEMM's users run it: 16 bits between the kernels."""
 FLASHINFER = Recipe(
@@ -179,6 +183,7 @@ HONEST: dict[str, type[TorchExperts]] = {
     "fused_activation": FusedActivation,
     "fast_exponential": FastExponential,
     "bf16_first_result": BlocksOf128.with_recipe(Recipe(gemm1_output="input")),
+    "bf16_gate": Pairwise.with_recipe(Recipe(gate_output="input")),
     "bf16_intermediate": Reversed.with_recipe(Recipe(activation_output="input")),
     "bf16_slots": Pairwise.with_recipe(Recipe(gemm2_output="input")),
     "bf16_running_sum": SplitKFour.with_recipe(Recipe(combine="input")),
@@ -199,6 +204,7 @@ HONEST: dict[str, type[TorchExperts]] = {
     "blackwell": on_unit("Blackwell", "blackwell.tcgen05", "blackwell.tcgen05_f16", None),
     "cdna3": on_unit("Cdna3", "cdna3.mfma", "cdna3.mfma_f16"),
     "flashinfer": on_unit("FlashInfer", "hopper.wgmma", "hopper.wgmma_f16", None, recipe=FLASHINFER),
+    "act_and_mul": FastExponential.with_recipe(ACT_AND_MUL),
     "deepgemm": on_unit("DeepGemm", "hopper.wgmma", "hopper.wgmma_f16", recipe=DEEPGEMM),
     "deepgemm_e8m0": on_unit("DeepGemmE8M0", "hopper.wgmma", "hopper.wgmma_f16", recipe=E8M0),
 }

@@ -132,7 +132,8 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
 
     def activation(self, gate_up: Tensor) -> Tensor:
         """(P, 2I or I) to (P, I)."""
-        return self.rounded(activate(self.config.activation, gate_up), self.recipe.activation_output)
+        gate_dtype = self.config.in_dtype if self.recipe.gate_output == "input" else None
+        return self.rounded(activate(self.config.activation, gate_up, gate_dtype), self.recipe.activation_output)
 
     def requantize(self, intermediate: Tensor, expert: Tensor) -> Tensor:
         """(P, I) to what the second GEMM multiplies, dequantised, fp32."""

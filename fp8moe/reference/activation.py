@@ -76,9 +76,15 @@ def activation_of(name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
-def activated(activation: Activation, first: Tensor) -> Tensor:
-    """The first GEMM's result, (P, 2I) gate then up or (P, I), to (P, I)."""
+def gate_part(activation: Activation, first: Tensor) -> Tensor:
+    """Of the first GEMM's result, (P, 2I) or (P, I): the curve, (P, I)."""
+    return activation.curve(first if activation.linear is None else first.chunk(2, dim=-1)[0])
+
+
+def activated(
+    activation: Activation, first: Tensor, gate_rounded: Callable[[Tensor], Tensor] = lambda part: part
+) -> Tensor:
+    """The first GEMM's result, (P, 2I) gate then up or (P, I), to (P, I); of the gate's part what is made of it."""
     if activation.linear is None:
-        return activation.curve(first)
-    gate, up = first.chunk(2, dim=-1)
-    return activation.curve(gate) * activation.linear(up)
+        return gate_part(activation, first)
+    return gate_rounded(gate_part(activation, first)) * activation.linear(first.chunk(2, dim=-1)[1])

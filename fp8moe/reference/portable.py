@@ -6,6 +6,7 @@ Each operation below is one IEEE rounding to nearest even: products, sums and qu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -91,31 +92,38 @@ def _at_most(x: Tensor) -> Tensor:
     return torch.where(x > LIMIT, LIMIT, x)
 
 
-def _swigluoai(gate: Tensor, up: Tensor) -> Tensor:
+def _swigluoai(gate: Tensor) -> Tensor:
     gate = _at_most(gate)
-    sigmoid = gate / (1.0 + exponential(-(gate * _constant(ALPHA, gate))))
-    return sigmoid * (_clamped(up) + 1.0)
+    return gate / (1.0 + exponential(-(gate * _constant(ALPHA, gate))))
 
 
-def _swiglustep(gate: Tensor, up: Tensor) -> Tensor:
-    return _at_most(silu(gate)) * _clamped(up)
+@dataclass(frozen=True)
+class Portable:
+    """(P, 2I) gate then up, or (P, I), to (P, I).
 
+    Args:
+        of_gate: the gate's part, or all of an activation without one.
+        of_up: what that is multiplied with; None without a gate.
+    """
 
-def _gated(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def on_halves(first: Tensor) -> Tensor:
+    of_gate: Callable[[Tensor], Tensor]
+    of_up: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, first: Tensor, gate_dtype: torch.dtype = torch.float32) -> Tensor:
+        """`gate_dtype`: what the gate's part is rounded to before the product, where there is one."""
+        if self.of_up is None:
+            return self.of_gate(first)
         gate, up = first.chunk(2, dim=-1)
-        return function(gate, up)
-
-    return on_halves
+        return self.of_gate(gate).to(gate_dtype).float() * self.of_up(up)
 
 
-PORTABLE: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": _gated(lambda gate, up: silu(gate) * up),
-    "gelu": _gated(lambda gate, up: gelu(gate) * up),
-    "swigluoai": _gated(_swigluoai),
-    "swiglustep": _gated(_swiglustep),
-    "silu_no_mul": silu,
-    "gelu_no_mul": gelu,
-    "relu2_no_mul": lambda x: torch.where(x > 0, x, torch.where(x == x, 0.0, x)).square(),
+PORTABLE = {
+    "silu": Portable(silu, lambda up: up),
+    "gelu": Portable(gelu, lambda up: up),
+    "swigluoai": Portable(_swigluoai, lambda up: _clamped(up) + 1.0),
+    "swiglustep": Portable(lambda gate: _at_most(silu(gate)), _clamped),
+    "silu_no_mul": Portable(silu),
+    "gelu_no_mul": Portable(gelu),
+    "relu2_no_mul": Portable(lambda x: torch.where(x > 0, x, torch.where(x == x, 0.0, x)).square()),
 }
-"""(P, 2I) gate then up, or (P, I), to (P, I)."""
+"""By the names of `fp8moe.activations`."""

@@ -138,9 +138,13 @@ def input_scale(problem: MoEProblem, pairs: Pairs, shared: Tensor | None = None)
 
 def nominal_intermediate(problem: MoEProblem, first: Tensor) -> Tensor:
     """(P, 2I or I) to (P, I) float64 holding float32 numbers, as they are quantised or enter the second GEMM."""
-    rounded = _rounded(problem, first, problem.recipe.gemm1_output)
-    values = activated(activation_of(problem.config.activation), rounded)
-    return to_float32(_rounded(problem, values, problem.recipe.activation_output))
+    recipe = problem.recipe
+    values = activated(
+        activation_of(problem.config.activation),
+        _rounded(problem, first, recipe.gemm1_output),
+        lambda part: _rounded(problem, part, recipe.gate_output),
+    )
+    return to_float32(_rounded(problem, values, recipe.activation_output))
 
 
 def shares_a_scale(problem: MoEProblem) -> bool:

@@ -107,7 +107,8 @@ def replay_moe(trace: RecipeTrace, arithmetic: Arithmetic, steps: Steps) -> Repl
     codes, scale = _first_input(problem, pairs)
     first = gemm("w13", pairs, codes, scale)
     first = _rounded(first, recipe.gemm1_output, problem)
-    values = PORTABLE[problem.config.activation](first)
+    gate_dtype = problem.hidden_states.dtype if recipe.gate_output == "input" else torch.float32
+    values = PORTABLE[problem.config.activation](first, gate_dtype)
     unquantised = problem.quant.a2.dtype is None or not recipe.requantize
     values = _rounded(values, recipe.activation_output, problem)
     stages = {"first_gemm": first, "activation": values}

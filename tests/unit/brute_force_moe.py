@@ -113,7 +113,7 @@ def quantised_rows(rows, group, static, owners, table, recipe):
     return result
 
 
-def activation(name: str, gate_up: list[float]) -> list[float]:
+def activation(name: str, gate_up: list[float], gate_rounded=lambda part: part) -> list[float]:
     def silu(x):
         return x / (1 + math.exp(-x))
 
@@ -127,14 +127,14 @@ def activation(name: str, gate_up: list[float]) -> list[float]:
     result = []
     for gate, up in zip(gate_up[:half], gate_up[half:], strict=True):
         if name == "silu":
-            result.append(silu(gate) * up)
+            result.append(gate_rounded(silu(gate)) * up)
         elif name == "gelu":
-            result.append(gelu(gate) * up)
+            result.append(gate_rounded(gelu(gate)) * up)
         elif name == "swigluoai":
             gate, up = min(gate, 7), max(min(up, 7), -7)
-            result.append(gate / (1 + math.exp(-1.702 * gate)) * (up + 1))
+            result.append(gate_rounded(gate / (1 + math.exp(-1.702 * gate))) * (up + 1))
         else:
-            result.append(min(silu(gate), 7) * max(min(up, 7), -7))
+            result.append(min(gate_rounded(silu(gate)), 7) * max(min(up, 7), -7))
     return result
 
 
@@ -181,7 +181,8 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
         first = _times(case, "w13", expert, row, case.halves)
         if quantised and recipe.gemm1_output == "input":
             first = [bfloat16(value) for value in first]
-        values = activation(case.activation, first)
+        by_itself = quantised and recipe.gate_output == "input"
+        values = activation(case.activation, first, bfloat16) if by_itself else activation(case.activation, first)
         if quantised and recipe.activation_output == "input":
             values = [bfloat16(value) for value in values]
         middle.append([float32(value) for value in values] if quantised else values)

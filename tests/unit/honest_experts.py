@@ -116,7 +116,8 @@ class OtherScaling(TorchExperts):
     def activation(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         sigmoid = torch.reciprocal(1 + torch.exp2(gate * -1.4426950408889634))
-        return self.rounded(gate * sigmoid * up, self.recipe.activation_output)
+        part = self.rounded(gate * sigmoid, self.recipe.gate_output)
+        return self.rounded(part * up, self.recipe.activation_output)
 
     def requantize(self, intermediate: Tensor, expert: Tensor) -> Tensor:
         width = intermediate.shape[1] if self.quant.a2.shape.col < 0 else self.quant.a2.shape.col

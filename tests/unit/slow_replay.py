@@ -17,7 +17,7 @@ from conformance.build import CaseTensors
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantDesc
 from fp8moe.recipe import Arithmetic, Recipe, Steps
-from fp8moe.reference.portable import PORTABLE
+from fp8moe.reference.portable import PORTABLE, Portable
 from fp8moe.reference.units import chain
 from tests.unit.brute_force_moe import bfloat16, float32, fp8_table, nearest, scale_of
 
@@ -61,7 +61,7 @@ class SlowReplay:
         first = {pair: self.cast(self.gemm("w13", pair, *first_input[pair]), recipe.gemm1_output) for pair in each}
         activate = PORTABLE[tensors.config.activation]
         values = {
-            pair: self.cast(activate(torch.tensor([row], dtype=torch.float32))[0].tolist(), recipe.activation_output)
+            pair: self.cast(self.activated(activate, torch.tensor(row)), recipe.activation_output)
             for pair, row in first.items()
         }
         quantised = bool(self.table)
@@ -71,6 +71,13 @@ class SlowReplay:
         if quantised:
             self.stages["requantisation"] = {pair: codes for pair, (codes, _) in second_input.items()}
         self.output = [self.combined(token, second, router[token]) for token in range(len(rows))]
+
+    def activated(self, activate: Portable, row: Tensor) -> Row:
+        if activate.of_up is None:
+            return activate.of_gate(row).tolist()
+        gate, up = row.chunk(2)
+        parts = self.cast(activate.of_gate(gate).tolist(), self.recipe.gate_output), activate.of_up(up).tolist()
+        return [float32(left * right) for left, right in zip(*parts, strict=True)]
 
     def narrow(self, value: float) -> float:
         """fp32 to the dtype of the hidden states."""

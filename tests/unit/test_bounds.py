@@ -25,6 +25,8 @@ from tests.unit.honest_experts import FAULTS, ORDERS, OtherScaling, ordered, uni
 
 RECIPES = {
     "fp32 between": Recipe(),
+    "bf16 gate": Recipe(gate_output="input"),
+    "bf16 in an activation kernel": Recipe(gemm1_output="input", gate_output="input", activation_output="input"),
     "bf16 intermediate": Recipe(activation_output="input"),
     "bf16 around the activation": Recipe(gemm1_output="input", activation_output="input"),
     "bf16 weighted": Recipe(weighted="input"),
@@ -111,14 +113,16 @@ def test_honest_backends_are_inside(recipe: str) -> None:
 def test_every_activation_and_what_else_a_call_may_have(activation: str) -> None:
     for more in ("", ",bias=on", ",k=1,on_input=on", ",law=masked", ",law=repeated", ",ep=2:1", ",fnuz=on"):
         tensors = build(Case.parse(f"v1:M=8,act={activation},H=128,I=192{more}"))
-        for cls, recipe in ((TorchExperts, Recipe()), (BatchedTorchExperts, Recipe(dynamic_tensor_scope="expert"))):
+        of_expert = Recipe(dynamic_tensor_scope="expert", gate_output="input")
+        for cls, recipe in ((TorchExperts, Recipe()), (BatchedTorchExperts, of_expert)):
             judgement = judge(oracle(tensors, recipe), run(tensors, cls, recipe), FP32)
             assert judgement.passed, (more, judgement.reason, str(judgement.worst))
 
 
 @pytest.mark.parametrize("scheme", ["none", "tensor_none", "channel_none", "block_none"])
 def test_activations_that_are_not_quantised(scheme: str) -> None:
-    for recipe in (Recipe(), Recipe(activation_output="input")):
+    in_kernel = RECIPES["bf16 in an activation kernel"]
+    for recipe in (Recipe(), Recipe(gate_output="input"), Recipe(activation_output="input"), in_kernel):
         for values in REGIMES:
             tensors = build(Case.parse(f"v1:M=8,scheme={scheme},values={values}"))
             trace = oracle(tensors, recipe)

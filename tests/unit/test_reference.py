@@ -148,6 +148,8 @@ CASES = {
 }
 RECIPES = {
     "default": Recipe(),
+    "bf16 gate": Recipe(gate_output="input"),
+    "bf16 in an activation kernel": Recipe(gemm1_output="input", gate_output="input", activation_output="input"),
     "bf16 between": Recipe(gemm1_output="input", activation_output="input"),
     "bf16 slots and sum": Recipe(gemm2_output="input", combine="input"),
     "powers of two": Recipe(scale_rounding="power_of_two"),
@@ -176,6 +178,17 @@ def test_recipe_oracle_is_the_plain_computation(name: str) -> None:
         order = torch.argsort(trace.pairs.row * TOP_K + trace.pairs.slot)
         assert_equal_up_to_float64(trace.intermediate[order], middle)
         assert_equal_up_to_float64(trace.R, total)
+
+
+@pytest.mark.parametrize("name", ["gelu", "swigluoai", "swiglustep", "silu_no_mul", "weight on input"])
+def test_a_gate_that_is_rounded_is_the_plain_computation(name: str) -> None:
+    case, recipe = tiny_case(**CASES[name]), RECIPES["bf16 gate"]
+    trace = traced(case, recipe)
+    total, middle = brute_force_moe.moe(case, SimpleNamespace(**vars(recipe)))
+    order = torch.argsort(trace.pairs.row * TOP_K + trace.pairs.slot)
+    assert_equal_up_to_float64(trace.intermediate[order], middle)
+    assert_equal_up_to_float64(trace.R, total)
+    assert torch.equal(trace.R, traced(case, Recipe()).R) == (name == "silu_no_mul")
 
 
 @pytest.mark.parametrize("name", CASES)

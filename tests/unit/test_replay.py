@@ -90,6 +90,19 @@ OTHERWISE: dict[str, tuple[Case, Recipe, Arithmetic, Steps]] = {
     "reciprocal": (replace(PLAIN, tokens=6, values="iid", seed=2), Recipe(scaling="reciprocal"), WGMMA, Steps()),
     "a high floor": (replace(PLAIN, scheme="tensor_tok"), Recipe(amax_floor=2.0), WGMMA, Steps()),
     "gemm1 in 16 bits": (PLAIN, Recipe(gemm1_output="input"), WGMMA, Steps()),
+    "the gate in 16 bits": (PLAIN, Recipe(gate_output="input"), WGMMA, Steps()),
+    "the gate of gelu in fp16": (
+        replace(PLAIN, activation="gelu", dtype="fp16", scheme="tensor_dyn"),
+        Recipe(gemm1_output="input", gate_output="input", activation_output="input"),
+        WGMMA,
+        Steps(),
+    ),
+    "the gate of swigluoai": (
+        replace(PLAIN, activation="swigluoai", values="loud_quiet"),
+        Recipe(gate_output="input"),
+        WGMMA,
+        Steps(),
+    ),
     "activation in 16 bits": (replace(PLAIN, dtype="fp16"), Recipe(activation_output="input"), WGMMA, Steps()),
     "gemm2 in 16 bits": (PLAIN, Recipe(gemm2_output="input"), WGMMA, Steps()),
     "weighted in 16 bits": (PLAIN, Recipe(weighted="input"), WGMMA, Steps()),
@@ -140,6 +153,14 @@ def test_the_cases_show_their_options(name: str) -> None:
     with_it = replay_moe(trace_of(tensors, recipe), arithmetic, steps).stages
     without = replay_moe(trace_of(tensors, Recipe()), arithmetic, Steps()).stages
     assert any(not torch.equal(with_it[stage].float(), without[stage].float()) for stage in with_it)
+
+
+def test_an_activation_without_a_gate_has_none_to_round() -> None:
+    tensors = build(replace(PLAIN, activation="silu_no_mul"))
+    rounded, plain = (
+        replay_moe(trace_of(tensors, recipe), WGMMA, STEPS).stages for recipe in (Recipe(gate_output="input"), Recipe())
+    )
+    assert all(torch.equal(rounded[stage], plain[stage]) for stage in plain)
 
 
 @pytest.mark.parametrize("scheme", [*FP8, "none"])

@@ -32,6 +32,7 @@ RECIPES = {
     "floor": Recipe(amax_floor=1e-4),
     "expert_scope": Recipe(dynamic_tensor_scope="expert"),
     "gemm1_16bit": Recipe(gemm1_output="input"),
+    "gate_16bit": Recipe(gate_output="input"),
     "activation_16bit": Recipe(activation_output="input"),
     "not_requantised": Recipe(requantize=False),
     "input_16bit": Recipe(quantize_input=False),

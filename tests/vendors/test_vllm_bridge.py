@@ -115,6 +115,7 @@ def test_it_keeps_the_contract(cls: type[experts.VllmExperts]) -> None:
         (experts.VllmTritonExperts, "block", {"activation": "silu_no_mul"}, "activation=silu_no_mul"),
         (experts.VllmDeepGemmExperts, "block", {"hidden": 384}, "hidden_dim=384: expected a multiple of 1024"),
         (experts.VllmDeepGemmExperts, "block", {"dtype": "fp16"}, "expected torch.bfloat16"),
+        (experts.VllmMarlinExperts, "block_none", {"inter": 272}, "sizes 256 and 272: expected multiples of 128"),
         (experts.VllmMarlinExperts, "channel_tok", {"hidden": 144}, "hidden_dim=144: expected a multiple of 128"),
     ],
 )
@@ -175,8 +176,14 @@ def test_a_caller_is_vllms_call_alone() -> None:
 
 
 def test_what_is_declared() -> None:
-    assert contracts.triton(BLOCK, "silu").recipe.activation_output == "float32"
+    fused = contracts.triton(BLOCK, "silu").recipe
+    assert (fused.gate_output, fused.activation_output, fused.amax_floor) == ("float32", "float32", 1 / 512)
+    apart = contracts.triton(BLOCK, "gelu").recipe
+    assert (apart.gate_output, apart.activation_output, apart.amax_floor) == ("input", "input", 1e-10)
     assert contracts.triton(CHANNEL_TOKEN, "silu").recipe.activation_output == "input"
+    for kind in (contracts.triton, contracts.cutlass, contracts.deepgemm, contracts.marlin):
+        assert kind(CHANNEL_TOKEN, "silu").recipe.gate_output == "input"
+    assert contracts.deepgemm(BLOCK, "silu").recipe.scale_division == "divide"
     assert contracts.cutlass(SCHEMES["tensor_dyn"], "silu").recipe.amax_floor == 0
     assert contracts.cutlass(CHANNEL_TOKEN, "silu").recipe.amax_floor == 1 / 512
     assert contracts.triton_or_deepgemm(BLOCK, "silu", 1024, 512) == contracts.triton(BLOCK, "silu")

@@ -1,56 +1,82 @@
-"""What vLLM's classes round, and where: read in vLLM 0.25.1's Python and in its public CUDA sources; nothing measured.
+"""What vLLM's classes round, and where: read in vLLM 0.25.1's Python and in its CUDA sources; nothing measured.
 
-What a `Recipe` cannot say: vLLM's silu rounds the gate's part before the product; its first and its second quantisation
-may have other floors; with blocks, DeepGEMM's class divides by 448 in the first and multiplies in the second.
+The sources are below csrc/libtorch_stable in its source distribution:
+
+- activation_kernels.cu: silu_and_mul and gelu_and_mul, one template, read 16 bits, round the gate's part to 16 bits,
+  multiply it with the up in fp32 and round the product. So does DeepGEMM's class, in a Triton kernel that quantises as
+  well. quantization/fused_kernels/fused_silu_mul_block_quant.cu rounds nothing before it quantises: silu of
+  `TritonExperts` with blocks.
+- quantization/w8a8/fp8/common.cu: a token's scale is its amax divided by 448, and its values are divided by it; a whole
+  tensor's values are multiplied by the scale's reciprocal, and its amax has no floor. per_token_group_quant.cu beside
+  it: blocks of hidden states, and of gelu's result, by two divisions.
+- moe/moe_align_sum_kernels.cu and moe/permute_unpermute_kernels: sums over a token's experts in fp32. Triton's GEMM
+  multiplies by the routing weight before it rounds, Marlin's rounds result, weight and product.
+
+What a Recipe cannot say, and is therefore not declared:
+
+- With blocks and silu, `TritonExperts` has a floor of 1e-10 under the amax of hidden states, 1/512 under the other's.
+- DeepGEMM's class multiplies by fp32(1/448) in the second quantisation; the bound there has room for either.
+- Routing weights on the input are rounded to 16 bits before the product, and count a second time in the CUTLASS class
+  (moe_unpermute takes them as they are) and in Marlin's (its first GEMM is told to multiply with them).
+- In fp16, results of Triton's GEMMs on FP8 inputs are rounded to bf16 and then to fp16.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from fp8moe.backends.marlin import BY_MARLIN, contract_for
+from fp8moe.config import FusedMoEConfig
+from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Arithmetic, Contract, Recipe
 from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, Scheme
 
 LEAST_SCALE_AMAX = 1 / 512
-"""A scale is at least 1 / (448 * 512): of a token (dynamic_per_token_scaled_fp8_quant) and of a block of the activation
-(silu_and_mul_per_block_quant). A block of the hidden states (per_token_group_fp8_quant) has 1e-10."""
+"""A scale is at least 1 / (448 * 512), of a token and of a block of silu's result."""
 MULTIPLE, NARROW = 128, 512
 """Of rows and sizes that DeepGEMM takes; up to which intermediate size vLLM prefers Triton."""
 
-_SIXTEEN_BIT = Recipe(gemm1_output="input", activation_output="input")
-_UNKNOWN = Contract(_SIXTEEN_BIT, graph_capturable=True)
+_BY_KERNELS_OF_16_BITS = Recipe(gemm1_output="input", gate_output="input", activation_output="input")
+_UNKNOWN = Contract(_BY_KERNELS_OF_16_BITS, graph_capturable=True)
 
 
 def _quantised(recipe: Recipe, scheme: Scheme) -> Recipe:
-    """As vLLM's operators quantise: a token or a block by division, a whole tensor by a reciprocal, without a floor."""
-    if scheme in (BLOCK, CHANNEL_TOKEN):
+    """As vLLM's operators quantise what they read in 16 bits."""
+    if scheme == BLOCK:
+        return recipe
+    if scheme == CHANNEL_TOKEN:
         return replace(recipe, amax_floor=LEAST_SCALE_AMAX)
     return replace(recipe, amax_floor=0.0, scaling="reciprocal")
 
 
 def triton(scheme: Scheme, activation: str) -> Contract:
-    """Each pair's result times its weight is stored in 16 bits, and those are added in 16 bits or better."""
-    recipe = replace(_quantised(_SIXTEEN_BIT, scheme), weighted="input", combine="input")
+    """Each pair's result times its weight is stored in 16 bits."""
+    recipe = replace(_quantised(_BY_KERNELS_OF_16_BITS, scheme), weighted="input")
     if scheme == BLOCK and activation == "silu":  # one kernel that quantises what it has in fp32
-        recipe = replace(recipe, activation_output="float32")
+        recipe = replace(recipe, gate_output="float32", activation_output="float32", amax_floor=LEAST_SCALE_AMAX)
     return replace(_UNKNOWN, recipe=recipe)
 
 
 def cutlass(scheme: Scheme, activation: str) -> Contract:
-    """Results of pairs in 16 bits, weighted and added in fp32."""
-    return replace(_UNKNOWN, recipe=replace(_quantised(_SIXTEEN_BIT, scheme), gemm2_output="input"))
+    """Results of pairs in 16 bits."""
+    return replace(_UNKNOWN, recipe=replace(_quantised(_BY_KERNELS_OF_16_BITS, scheme), gemm2_output="input"))
 
 
 def deepgemm(scheme: Scheme, activation: str) -> Contract:
     """As CUTLASS, with DeepGEMM's arithmetic, which is known."""
-    recipe = replace(_SIXTEEN_BIT, gemm2_output="input", scale_division="reciprocal")
-    return replace(_UNKNOWN, recipe=recipe, arithmetic=Arithmetic.on("hopper.wgmma", promote_every=MULTIPLE))
+    arithmetic = Arithmetic.on("hopper.wgmma", promote_every=MULTIPLE)
+    return replace(cutlass(scheme, activation), arithmetic=arithmetic)
 
 
 def marlin(scheme: Scheme, activation: str) -> Contract:
-    """Weights alone are FP8."""
-    recipe = replace(_SIXTEEN_BIT, quantize_input=False, requantize=False, weighted="input", combine="input")
-    return replace(_UNKNOWN, recipe=recipe)
+    """Weights alone are FP8; the kernels are those of fp8moe's MARLIN, the activation is vLLM's."""
+    return replace(_UNKNOWN, recipe=replace(BY_MARLIN, gate_output="input"))
+
+
+def marlin_of(config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> Contract:
+    """With how a layer's weights meet their scales."""
+    contract = contract_for(config, quant)
+    return replace(contract, recipe=replace(contract.recipe, gate_output="input"))
 
 
 def triton_or_deepgemm(scheme: Scheme, activation: str, hidden: int, inter: int) -> Contract:

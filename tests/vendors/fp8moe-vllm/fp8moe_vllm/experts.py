@@ -56,13 +56,13 @@ def _weights_alone(_platform: Platform, weight_key: QuantKey | None, _activation
 class VllmExperts(FusedMoEPermuteExpertsUnpermute):
     """A class of vLLM behind this project's contract: it quantises, permutes, multiplies and reduces as in vLLM.
 
-    Routing weights on the input are vLLM's own doing as well, rounded to the hidden states' dtype first.
+    Routing weights on the input are vLLM's own doing as well.
     """
 
     which: ClassVar[Of]
     multiple: ClassVar[int] = 16
-    multiples: ClassVar[dict[Scheme, int]] = {BLOCK: contracts.MULTIPLE}
-    """Of both sizes: by scheme, and otherwise."""
+    multiples: ClassVar[dict[QuantKey | None, int]] = {BLOCK[0]: contracts.MULTIPLE}
+    """Of both sizes: by the weights' key, and otherwise. vLLM makes no layer whose gate ends within a block."""
 
     def __init__(self, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> None:
         super().__init__(config, quant, weights)
@@ -112,7 +112,7 @@ class VllmExperts(FusedMoEPermuteExpertsUnpermute):
         if weights.w13_bias is not None or weights.w2_bias is not None:
             return "biases, which this bridge does not carry over"
         hidden, inter = config.hidden_dim, config.intermediate_size_per_partition
-        multiple = cls.multiples.get(scheme, cls.multiple)
+        multiple = cls.multiples.get(quant.weight_key, cls.multiple)
         if hidden % multiple or inter % multiple:
             return f"sizes {hidden} and {inter}: expected multiples of {multiple}"
         return ""
@@ -214,6 +214,9 @@ class VllmMarlinExperts(VllmExperts):
     )
     promises = staticmethod(contracts.marlin)
     contract = contracts.marlin(BLOCK, "silu")
+
+    def declared(self, config: FusedMoEConfig, scheme: Scheme) -> Contract:
+        return contracts.marlin_of(config, self.quant)
 
     @classmethod
     def refusal(cls, config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:
