@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,9 @@ from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install vllm-xpu-kernels 0.1.16 or newer, and the torch for Intel GPUs that it is built for"
+
+ROUND_GATE = frozenset({"silu", "gelu"})
+"""Its operators of these round the gate's part before the product; swigluoai's keeps all in fp32."""
 
 
 class XpuExperts(LibraryExperts):
@@ -59,6 +63,8 @@ class XpuExperts(LibraryExperts):
         if refusal:
             raise LayerNotSupported(f"{name}: {refusal}")
         library = self.library()
+        if config.activation in ROUND_GATE:
+            self.contract = Contract(replace(self.contract.recipe, gate_output="input"))
         if not library.FUSEDMOE_AVAILABLE:
             why = library.FUSEDMOE_UNAVAILABLE_REASON
             raise BackendUnavailable(f"{name}: the extensions of vllm_xpu_kernels do not load: {why}; {REMEDY}")

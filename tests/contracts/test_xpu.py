@@ -94,6 +94,12 @@ def test_ids_of_one_rank_are_that_ranks() -> None:
     assert same(local.call(PlayedXpu(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
+@pytest.mark.parametrize(("activation", "rounding"), [("silu", "input"), ("gelu", "input"), ("swigluoai", "float32")])
+def test_what_its_operators_round_is_declared(activation: str, rounding: str) -> None:
+    tensors = build(case("none", activation=activation), "cpu")
+    assert PlayedXpu(tensors.config, tensors.quant, tensors.weights).contract.recipe.gate_output == rounding
+
+
 def test_other_activations_are_refused() -> None:
     tensors = build(case("none", activation="swiglustep"), "cpu")
     with pytest.raises(BackendUnavailable, match="activation=swiglustep: expected gelu, silu, swigluoai"):
