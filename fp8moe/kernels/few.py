@@ -17,7 +17,7 @@ from fp8moe.kernels.places import FEWEST, local_experts
 
 FEW = 128
 """The most pairs that are laid out so: the work grows with their square. On an H200 one launch takes 1.6 us for up to
-32 pairs and 3.7 us for 128, where those of `places` take 3.2 to 4.3 and 4.8 to 5.6; of 256 pairs it is the slower."""
+32 pairs and 3.7 us for 128, where those of `places` take 3.2 to 4.4 and 4.8 to 5.6; of 256 pairs it is the slower."""
 CHUNK = 32
 """Pairs that all are compared with at a time."""
 PADDING = 8
