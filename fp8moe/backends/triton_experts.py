@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from fp8moe.backends.triton_stages import TRITON_NEEDS, TritonStages, device_gua
 from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.dispatch import weighted_input
 from fp8moe.support import Support
+
+if TYPE_CHECKING:
+    from fp8moe.kernels.align import Alignment
 
 
 class TritonExperts(TritonStages):
@@ -39,7 +44,7 @@ class TritonExperts(TritonStages):
         apply_router_weight_on_input: bool = False,
         output: Tensor | None = None,
     ) -> Tensor:
-        from fp8moe.kernels.align import align_pairs, most_tiles
+        from fp8moe.kernels.align import most_tiles
 
         self.check_call(
             hidden_states,
@@ -60,11 +65,26 @@ class TritonExperts(TritonStages):
         if apply_router_weight_on_input:
             hidden_states, weights = weighted_input(hidden_states, topk_weights), None
         with device_guard(self.weights.w13.device):
-            alignment = align_pairs(topk_ids, experts, tile_rows, expert_map)
-            y = self.experts(hidden_states, alignment, topk_ids.shape[1], None)
+            alignment, quantised = self.begin(hidden_states, topk_ids, tile_rows, expert_map)
+            y = self.experts(hidden_states, alignment, topk_ids.shape[1], None, quantised)
             self.combine(y, alignment.local_ids, output, weights)
         self._show("combine", output)
         return output
+
+    def begin(
+        self, hidden_states: Tensor, topk_ids: Tensor, tile_rows: int, expert_map: Tensor | None
+    ) -> tuple[Alignment, tuple[Tensor, Tensor] | None]:
+        """The pairs' tiles; and the codes and scales of the hidden states, where few pairs let one launch make both,
+        with the same bits."""
+        from fp8moe.kernels.align import align_and_quantize, align_pairs
+        from fp8moe.kernels.few import FEW
+
+        given = (topk_ids, self.config.num_local_experts, tile_rows, expert_map)
+        desc = self.quant.a1
+        grouped = desc.dtype is not None and not desc.static and desc.shape is not None and desc.shape.is_per_group()
+        if grouped and topk_ids.numel() <= FEW and type(self).quantize is TritonStages.quantize:
+            return align_and_quantize(hidden_states, *given, amax_floor=self.contract.recipe.amax_floor)
+        return align_pairs(*given), None
 
     def combine(self, y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor | None) -> None:
         """The weighted sum over a token's slots, (P, H) fp32 into (M, H)."""

@@ -151,11 +151,22 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
         dtype = torch.float32 if self.quantised else self.config.in_dtype
         return activate(gate_up, self.config.activation, present=present, dtype=dtype)
 
-    def experts(self, hidden_states: Tensor, alignment: Alignment, pairs_per_row: int, expert: Tensor | None) -> Tensor:
-        """Both GEMMs and what lies between: (rows, H) to (P, H) fp32; rows of absent pairs are left undefined."""
+    def experts(
+        self,
+        hidden_states: Tensor,
+        alignment: Alignment,
+        pairs_per_row: int,
+        expert: Tensor | None,
+        quantised: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Both GEMMs and what lies between: (rows, H) to (P, H) fp32; rows of absent pairs are left undefined.
+
+        Args:
+            quantised: the codes and scales of the hidden states, where they have been made already.
+        """
         present = alignment.local_ids if self.batched else None  # the rows of a batch are pairs, those of a call tokens
         h_scale: Tensor | None
-        x, x_scale = self.quantize("a1", hidden_states, present, expert)
+        x, x_scale = quantised or self.quantize("a1", hidden_states, present, expert)
         gate_up = self.gemm("w13", x, x_scale, alignment, pairs_per_row)
         self._show("first_gemm", gate_up)
         if self.fuses():

@@ -9,8 +9,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from fp8moe.kernels.few import FEW, place_few_pairs
-from fp8moe.kernels.places import place_pairs
+from fp8moe.kernels.begin import begin
+from fp8moe.kernels.few import FEW, FewPlaced, place_few_pairs
+from fp8moe.kernels.places import Placed, place_pairs
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ def most_tiles(pairs: int, experts: int, tile_rows: int) -> int:
     return (pairs + min(experts, pairs) * (tile_rows - 1)) // tile_rows
 
 
+def likely_tiles(pairs: int, experts: int, tile_rows: int, expert_map: Tensor | None) -> int:
+    """How many tiles `pairs` pairs of all ranks need here, if this rank has its share of them."""
+    ranks = 1.0 if expert_map is None else max(expert_map.numel() / max(experts, 1), 1.0)
+    return most_tiles(ceil(pairs / ranks), experts, tile_rows)
+
+
 def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tensor | None = None) -> Alignment:
     """Groups the pairs of `topk_ids` by local expert, in the order of the pairs within an expert.
 
@@ -59,16 +66,31 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
     if tiles == 0:
         pairs = torch.empty((0, tile_rows), dtype=torch.int32, device=topk_ids.device)
         return Alignment(pairs.new_empty(topk_ids.numel()), pairs, pairs.new_empty(0))
+    likely = likely_tiles(topk_ids.numel(), experts, tile_rows, expert_map)
+    placed: FewPlaced | Placed
     if topk_ids.numel() <= FEW:
-        few = place_few_pairs(topk_ids, experts, tiles, tile_rows, expert_map)
-        local_ids, pairs, owners = few.local_ids, few.pair_of_row, few.owners
+        placed = place_few_pairs(topk_ids, experts, tiles, tile_rows, expert_map)
     else:
         given = (topk_ids, experts, tiles * tile_rows, tile_rows, expert_map)
         placed = place_pairs(*given, rows_of_owner=tile_rows, pair_of_row=True)
-        local_ids, pairs, owners = placed.local_ids, placed.pair_of_row, placed.owners
-    ranks = 1.0 if expert_map is None else max(expert_map.numel() / max(experts, 1), 1.0)
-    likely = min(most_tiles(ceil(topk_ids.numel() / ranks), experts, tile_rows), tiles)
-    return Alignment(local_ids, pairs.view(tiles, tile_rows), owners, likely)
+    return Alignment(placed.local_ids, placed.pair_of_row.view(tiles, tile_rows), placed.owners, likely)
+
+
+def align_and_quantize(
+    x: Tensor,
+    topk_ids: Tensor,
+    experts: int,
+    tile_rows: int,
+    expert_map: Tensor | None = None,
+    *,
+    amax_floor: float,
+) -> tuple[Alignment, tuple[Tensor, Tensor]]:
+    """`align_pairs` and `quantize.quantize_per_token_group` of `x`, (M, columns), by one launch, for 1 to `FEW` pairs."""
+    tiles = most_tiles(topk_ids.numel(), experts, tile_rows)
+    likely = likely_tiles(topk_ids.numel(), experts, tile_rows, expert_map)
+    placed, *quantised = begin(x, topk_ids, experts, tiles, tile_rows, expert_map, amax_floor=amax_floor)
+    alignment = Alignment(placed.local_ids, placed.pair_of_row.view(tiles, tile_rows), placed.owners, likely)
+    return alignment, (quantised[0], quantised[1])
 
 
 def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:

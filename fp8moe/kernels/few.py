@@ -5,7 +5,8 @@ On integers alone. Each pair is compared with every other, so nothing is counted
 go to the same place, so none waits for another.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
@@ -129,37 +130,53 @@ def place_few_pairs(
         pad: stands for no pair.
         weights: (M, top_k) fp32, as `topk_ids`, where they are wanted.
     """
-    pairs = topk_ids.numel()
+    placed, arguments = few_arguments(topk_ids, experts, tiles, tile_rows, expert_map, pad=pad)
+    if weights is not None:
+        placed = replace(placed, weights=torch.empty(topk_ids.numel(), dtype=torch.float32, device=topk_ids.device))
+    place_few_pairs_kernel[(1,)](
+        weights=None if weights is None else weights.contiguous(),
+        settled_weights=None if weights is None else placed.weights,
+        HAS_WEIGHTS=weights is not None,
+        **arguments,
+    )
+    return placed
+
+
+def few_arguments(
+    topk_ids: Tensor, experts: int, tiles: int, tile_rows: int, expert_map: Tensor | None, *, pad: int
+) -> tuple[FewPlaced, dict[str, Any]]:
+    """What `place_few_pairs_kernel` fills, without weights, and all of its launch but what concerns them.
+
+    Args: as `place_few_pairs`.
+    """
+    pairs, device = topk_ids.numel(), topk_ids.device
     block = max(triton.next_power_of_2(pairs), FEWEST)
     expert_map = None if expert_map is None else expert_map.contiguous()
     # Each of its own, and so aligned for whoever reads several at a time.
-    local_ids, pair_of_row, owners, count = (
-        torch.empty(size, dtype=torch.int32, device=topk_ids.device) for size in (pairs, tiles * tile_rows, tiles, 1)
+    placed = FewPlaced(
+        *(torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, tiles * tile_rows, tiles, 1)),
+        weights=torch.empty(0, dtype=torch.float32, device=device),
     )
-    settled_weights = torch.empty(0 if weights is None else pairs, dtype=torch.float32, device=topk_ids.device)
-    place_few_pairs_kernel[(1,)](
-        topk_ids.contiguous(),
-        expert_map,
-        None if weights is None else weights.contiguous(),
-        local_ids,
-        None if weights is None else settled_weights,
-        pair_of_row,
-        owners,
-        count,
-        pairs,
-        experts if expert_map is None else expert_map.numel(),
-        experts,
-        tiles,
-        pad,
-        HAS_MAP=expert_map is not None,
-        HAS_WEIGHTS=weights is not None,
-        TILE_ROWS=tile_rows,
-        PADDING=triton.next_power_of_2(tile_rows) if INTERPRETED else PADDING,
-        PAIRS=block,
-        CHUNK=block if INTERPRETED else min(block, CHUNK),
-        num_warps=warps_of(block),
-    )
-    return FewPlaced(local_ids, pair_of_row, owners, count, settled_weights)
+    arguments = {
+        "ids": topk_ids.contiguous(),
+        "expert_map": expert_map,
+        "local_ids": placed.local_ids,
+        "pair_of_row": placed.pair_of_row,
+        "owners": placed.owners,
+        "count": placed.count,
+        "pairs": pairs,
+        "limit": experts if expert_map is None else expert_map.numel(),
+        "experts": experts,
+        "tiles": tiles,
+        "pad": pad,
+        "HAS_MAP": expert_map is not None,
+        "TILE_ROWS": tile_rows,
+        "PADDING": triton.next_power_of_2(tile_rows) if INTERPRETED else PADDING,
+        "PAIRS": block,
+        "CHUNK": block if INTERPRETED else min(block, CHUNK),
+        "num_warps": warps_of(block),
+    }
+    return placed, arguments
 
 
 def warps_of(pairs: int) -> int:

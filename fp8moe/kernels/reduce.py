@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fp8moe.kernels.widths import round_float32, to_float32
 
-BLOCK = 256
+BLOCK = 128
 """Columns of one program, of one warp. 1,024 columns and four warps take up to half as long again for few tokens, and
 as long for many (an H200, reports/h200/2026-11-29-policy/tune.txt)."""
 SLOTS = 8

@@ -13,6 +13,7 @@ from triton.compiler import ASTSource
 from fp8moe.activations import GATED, NON_GATED
 from fp8moe.kernels import (
     activation,
+    begin,
     few,
     fused,
     fused_rows,
@@ -153,6 +154,12 @@ def _placing() -> dict[str, Variant]:
             few.place_few_pairs_kernel,
             {**of_few, "HAS_WEIGHTS": True, "TILE_ROWS": 64},
             {**ids, **numbers, "weights": "*fp32", "settled_weights": "*fp32"},
+            warps=few.warps_of(few.FEW),
+        ),
+        "begin": Variant(
+            begin.begin_kernel,
+            {**of_few, **_FLOOR, "TILE_ROWS": 16, "GROUP": 128, "GROUPS": begin.GROUPS},
+            {**ids, **numbers, **_ROWS},
             warps=few.warps_of(few.FEW),
         ),
         "settle_pairs": Variant(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from fp8moe.backends.batched_triton import BatchedTritonExperts
 from fp8moe.backends.triton_experts import TritonExperts
 from fp8moe.backends.triton_stages import TritonStages
 from fp8moe.config import NON_GATED_ACTIVATIONS
+from fp8moe.kernels import align
+from fp8moe.kernels.few import FEW
 from fp8moe.reference.replay import replay_moe
 
 SCHEMES = ("block", "tensor_static", "tensor_dyn", "tensor_tok", "channel_tok", "none")
@@ -45,6 +48,20 @@ def run(cls: type[TritonStages], tensors: CaseTensors, **options: Any) -> Tensor
 def alike(expected: Tensor, got: Tensor) -> None:
     found = difference(expected, got)
     assert not found.differing, str(found)
+
+
+# -- how a call begins --
+
+
+@pytest.mark.parametrize("pairs", [FEW, FEW + 2])
+@pytest.mark.parametrize("scheme", ["block", "channel_tok"])
+def test_few_pairs_begin_with_one_launch(scheme: str, pairs: int, device: torch.device) -> None:
+    tensors = build(replace(LAYER, scheme=scheme, tokens=pairs // LAYER.top_k, hidden=256, inter=128), device)
+    with patch.object(align, "begin", wraps=align.begin) as begin:
+        found = run(TritonExperts, tensors)
+    assert begin.called == (scheme == "block" and pairs <= FEW)
+    with patch("fp8moe.kernels.few.FEW", 0):
+        alike(run(TritonExperts, tensors), found)
 
 
 # -- activations that no model behind the suite's Standard backends has --

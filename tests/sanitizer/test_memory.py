@@ -23,6 +23,7 @@ from ttsem import sanitize  # before whatever imports triton
 
 from fp8moe.kernels.activation import activate
 from fp8moe.kernels.align import align_pairs, most_tiles
+from fp8moe.kernels.begin import begin
 from fp8moe.kernels.few import place_few_pairs
 from fp8moe.kernels.fused import activate_quantize, quantize_to_places
 from fp8moe.kernels.fused_rows import activate_quantize_rows, quantize_rows_to_places
@@ -93,6 +94,11 @@ def placed(tokens: int, alignment: int) -> None:
 def few_placed(tokens: int, tile_rows: int) -> None:
     ids, weights = torch.arange(tokens * 3).reshape(tokens, 3) % 21 - 1, torch.rand(tokens, 3)
     place_few_pairs(ids, 19, most_tiles(ids.numel(), 19, tile_rows), tile_rows, pad=ids.numel(), weights=weights)
+
+
+def begun(tokens: int, columns: int) -> None:
+    ids = torch.arange(tokens * 3).reshape(tokens, 3) % 21 - 1
+    begin(rows(tokens, columns), ids, 19, most_tiles(ids.numel(), 19, 16), 16)
 
 
 def quantized_to_places(tokens: int, columns: int) -> None:
@@ -168,6 +174,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "places-40": partial(placed, 40, 16),
     "places-600": partial(placed, 600, 1),
     "few-1x3": partial(few_placed, 1, 48),
+    "begin-1x3": partial(begun, 1, 128),
+    "begin-40x3": partial(begun, 40, 200),
     "few-40x3": partial(few_placed, 40, 16),
     "to-places-17x200": partial(quantized_to_places, 17, 200),
     "to-places-16x256": partial(quantized_to_places, 16, 256),
