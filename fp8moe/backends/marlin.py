@@ -155,11 +155,11 @@ class MarlinExperts(LibraryExperts):
 
     def tiles(self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None) -> Tiles:
         """Of few pairs by one launch, ours; of many by ours and vLLM's."""
-        from fp8moe.kernels.few import FEW
+        from fp8moe.kernels.few import is_few
 
         pairs, experts = ids.numel(), self.config.num_local_experts
         rows = next((rows for rows in TILES if pairs / experts / rows < FULL), TILES[-1])
-        if pairs <= FEW:
+        if is_few(pairs, experts):
             return self.few_by_triton(weights, ids, expert_map, rows)
         call = LibraryCall.of(hidden_states, weights, ids, expert_map, experts)
         return self._many_by_library(call, rows)

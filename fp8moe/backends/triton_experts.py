@@ -77,12 +77,13 @@ class TritonExperts(TritonStages):
         """The pairs' tiles; and the codes and scales of the hidden states, where few pairs let one launch make both,
         with the same bits."""
         from fp8moe.kernels.align import align_and_quantize, align_pairs
-        from fp8moe.kernels.few import FEW
+        from fp8moe.kernels.few import is_few
 
         given = (topk_ids, self.config.num_local_experts, tile_rows, expert_map)
         desc = self.quant.a1
         grouped = desc.dtype is not None and not desc.static and desc.shape is not None and desc.shape.is_per_group()
-        if grouped and topk_ids.numel() <= FEW and type(self).quantize is TritonStages.quantize:
+        few = is_few(topk_ids.numel(), self.config.num_local_experts)
+        if grouped and few and type(self).quantize is TritonStages.quantize:
             return align_and_quantize(hidden_states, *given, amax_floor=self.contract.recipe.amax_floor)
         return align_pairs(*given), None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.kernels.begin import begin
-from fp8moe.kernels.few import FEW, FewPlaced, place_few_pairs
+from fp8moe.kernels.few import FewPlaced, is_few, place_few_pairs
 from fp8moe.kernels.places import Placed, place_pairs
 
 
@@ -68,7 +68,7 @@ def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tens
         return Alignment(pairs.new_empty(topk_ids.numel()), pairs, pairs.new_empty(0))
     likely = likely_tiles(topk_ids.numel(), experts, tile_rows, expert_map)
     placed: FewPlaced | Placed
-    if topk_ids.numel() <= FEW:
+    if is_few(topk_ids.numel(), experts):
         placed = place_few_pairs(topk_ids, experts, tiles, tile_rows, expert_map)
     else:
         given = (topk_ids, experts, tiles * tile_rows, tile_rows, expert_map)
@@ -85,7 +85,7 @@ def align_and_quantize(
     *,
     amax_floor: float,
 ) -> tuple[Alignment, tuple[Tensor, Tensor]]:
-    """`align_pairs` and `quantize.quantize_per_token_group` of `x`, (M, columns), by one launch, for 1 to `FEW` pairs."""
+    """`align_pairs`, and `quantize.quantize_per_token_group` of `x`, (M, columns), by one launch: of few pairs."""
     tiles = most_tiles(topk_ids.numel(), experts, tile_rows)
     likely = likely_tiles(topk_ids.numel(), experts, tile_rows, expert_map)
     placed, *quantised = begin(x, topk_ids, experts, tiles, tile_rows, expert_map, amax_floor=amax_floor)

@@ -8,19 +8,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fp8moe.kernels.few import FewPlaced, few_arguments, place_few_pairs_kernel
+from fp8moe.kernels.few import FewPlaced, few_arguments, place_few_pairs_kernel, programs_of
 from fp8moe.kernels.fp8_cast import has_cast, scaled_to_e4m3
 from fp8moe.kernels.interpreter import INTERPRETED
-from fp8moe.kernels.quantize import amax_bits, scale_of
+from fp8moe.kernels.quantize import FEW_GROUPS, amax_bits, scale_of
 from fp8moe.kernels.widths import to_float32
 
 GROUPS = 4
-"""Groups of columns of one program: one for each of the warps that the fewest pairs are placed by."""
+"""Groups of columns of one program: one for each warp."""
+MANY_GROUPS = 16
+"""So many where there is enough for all multiprocessors to do."""
 GROUPS_INTERPRETED = 256
 """The interpreter's time goes with the number of programs."""
 
 
-@triton.jit(do_not_specialize=["pairs", "limit", "experts", "tiles", "pad", "rows"])
+@triton.jit(do_not_specialize=["pairs", "limit", "experts", "tiles", "pad", "placing", "rows"])
 def begin_kernel(
     ids,
     expert_map,
@@ -33,6 +35,7 @@ def begin_kernel(
     experts,
     tiles,
     pad,
+    placing,
     x,
     codes,
     scales,
@@ -43,15 +46,17 @@ def begin_kernel(
     HAS_MAP: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     PADDING: tl.constexpr,
-    PAIRS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    OWN: tl.constexpr,
     CHUNK: tl.constexpr,
     HAS_CAST: tl.constexpr,
     AMAX_FLOOR: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """The first program places, for it takes longest; each of the others quantises some groups, columns fastest."""
-    if tl.program_id(0) == 0:
+    """The first `placing` programs place, for they take longest; each of the others quantises some groups, columns
+    fastest."""
+    if tl.program_id(0) < placing:
         place_few_pairs_kernel(
             ids,
             expert_map,
@@ -70,12 +75,13 @@ def begin_kernel(
             False,
             TILE_ROWS,
             PADDING,
-            PAIRS,
+            EXPERTS,
+            OWN,
             CHUNK,
         )
     else:
         groups = (columns + GROUP - 1) // GROUP
-        number = (tl.program_id(0) - 1) * GROUPS + tl.arange(0, GROUPS)
+        number = (tl.program_id(0) - placing) * GROUPS + tl.arange(0, GROUPS)
         row = (number // groups).to(tl.int64)
         there = row < rows
         column = ((number % groups) * GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
@@ -102,7 +108,7 @@ def begin(
 
     Args:
         x: (M, columns) bf16, fp16 or fp32, M at least 1; any strides.
-        topk_ids: (M, top_k), 1 to `few.FEW` of them; they and what follows: `few.place_few_pairs`.
+        topk_ids: (M, top_k); they and what follows: `few.place_few_pairs`.
         group: columns that share a scale, a power of two.
         amax_floor: a scale's least amax.
 
@@ -115,8 +121,11 @@ def begin(
     codes = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, groups), dtype=torch.float32, device=x.device)
     placed, arguments = few_arguments(topk_ids, experts, tiles, tile_rows, expert_map, pad=-1)
-    each = GROUPS_INTERPRETED if INTERPRETED else GROUPS
-    begin_kernel[(1 + triton.cdiv(rows * groups, each),)](
+    few = rows * groups <= FEW_GROUPS
+    each = GROUPS_INTERPRETED if INTERPRETED else GROUPS if few else MANY_GROUPS
+    placing = programs_of(topk_ids.numel())
+    begin_kernel[(placing + triton.cdiv(rows * groups, each),)](
+        placing=placing,
         x=x,
         codes=codes.view(torch.uint8),
         scales=scales,

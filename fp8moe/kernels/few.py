@@ -1,8 +1,8 @@
-"""Tiles of each expert's pairs where pairs are few, by one program of one kernel: a call with few tokens takes about as
-long as its launches do.
+"""Tiles of each expert's pairs where pairs are few, by one launch: a call with few tokens takes about as long as its
+launches do.
 
-On integers alone. Each pair is compared with every other, so nothing is counted or filled beforehand, and no two stores
-go to the same place, so none waits for another.
+On integers alone. Each program counts all pairs, and places some of them; nothing is counted or filled beforehand, and
+no two stores go to the same place, so none waits for another.
 """
 
 from dataclasses import dataclass, replace
@@ -16,13 +16,22 @@ from torch import Tensor
 from fp8moe.kernels.interpreter import INTERPRETED
 from fp8moe.kernels.places import FEWEST, local_experts
 
-FEW = 128
-"""The most pairs that are laid out so: the work grows with their square. On an H200 one launch takes 1.6 us for up to
-32 pairs and 3.7 us for 128, where those of `places` take 3.2 to 4.4 and 4.8 to 5.6; of 256 pairs it is the slower."""
-CHUNK = 32
-"""Pairs that all are compared with at a time."""
+FEW = 1024
+"""The most pairs that are laid out so: the work grows with their square."""
+MOST_EXPERTS = 1023
+"""Of this rank: each program holds a number for each."""
+OWN = 32
+"""Pairs that a program places."""
+CHUNK = 256
+"""Pairs that are counted at a time."""
 PADDING = 8
 """Rows of a tile that are filled at a time."""
+WARPS = 4
+
+
+def is_few(pairs: int, experts: int) -> bool:
+    """Whether `place_few_pairs` takes so many pairs, and experts of this rank."""
+    return 0 < pairs <= FEW and experts <= MOST_EXPERTS
 
 
 @triton.jit(do_not_specialize=["pairs", "limit", "experts", "tiles", "pad"])
@@ -44,42 +53,44 @@ def place_few_pairs_kernel(
     HAS_WEIGHTS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     PADDING: tl.constexpr,
-    PAIRS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    OWN: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """A pair's row is TILE_ROWS times the tiles of smaller experts, and the earlier pairs of its own."""
-    pair = tl.arange(0, PAIRS)
+    pair = tl.program_id(0) * OWN + tl.arange(0, OWN)
     real = pair < pairs
     given = tl.load(ids + pair, mask=real, other=-1).to(tl.int64)
     known, local = local_experts(given, expert_map, limit, experts, HAS_MAP)
     tl.store(local_ids + pair, local, mask=real)
     if HAS_WEIGHTS:
         tl.store(settled_weights + pair, tl.load(weights + pair, mask=known, other=0.0), mask=real)
-    # Three counts of ten bits each, from the lowest: pairs of a pair's expert, the earlier ones of them, and tiles of
-    # smaller experts.
-    counts = tl.full((PAIRS, CHUNK), 0, tl.int32)
+    number = tl.arange(0, EXPERTS)
+    total = tl.full((EXPERTS,), 0, tl.int32)
+    before = tl.full((OWN, CHUNK), 0, tl.int32)
     for first in range(0, pairs, CHUNK):
-        other = first + tl.arange(0, CHUNK)[None, :]
+        other = first + tl.arange(0, CHUNK)
         other_id = tl.load(ids + other, mask=other < pairs, other=-1).to(tl.int64)
         _, expert = local_experts(other_id, expert_map, limit, experts, HAS_MAP)
-        alike = tl.where(local[:, None] == expert, tl.where(other < pair[:, None], 1 + (1 << 10), 1), 0)
-        # Of the other pair: its expert's pairs, without those that are later and itself.
-        total = tl.sum(alike, axis=0, keep_dims=True)
-        earlier = (total & 1023) - (total >> 10) - 1
-        tile = tl.where((expert >= 0) & (earlier % TILE_ROWS == 0), 1 << 20, 0)
-        counts += alike + tl.where(expert < local[:, None], tile, 0)
-    counts = tl.sum(counts, axis=1)
-    alike, earlier, tile = counts & 1023, (counts >> 10) & 1023, counts >> 20
+        # The last number, which no expert has, stands for none.
+        total += tl.histogram(tl.where(expert >= 0, expert, EXPERTS - 1), EXPERTS)
+        before += ((local[:, None] == expert[None, :]) & (other[None, :] < pair[:, None])).to(tl.int32)
+    needed = tl.where(number < experts, (total + (TILE_ROWS - 1)) // TILE_ROWS, 0)
+    used = tl.sum(needed, axis=0)
+    # Two numbers of sixteen bits: tiles of smaller experts, and pairs.
+    of_expert = ((tl.cumsum(needed, axis=0) - needed) << 16) | total
+    of_pair = tl.sum(tl.where(local[:, None] == number[None, :], of_expert[None, :], 0), axis=1)
+    tile, alike, earlier = of_pair >> 16, of_pair & 0xFFFF, tl.sum(before, axis=1)
     row = tile * TILE_ROWS + earlier
     first_row = (local >= 0) & (earlier % TILE_ROWS == 0)
-    used = tl.sum(first_row.to(tl.int32), axis=0)
-    tl.store(count, used * TILE_ROWS)
     tl.store(pair_of_row + row, pair, mask=local >= 0)
     tl.store(owners + row // TILE_ROWS, local, mask=first_row)
+    if tl.program_id(0) == 0:
+        tl.store(count, used * TILE_ROWS)
     # The last rows of an expert's last tile, and the tiles that are not needed; there are no more tiles than pairs.
     unused = (pair >= used) & (pair < tiles)
-    tl.store(owners + pair, tl.full((PAIRS,), -1, tl.int32), mask=unused)
-    pads = tl.full((PAIRS, PADDING), pad, tl.int32)
+    tl.store(owners + pair, tl.full((OWN,), -1, tl.int32), mask=unused)
+    pads = tl.full((OWN, PADDING), pad, tl.int32)
     for start in tl.static_range(0, TILE_ROWS, PADDING):
         further = start + tl.arange(0, PADDING)[None, :]
         inside = further < TILE_ROWS
@@ -121,8 +132,8 @@ def place_few_pairs(
     ascend, and so do an expert's pairs.
 
     Args:
-        topk_ids: (M, top_k) integers, 1 to `FEW`, contiguous, else they are copied first; ids outside the experts, -1
-            among them, are absent.
+        topk_ids: (M, top_k) integers, so many that `is_few`, contiguous, else they are copied first; ids outside the
+            experts, -1 among them, are absent.
         experts: local experts E.
         tiles: enough for every id, and at most P.
         tile_rows: rows of a tile.
@@ -133,7 +144,7 @@ def place_few_pairs(
     placed, arguments = few_arguments(topk_ids, experts, tiles, tile_rows, expert_map, pad=pad)
     if weights is not None:
         placed = replace(placed, weights=torch.empty(topk_ids.numel(), dtype=torch.float32, device=topk_ids.device))
-    place_few_pairs_kernel[(1,)](
+    place_few_pairs_kernel[(programs_of(topk_ids.numel()),)](
         weights=None if weights is None else weights.contiguous(),
         settled_weights=None if weights is None else placed.weights,
         HAS_WEIGHTS=weights is not None,
@@ -150,20 +161,19 @@ def few_arguments(
     Args: as `place_few_pairs`.
     """
     pairs, device = topk_ids.numel(), topk_ids.device
-    block = max(triton.next_power_of_2(pairs), FEWEST)
+    own = own_of(pairs)
     expert_map = None if expert_map is None else expert_map.contiguous()
     # Each of its own, and so aligned for whoever reads several at a time.
-    placed = FewPlaced(
-        *(torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, tiles * tile_rows, tiles, 1)),
-        weights=torch.empty(0, dtype=torch.float32, device=device),
+    local_ids, pair_of_row, owners, count = (
+        torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, tiles * tile_rows, tiles, 1)
     )
     arguments = {
         "ids": topk_ids.contiguous(),
         "expert_map": expert_map,
-        "local_ids": placed.local_ids,
-        "pair_of_row": placed.pair_of_row,
-        "owners": placed.owners,
-        "count": placed.count,
+        "local_ids": local_ids,
+        "pair_of_row": pair_of_row,
+        "owners": owners,
+        "count": count,
         "pairs": pairs,
         "limit": experts if expert_map is None else expert_map.numel(),
         "experts": experts,
@@ -172,13 +182,19 @@ def few_arguments(
         "HAS_MAP": expert_map is not None,
         "TILE_ROWS": tile_rows,
         "PADDING": triton.next_power_of_2(tile_rows) if INTERPRETED else PADDING,
-        "PAIRS": block,
-        "CHUNK": block if INTERPRETED else min(block, CHUNK),
-        "num_warps": warps_of(block),
+        "EXPERTS": max(triton.next_power_of_2(experts + 1), FEWEST),
+        "OWN": own,
+        "CHUNK": max(own, FEW) if INTERPRETED else min(max(triton.next_power_of_2(pairs), own), CHUNK),
+        "num_warps": WARPS,
     }
-    return placed, arguments
+    return FewPlaced(local_ids, pair_of_row, owners, count, torch.empty(0, device=device)), arguments
 
 
-def warps_of(pairs: int) -> int:
-    """Of a program with so many pairs, a power of two: at most sixteen comparisons a thread at a time."""
-    return max(pairs * CHUNK // 512, 4)
+def own_of(pairs: int) -> int:
+    """Pairs of a program, a power of two; the interpreter's time goes with the number of programs."""
+    block: int = max(triton.next_power_of_2(pairs), FEWEST)
+    return block if INTERPRETED else min(block, OWN)
+
+
+def programs_of(pairs: int) -> int:
+    return int(triton.cdiv(pairs, own_of(pairs)))

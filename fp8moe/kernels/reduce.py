@@ -6,9 +6,9 @@ from torch import Tensor
 
 from fp8moe.kernels.widths import round_float32, to_float32
 
-BLOCK = 128
-"""Columns of one program, of one warp. 1,024 columns and four warps take up to half as long again for few tokens, and
-as long for many (an H200, reports/h200/2026-11-29-policy/tune.txt)."""
+BLOCK_BYTES = 512
+"""Of a row that one program reads, of one warp: 16 bytes a thread. Twice as many take a quarter longer for few tokens
+in fp32, half as many in bf16 as much longer for many (an H200, reports/h200/2026-11-29-policy/tune.txt)."""
 SLOTS = 8
 """Of a token that are read at a time, at most."""
 
@@ -77,8 +77,9 @@ def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor |
     tokens, columns = output.shape
     if tokens == 0:
         return
+    block = BLOCK_BYTES // y.element_size()
     # One program a token and a block of columns, columns fastest; the sum is one program's own, so its order is fixed.
-    weighted_sum_kernel[(tokens * triton.cdiv(columns, BLOCK),)](
+    weighted_sum_kernel[(tokens * triton.cdiv(columns, block),)](
         y,
         weights,
         local_ids,
@@ -93,7 +94,7 @@ def weighted_sum(y: Tensor, local_ids: Tensor, output: Tensor, weights: Tensor |
         WEIGHTED=weights is not None,
         BY_ROW=by_row,
         SLOTS=min(triton.next_power_of_2(local_ids.numel() // tokens), SLOTS),
-        BLOCK=BLOCK,
+        BLOCK=block,
         num_warps=1,
         enable_fp_fusion=False,
     )

@@ -114,7 +114,7 @@ def _placing() -> dict[str, Variant]:
     """As TRITON and as DEEPGEMM lay pairs out, and what is done around libraries' GEMMs."""
     ids = {"ids": "*i64", "expert_map": "*i32"}
     each = {"EXPERTS": places.EXPERTS, "CHUNK": places.CHUNK}
-    of_few = {"HAS_MAP": True, "PAIRS": few.FEW, "CHUNK": few.CHUNK, "PADDING": few.PADDING}
+    of_few = {"HAS_MAP": True, "EXPERTS": 256, "OWN": few.OWN, "CHUNK": few.CHUNK, "PADDING": few.PADDING}
     made = ("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners", "count")
     numbers = dict.fromkeys(made, "*i32")
     by_tile = {"ROWS_OF_OWNER": 64, "ALIGNMENT": 64, "HAS_PLACES": False, "HAS_PAIR_OF_ROW": True, "places": None}
@@ -148,19 +148,19 @@ def _placing() -> dict[str, Variant]:
             few.place_few_pairs_kernel,
             {**of_few, "HAS_WEIGHTS": False, "TILE_ROWS": 16, "weights": None, "settled_weights": None},
             {**ids, **numbers},
-            warps=few.warps_of(few.FEW),
+            warps=few.WARPS,
         ),
         "place_few_pairs_weights": Variant(
             few.place_few_pairs_kernel,
             {**of_few, "HAS_WEIGHTS": True, "TILE_ROWS": 64},
             {**ids, **numbers, "weights": "*fp32", "settled_weights": "*fp32"},
-            warps=few.warps_of(few.FEW),
+            warps=few.WARPS,
         ),
         "begin": Variant(
             begin.begin_kernel,
             {**of_few, **_FLOOR, "TILE_ROWS": 16, "GROUP": 128, "GROUPS": begin.GROUPS},
             {**ids, **numbers, **_ROWS},
-            warps=few.warps_of(few.FEW),
+            warps=few.WARPS,
         ),
         "settle_pairs": Variant(
             settle.settle_pairs_kernel,
@@ -228,8 +228,11 @@ def _reading_bf16(variant: Variant, pointer: str) -> Variant:
 
 _WEIGHTED_SUM = Variant(
     reduce.weighted_sum_kernel,
-    {"WEIGHTED": True, "BY_ROW": False, "SLOTS": reduce.SLOTS, "BLOCK": reduce.BLOCK},
+    {"WEIGHTED": True, "BY_ROW": False, "SLOTS": reduce.SLOTS, "BLOCK": reduce.BLOCK_BYTES // 4},
     {"y": "*fp32", "weights": "*fp32", "local_ids": "*i32", "output": "*bf16"},
+)
+_SUM_OF_BF16 = replace(
+    _reading_bf16(_WEIGHTED_SUM, "y"), constants=_WEIGHTED_SUM.constants | {"BLOCK": reduce.BLOCK_BYTES // 2}
 )
 
 VARIANTS: dict[str, Variant] = {
@@ -239,10 +242,8 @@ VARIANTS: dict[str, Variant] = {
     **_placing(),
     "activate_bf16": _reading_bf16(_activations()["activate_silu"], "gate_up"),
     "weighted_sum": _WEIGHTED_SUM,
-    "weighted_sum_bf16": _reading_bf16(_WEIGHTED_SUM, "y"),
-    "weighted_sum_by_row": _reading_bf16(
-        replace(_WEIGHTED_SUM, constants=_WEIGHTED_SUM.constants | {"BY_ROW": True}), "y"
-    ),
+    "weighted_sum_bf16": _SUM_OF_BF16,
+    "weighted_sum_by_row": replace(_SUM_OF_BF16, constants=_SUM_OF_BF16.constants | {"BY_ROW": True}),
 }
 
 ONES = ("stride_a_k", "stride_w_k", "stride_column", "stride_output_column", "stride_weights_slot")
@@ -262,6 +263,7 @@ COUNTS = (
     "pairs_per_row",
     "tiles",
     "pad",
+    "placing",
     "top_k",
     "stride_a_scale_row",
     "stride_a_scale_k",

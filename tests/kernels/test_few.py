@@ -64,7 +64,7 @@ def apart(values: Tensor, device: torch.device) -> Tensor:
 @st.composite
 def calls(draw: st.DrawFn) -> Call:
     top_k = draw(st.integers(1, 10))
-    tokens = draw(st.integers(1, 9) | st.integers(1, FEW // top_k))
+    tokens = draw(st.integers(1, 9) | st.integers(1, 128 // top_k))
     experts = draw(st.integers(1, 9) | st.sampled_from([64, 257]))
     elsewhere = draw(st.none() | st.integers(0, 3))
     expert_map, every = None, experts

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,8 +132,6 @@ class Played(experts.VllmTritonExperts):
     """TorchExperts in place of vLLM, which is told apart by what it gets: no -1, weights in fp32, ids in int32."""
 
     def made(self) -> Any:
-        honest = TorchExperts(self.config, self.quant, self.weights)
-
         def call(states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, on_input: bool) -> Tensor:
             limit = self.config.num_local_experts if expert_map is None else expert_map.numel()
             assert states.is_contiguous()
@@ -141,6 +140,7 @@ class Played(experts.VllmTritonExperts):
             assert int(ids.min()) >= 0
             assert int(ids.max()) < limit
             more = {"expert_map": expert_map, "apply_router_weight_on_input": on_input}
+            honest = TorchExperts(replace(self.config, num_experts=limit), self.quant, self.weights)
             return honest.apply(states, weights, ids, **more)
 
         return call
@@ -156,6 +156,13 @@ def test_absent_pairs_add_nothing(scheme: str, fields: dict[str, Any]) -> None:
     assert tensors.call(played, output) is output
     assert same(output, expected)
     assert same(tensors.call(played), expected)
+
+
+@pytest.mark.parametrize("fields", [{}, {"law": "one_each"}, {"ep": "2:1"}, {"layout": "strided"}])
+def test_a_token_without_experts_brings_nothing_into_a_shared_scale(fields: dict[str, Any]) -> None:
+    tensors = with_holes(case("tensor_dyn", **fields))
+    expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(Played(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
 def test_a_caller_is_vllms_call_alone() -> None:

@@ -27,7 +27,8 @@ from conformance.oracles import trace_of
 from fp8moe.backends.marlin import contract_for
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.layouts.marlin import left_out
-from fp8moe.recipe import Arithmetic, Recipe
+from fp8moe.recipe import Arithmetic, Recipe, Steps
+from fp8moe.reference.replay import replay_moe
 from fp8moe.schemes import SCHEMES
 from tests.contracts.layers import case
 from tests.contracts.released import VLLM
@@ -143,5 +144,33 @@ def test_what_is_declared_passes_where_the_gate_alone_had_failed(text: str) -> N
         backend = TorchExperts.with_recipe(contract.recipe)(tensors.config, tensors.quant, tensors.weights)
         output = tensors.call(backend)
         assert judge(trace_of(tensors, contract.recipe), output, contract.arithmetic).passed, kind
+        # As it was judged then, when the sum over K was taken for one that is promoted.
+        then = None if contract.arithmetic == contracts.ONE_CHAIN else contract.arithmetic
         before: Recipe = replace(contract.recipe, gate_output="float32")
-        assert not judge(trace_of(tensors, before), output, contract.arithmetic).passed, kind
+        assert not judge(trace_of(tensors, before), output, then).passed, kind
+
+
+ELEMENTS = {
+    ("cutlass", "v1:H=1984,M=16,scheme=channel_tok"): (9, 380, -0.380859375),
+    ("cutlass", "v1:H=3712,M=16,scheme=tensor_static"): (9, 3584, -0.1064453125),
+    ("cutlass", "v1:H=512,I=320,M=69,scheme=channel_tok,values=block_scales,seed=1"): (51, 37, 0.0003147125244140625),
+    ("triton", "v1:H=1984,M=16,scheme=channel_tok"): (9, 1759, 0.41796875),
+    ("triton", "v1:H=2048,M=16,scheme=channel_tok"): (0, 1571, -0.00146484375),
+    ("triton", "v1:H=512,I=320,M=41,scheme=channel_tok,values=block_scales"): (36, 40, -0.049072265625),
+    ("triton", "v1:E=128,H=2048,M=56,scheme=tensor_static,ep=16:0"): (27, 1765, -0.07568359375),
+}
+"""What vLLM's classes had on an H200 where they failed as long as nothing was declared: token, column, value."""
+
+
+@pytest.mark.parametrize(("kind", "text"), ELEMENTS)
+def test_all_of_k_in_one_chain_gives_the_bits_that_were_seen(kind: str, text: str) -> None:
+    token, column, seen = ELEMENTS[kind, text]
+    tensors = build(Case.parse(text))
+    scheme = (tensors.quant.weight_key, tensors.quant.activation_key)
+    contract = getattr(contracts, kind)(scheme, tensors.config.activation, *([90] if kind == "triton" else []))
+    assert contract.arithmetic == contracts.ONE_CHAIN
+    trace = trace_of(tensors, contract.recipe)
+    for promote_every, alike in ((None, True), (128, False)):
+        arithmetic = Arithmetic.on("hopper.wgmma", promote_every=promote_every)
+        output = replay_moe(trace, arithmetic, Steps(scale_order="weights_first")).stages["combine"]
+        assert (float(output[token, column]) == seen) == alike

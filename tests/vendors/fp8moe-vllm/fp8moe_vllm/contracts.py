@@ -1,4 +1,5 @@
-"""What vLLM's classes round, and where: read in vLLM 0.25.1's Python and in its CUDA sources; nothing measured.
+"""What vLLM's classes round, and where: read in vLLM 0.25.1's Python and in its CUDA sources. Measured is one thing: on
+Hopper the sums of Triton's and CUTLASS's GEMMs without blocks are never promoted (`ONE_CHAIN`).
 
 The sources are below csrc/libtorch_stable in its source distribution:
 
@@ -36,6 +37,11 @@ LEAST_SCALE_AMAX = 1 / 512
 MULTIPLE, NARROW = 128, 512
 """Of rows and sizes that DeepGEMM takes; up to which intermediate size vLLM prefers Triton."""
 
+HOPPER = 90
+ONE_CHAIN = Arithmetic.on("hopper.wgmma")
+"""All of K in one sum of the matrix unit. Of eleven elements that failed on an H200 when a promotion every 128 was
+allowed for, the replay has each with it, to the bit, and none without (README.md)."""
+
 _BY_KERNELS_OF_16_BITS = Recipe(gemm1_output="input", gate_output="input", activation_output="input")
 _UNKNOWN = Contract(_BY_KERNELS_OF_16_BITS, graph_capturable=True)
 
@@ -49,21 +55,26 @@ def _quantised(recipe: Recipe, scheme: Scheme) -> Recipe:
     return replace(recipe, amax_floor=0.0, scaling="reciprocal")
 
 
-def triton(scheme: Scheme, activation: str) -> Contract:
-    """Each pair's result times its weight is stored in 16 bits."""
+def triton(scheme: Scheme, activation: str, cap: int | None = None) -> Contract:
+    """Each pair's result times its weight is stored in 16 bits.
+
+    Args:
+        cap: the device's capability, 90 for SM90.
+    """
     recipe = replace(_quantised(_BY_KERNELS_OF_16_BITS, scheme), weighted="input")
     if scheme == BLOCK and activation == "silu":  # one kernel that quantises what it has in fp32
         recipe = replace(recipe, gate_output="float32", activation_output="float32", amax_floor=LEAST_SCALE_AMAX)
-    return replace(_UNKNOWN, recipe=recipe)
+    return replace(_UNKNOWN, recipe=recipe, arithmetic=ONE_CHAIN if cap == HOPPER and scheme != BLOCK else None)
 
 
 def cutlass(scheme: Scheme, activation: str) -> Contract:
-    """Results of pairs in 16 bits."""
-    return replace(_UNKNOWN, recipe=replace(_quantised(_BY_KERNELS_OF_16_BITS, scheme), gemm2_output="input"))
+    """Results of pairs in 16 bits; on SM90, which is all that the bridge takes."""
+    recipe = replace(_quantised(_BY_KERNELS_OF_16_BITS, scheme), gemm2_output="input")
+    return replace(_UNKNOWN, recipe=recipe, arithmetic=ONE_CHAIN)
 
 
 def deepgemm(scheme: Scheme, activation: str) -> Contract:
-    """As CUTLASS, with DeepGEMM's arithmetic, which is known."""
+    """As CUTLASS, with DeepGEMM's arithmetic, which is promoted."""
     arithmetic = Arithmetic.on("hopper.wgmma", promote_every=MULTIPLE)
     return replace(cutlass(scheme, activation), arithmetic=arithmetic)
 

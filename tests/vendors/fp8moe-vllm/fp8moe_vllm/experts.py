@@ -14,7 +14,7 @@ from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.keys import QuantKey
-from fp8moe.platforms import Platform
+from fp8moe.platforms import Platform, detected_platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Contract
 from fp8moe.registry import BackendUnavailable, LayerNotSupported
@@ -141,10 +141,21 @@ class VllmExperts(FusedMoEPermuteExpertsUnpermute):
         )
         if topk_ids.numel() == 0:
             return torch.zeros_like(hidden_states) if output is None else output.zero_()
-        call = LibraryCall.of(hidden_states, topk_weights, topk_ids, expert_map, self.config.num_local_experts)
+        experts = self.config.num_local_experts
+        if (self.quant.weight_key, self.quant.activation_key) == TENSOR_DYNAMIC:
+            expert_map = with_one_elsewhere(expert_map, experts, hidden_states.device)
+        call = LibraryCall.of(hidden_states, topk_weights, topk_ids, expert_map, experts)
         found = self.layer(call.hidden_states, call.weights, call.ids, call.expert_map, apply_router_weight_on_input)
         found.masked_fill_(call.without, 0.0)
         return found if output is None else output.copy_(found)
+
+
+def with_one_elsewhere(expert_map: Tensor | None, experts: int, device: torch.device) -> Tensor:
+    """(num_experts + 1,) int32: the map, by default that of a rank with all experts, and an expert of another rank. To
+    that one go tokens without any, which otherwise would bring values of their own into a scale that all pairs share.
+    """
+    placed = torch.arange(experts, device=device) if expert_map is None else expert_map
+    return torch.cat((placed.to(torch.int32), placed.new_full((1,), -1, dtype=torch.int32)))
 
 
 class VllmTritonExperts(VllmExperts):
@@ -157,8 +168,10 @@ class VllmTritonExperts(VllmExperts):
         one_of(BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC),
         WITH_GELU,
     )
-    promises = staticmethod(contracts.triton)
     contract = contracts.triton(BLOCK, "silu")
+
+    def declared(self, config: FusedMoEConfig, scheme: Scheme) -> Contract:
+        return contracts.triton(scheme, config.activation, detected_platform().cap)
 
 
 class VllmDeepGemmExperts(VllmExperts):

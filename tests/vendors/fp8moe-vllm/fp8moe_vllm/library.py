@@ -119,8 +119,8 @@ class Layer:
                 per_act_token_quant=quant.per_act_token_quant,
                 per_out_ch_quant=quant.per_out_ch_quant,
             )
-            # One for each number of experts that ids may be of: this rank's, or all ranks'.
-            counts = {config.num_local_experts, config.num_experts}
+            # One for each number of experts that ids may be of: this rank's, or all ranks', and one more elsewhere.
+            counts = {count + more for count in (config.num_local_experts, config.num_experts) for more in (0, 1)}
             self.kernels = {count: self._kernel(count) for count in counts}
 
     def _kernel(self, experts: int) -> Any:
