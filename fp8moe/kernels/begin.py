@@ -11,13 +11,11 @@ from torch import Tensor
 from fp8moe.kernels.few import FewPlaced, few_arguments, place_few_pairs_kernel, programs_of
 from fp8moe.kernels.fp8_cast import has_cast, scaled_to_e4m3
 from fp8moe.kernels.interpreter import INTERPRETED
-from fp8moe.kernels.quantize import FEW_GROUPS, amax_bits, scale_of
+from fp8moe.kernels.quantize import amax_bits, scale_of
 from fp8moe.kernels.widths import to_float32
 
 GROUPS = 4
 """Groups of columns of one program: one for each warp."""
-MANY_GROUPS = 16
-"""So many where there is enough for all multiprocessors to do."""
 GROUPS_INTERPRETED = 256
 """The interpreter's time goes with the number of programs."""
 
@@ -121,9 +119,8 @@ def begin(
     codes = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, groups), dtype=torch.float32, device=x.device)
     placed, arguments = few_arguments(topk_ids, experts, tiles, tile_rows, expert_map, pad=-1)
-    few = rows * groups <= FEW_GROUPS
-    each = GROUPS_INTERPRETED if INTERPRETED else GROUPS if few else MANY_GROUPS
-    placing = programs_of(topk_ids.numel())
+    each = GROUPS_INTERPRETED if INTERPRETED else GROUPS
+    placing = programs_of(topk_ids.numel(), experts)
     begin_kernel[(placing + triton.cdiv(rows * groups, each),)](
         placing=placing,
         x=x,

@@ -1,7 +1,7 @@
 """Tiles of each expert's pairs where pairs are few, by one launch: a call with few tokens takes about as long as its
 launches do.
 
-On integers alone. Each program counts all pairs, and places some of them; nothing is counted or filled beforehand, and
+On integers alone. Each program looks at all pairs and places some of them; nothing is counted or filled beforehand, and
 no two stores go to the same place, so none waits for another.
 """
 
@@ -17,13 +17,17 @@ from fp8moe.kernels.interpreter import INTERPRETED
 from fp8moe.kernels.places import FEWEST, local_experts
 
 FEW = 1024
-"""The most pairs that are laid out so: the work grows with their square."""
+"""The most pairs that are laid out so: the work grows with their square. On an H200, with 128 experts, one launch takes
+3.3 us for 512 pairs and 3.9 us for 1,024, where those of `places` take 8.3 and 10.1; of 2,048 pairs 6.9 and 10.6
+(reports/h200/2026-11-30-begin)."""
+FEWER = 64
+"""The most pairs that one program places, by comparing each with each: 1.4 to 2.2 us, by counting 2.4 to 2.7."""
 MOST_EXPERTS = 1023
-"""Of this rank: each program holds a number for each."""
-OWN = 32
-"""Pairs that a program places."""
-CHUNK = 256
-"""Pairs that are counted at a time."""
+"""Of this rank, where programs count: each holds a number for every one."""
+OWN, ALL = 8, 1024
+"""Pairs that a program of several places, and counts at a time."""
+COMPARED = 32
+"""Pairs that all are compared with at a time."""
 PADDING = 8
 """Rows of a tile that are filled at a time."""
 WARPS = 4
@@ -31,7 +35,72 @@ WARPS = 4
 
 def is_few(pairs: int, experts: int) -> bool:
     """Whether `place_few_pairs` takes so many pairs, and experts of this rank."""
-    return 0 < pairs <= FEW and experts <= MOST_EXPERTS
+    return 0 < pairs <= FEW and (pairs <= FEWER or experts <= MOST_EXPERTS)
+
+
+@triton.jit
+def by_comparing(
+    ids,
+    expert_map,
+    pair,
+    local,
+    pairs,
+    limit,
+    experts,
+    HAS_MAP: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Of each of all pairs, by comparing it with every other: pairs of its expert, the earlier ones of them, and tiles
+    of smaller experts; and of all experts together the tiles."""
+    # Three counts of ten bits each, from the lowest.
+    counts = tl.full((pair.shape[0], CHUNK), 0, tl.int32)
+    for first in range(0, pairs, CHUNK):
+        other = first + tl.arange(0, CHUNK)[None, :]
+        other_id = tl.load(ids + other, mask=other < pairs, other=-1).to(tl.int64)
+        _, expert = local_experts(other_id, expert_map, limit, experts, HAS_MAP)
+        alike = tl.where(local[:, None] == expert, tl.where(other < pair[:, None], 1 + (1 << 10), 1), 0)
+        # Of the other pair: its expert's pairs, without those that are later and itself.
+        total = tl.sum(alike, axis=0, keep_dims=True)
+        earlier = (total & 1023) - (total >> 10) - 1
+        tile = tl.where((expert >= 0) & (earlier % TILE_ROWS == 0), 1 << 20, 0)
+        counts += alike + tl.where(expert < local[:, None], tile, 0)
+    counts = tl.sum(counts, axis=1)
+    alike, earlier, tile = counts & 1023, (counts >> 10) & 1023, counts >> 20
+    used = tl.sum(((local >= 0) & (earlier % TILE_ROWS == 0)).to(tl.int32), axis=0)
+    return alike, earlier, tile, used
+
+
+@triton.jit
+def by_counting(
+    ids,
+    expert_map,
+    pair,
+    local,
+    pairs,
+    limit,
+    experts,
+    HAS_MAP: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+):
+    """The same of some of the pairs, by counting those of each expert."""
+    number = tl.arange(0, EXPERTS)
+    total = tl.full((EXPERTS,), 0, tl.int32)
+    before = tl.full((pair.shape[0], CHUNK), 0, tl.int32)
+    for first in range(0, pairs, CHUNK):
+        other = first + tl.arange(0, CHUNK)
+        other_id = tl.load(ids + other, mask=other < pairs, other=-1).to(tl.int64)
+        _, expert = local_experts(other_id, expert_map, limit, experts, HAS_MAP)
+        # The last number, which no expert has, stands for none.
+        total += tl.histogram(tl.where(expert >= 0, expert, EXPERTS - 1), EXPERTS)
+        before += ((local[:, None] == expert[None, :]) & (other[None, :] < pair[:, None])).to(tl.int32)
+    needed = tl.where(number < experts, (total + (TILE_ROWS - 1)) // TILE_ROWS, 0)
+    # Two numbers of sixteen bits: tiles of smaller experts, and pairs.
+    of_expert = ((tl.cumsum(needed, axis=0) - needed) << 16) | total
+    of_pair = tl.sum(tl.where(local[:, None] == number[None, :], of_expert[None, :], 0), axis=1)
+    return of_pair & 0xFFFF, tl.sum(before, axis=1), of_pair >> 16, tl.sum(needed, axis=0)
 
 
 @triton.jit(do_not_specialize=["pairs", "limit", "experts", "tiles", "pad"])
@@ -57,7 +126,8 @@ def place_few_pairs_kernel(
     OWN: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """A pair's row is TILE_ROWS times the tiles of smaller experts, and the earlier pairs of its own."""
+    """A pair's row is TILE_ROWS times the tiles of smaller experts, and the earlier pairs of its own. With EXPERTS 0
+    one program has all pairs."""
     pair = tl.program_id(0) * OWN + tl.arange(0, OWN)
     real = pair < pairs
     given = tl.load(ids + pair, mask=real, other=-1).to(tl.int64)
@@ -65,22 +135,14 @@ def place_few_pairs_kernel(
     tl.store(local_ids + pair, local, mask=real)
     if HAS_WEIGHTS:
         tl.store(settled_weights + pair, tl.load(weights + pair, mask=known, other=0.0), mask=real)
-    number = tl.arange(0, EXPERTS)
-    total = tl.full((EXPERTS,), 0, tl.int32)
-    before = tl.full((OWN, CHUNK), 0, tl.int32)
-    for first in range(0, pairs, CHUNK):
-        other = first + tl.arange(0, CHUNK)
-        other_id = tl.load(ids + other, mask=other < pairs, other=-1).to(tl.int64)
-        _, expert = local_experts(other_id, expert_map, limit, experts, HAS_MAP)
-        # The last number, which no expert has, stands for none.
-        total += tl.histogram(tl.where(expert >= 0, expert, EXPERTS - 1), EXPERTS)
-        before += ((local[:, None] == expert[None, :]) & (other[None, :] < pair[:, None])).to(tl.int32)
-    needed = tl.where(number < experts, (total + (TILE_ROWS - 1)) // TILE_ROWS, 0)
-    used = tl.sum(needed, axis=0)
-    # Two numbers of sixteen bits: tiles of smaller experts, and pairs.
-    of_expert = ((tl.cumsum(needed, axis=0) - needed) << 16) | total
-    of_pair = tl.sum(tl.where(local[:, None] == number[None, :], of_expert[None, :], 0), axis=1)
-    tile, alike, earlier = of_pair >> 16, of_pair & 0xFFFF, tl.sum(before, axis=1)
+    if EXPERTS == 0:
+        alike, earlier, tile, used = by_comparing(
+            ids, expert_map, pair, local, pairs, limit, experts, HAS_MAP, TILE_ROWS, CHUNK
+        )
+    else:
+        alike, earlier, tile, used = by_counting(
+            ids, expert_map, pair, local, pairs, limit, experts, HAS_MAP, TILE_ROWS, CHUNK, EXPERTS
+        )
     row = tile * TILE_ROWS + earlier
     first_row = (local >= 0) & (earlier % TILE_ROWS == 0)
     tl.store(pair_of_row + row, pair, mask=local >= 0)
@@ -144,7 +206,7 @@ def place_few_pairs(
     placed, arguments = few_arguments(topk_ids, experts, tiles, tile_rows, expert_map, pad=pad)
     if weights is not None:
         placed = replace(placed, weights=torch.empty(topk_ids.numel(), dtype=torch.float32, device=topk_ids.device))
-    place_few_pairs_kernel[(programs_of(topk_ids.numel()),)](
+    place_few_pairs_kernel[(programs_of(topk_ids.numel(), experts),)](
         weights=None if weights is None else weights.contiguous(),
         settled_weights=None if weights is None else placed.weights,
         HAS_WEIGHTS=weights is not None,
@@ -161,7 +223,6 @@ def few_arguments(
     Args: as `place_few_pairs`.
     """
     pairs, device = topk_ids.numel(), topk_ids.device
-    own = own_of(pairs)
     expert_map = None if expert_map is None else expert_map.contiguous()
     # Each of its own, and so aligned for whoever reads several at a time.
     local_ids, pair_of_row, owners, count = (
@@ -182,19 +243,21 @@ def few_arguments(
         "HAS_MAP": expert_map is not None,
         "TILE_ROWS": tile_rows,
         "PADDING": triton.next_power_of_2(tile_rows) if INTERPRETED else PADDING,
-        "EXPERTS": max(triton.next_power_of_2(experts + 1), FEWEST),
-        "OWN": own,
-        "CHUNK": max(own, FEW) if INTERPRETED else min(max(triton.next_power_of_2(pairs), own), CHUNK),
+        **program_of(pairs, experts),
         "num_warps": WARPS,
     }
     return FewPlaced(local_ids, pair_of_row, owners, count, torch.empty(0, device=device)), arguments
 
 
-def own_of(pairs: int) -> int:
-    """Pairs of a program, a power of two; the interpreter's time goes with the number of programs."""
+def program_of(pairs: int, experts: int) -> dict[str, int]:
+    """What a program does: pairs that it places, those that it looks at at a time, numbers of experts or 0."""
     block: int = max(triton.next_power_of_2(pairs), FEWEST)
-    return block if INTERPRETED else min(block, OWN)
+    if pairs <= FEWER:
+        return {"OWN": block, "CHUNK": block if INTERPRETED else min(block, COMPARED), "EXPERTS": 0}
+    counted = max(triton.next_power_of_2(experts + 1), FEWEST)
+    # The interpreter's time goes with the number of programs.
+    return {"OWN": block if INTERPRETED else OWN, "CHUNK": min(block, ALL), "EXPERTS": counted}
 
 
-def programs_of(pairs: int) -> int:
-    return int(triton.cdiv(pairs, own_of(pairs)))
+def programs_of(pairs: int, experts: int) -> int:
+    return int(triton.cdiv(pairs, program_of(pairs, experts)["OWN"]))

@@ -114,7 +114,8 @@ def _placing() -> dict[str, Variant]:
     """As TRITON and as DEEPGEMM lay pairs out, and what is done around libraries' GEMMs."""
     ids = {"ids": "*i64", "expert_map": "*i32"}
     each = {"EXPERTS": places.EXPERTS, "CHUNK": places.CHUNK}
-    of_few = {"HAS_MAP": True, "EXPERTS": 256, "OWN": few.OWN, "CHUNK": few.CHUNK, "PADDING": few.PADDING}
+    of_few = {"HAS_MAP": True, "PADDING": few.PADDING, **few.program_of(few.FEW, 255)}
+    of_fewer = {**of_few, **few.program_of(few.FEWER, 255)}
     made = ("local_ids", "counts", "totals", "before", "places", "pair_of_row", "owners", "count")
     numbers = dict.fromkeys(made, "*i32")
     by_tile = {"ROWS_OF_OWNER": 64, "ALIGNMENT": 64, "HAS_PLACES": False, "HAS_PAIR_OF_ROW": True, "places": None}
@@ -146,7 +147,7 @@ def _placing() -> dict[str, Variant]:
         "place_pairs_rows": Variant(places.place_pairs_kernel, {**each, **wide, **by_row}, laid),
         "place_few_pairs": Variant(
             few.place_few_pairs_kernel,
-            {**of_few, "HAS_WEIGHTS": False, "TILE_ROWS": 16, "weights": None, "settled_weights": None},
+            {**of_fewer, "HAS_WEIGHTS": False, "TILE_ROWS": 16, "weights": None, "settled_weights": None},
             {**ids, **numbers},
             warps=few.WARPS,
         ),
@@ -156,12 +157,15 @@ def _placing() -> dict[str, Variant]:
             {**ids, **numbers, "weights": "*fp32", "settled_weights": "*fp32"},
             warps=few.WARPS,
         ),
-        "begin": Variant(
-            begin.begin_kernel,
-            {**of_few, **_FLOOR, "TILE_ROWS": 16, "GROUP": 128, "GROUPS": begin.GROUPS},
-            {**ids, **numbers, **_ROWS},
-            warps=few.WARPS,
-        ),
+        **{
+            f"begin{suffix}": Variant(
+                begin.begin_kernel,
+                {**placing, **_FLOOR, "TILE_ROWS": 16, "GROUP": 128, "GROUPS": begin.GROUPS},
+                {**ids, **numbers, **_ROWS},
+                warps=few.WARPS,
+            )
+            for suffix, placing in (("", of_few), ("_fewer", of_fewer))
+        },
         "settle_pairs": Variant(
             settle.settle_pairs_kernel,
             {"HAS_MAP": True, "ALL_EXPERTS": 256, "SLOTS": 8, "ROWS": settle.ROWS},

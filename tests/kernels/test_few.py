@@ -15,7 +15,7 @@ from torch import Tensor
 from fp8moe.backends.marlin import TILES
 from fp8moe.kernels import align, few
 from fp8moe.kernels.align import most_tiles
-from fp8moe.kernels.few import FEW, FewPlaced, place_few_pairs
+from fp8moe.kernels.few import FEW, FEWER, MOST_EXPERTS, FewPlaced, place_few_pairs
 from fp8moe.kernels.places import place_pairs
 from fp8moe.validation import ID_DTYPES
 from tests.contracts.few import few_by_torch
@@ -105,14 +105,18 @@ def test_as_by_torch_and_as_many_are_placed(device: torch.device, call: Call) ->
         assert torch.equal(getattr(found, name), getattr(many, name)), name
 
 
-@pytest.mark.parametrize("pairs", [FEW - 1, FEW, FEW + 1])
-def test_alignment_is_the_same_on_either_side_of_the_most(pairs: int, device: torch.device) -> None:
+SIDES = [(FEWER, 20), (FEWER + 1, 20), (FEW, 20), (FEW + 1, 20)]
+MANY_EXPERTS = [(FEWER, MOST_EXPERTS + 1), (FEWER + 1, MOST_EXPERTS), (FEWER + 1, MOST_EXPERTS + 1)]
+
+
+@pytest.mark.parametrize(("pairs", "experts"), [*SIDES, *MANY_EXPERTS])
+def test_alignment_is_the_same_on_either_side_of_the_most(pairs: int, experts: int, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(pairs)
-    ids = torch.randint(-1, 21, (pairs, 1), generator=generator)
-    expected = Call(ids, 20, 16).by_torch()
+    ids = torch.randint(-1, experts + 1, (pairs, 1), generator=generator)
+    expected = Call(ids, experts, 16).by_torch()
     with patch.object(align, "place_pairs", wraps=place_pairs) as many:
-        found = align.align_pairs(ids.to(device), 20, 16)
-    assert many.called == (pairs > FEW)
+        found = align.align_pairs(ids.to(device), experts, 16)
+    assert many.called == (pairs > FEW or (pairs > FEWER and experts > MOST_EXPERTS))
     for got, want in (
         (found.local_ids, expected.local_ids),
         (found.pairs.flatten(), expected.pair_of_row),
