@@ -115,10 +115,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     guard = session.config.stash.get(EARLY_EXIT_KEY, None)
     if guard is not None:
-        guard.status = int(exitstatus)
+        guard.status = int(session.exitstatus)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
