@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from conformance.early_exit import EarlyExit
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SESSION_KEY = pytest.StashKey["Session"]()
+EARLY_EXIT_KEY = pytest.StashKey[EarlyExit]()
 RESULTS_KEY = pytest.StashKey[list[str]]()
 JUDGING_KEY: pytest.StashKey[Ahead] = pytest.StashKey()
 OWN_GPU_KEY = pytest.StashKey[bool]()
@@ -60,8 +63,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--fp8moe-isolate",
-        action="store_true",
-        help="run each case in a worker process: a backend's crash, hang and the like are that case's own result",
+        action="store_const",
+        const="all",
+        help="judge every backend in a worker process, within the limits of fp8moe check; else only those from outside "
+        "the tree are. A backend's crash, exit, hang and the like are that case's own result there",
+    )
+    group.addoption(
+        "--fp8moe-no-isolate",
+        dest="fp8moe_isolate",
+        action="store_const",
+        const="none",
+        help="judge every backend in pytest's own process, for a debugger; so do --pdb and --trace",
     )
     group.addoption(
         "--fp8moe-compile",
@@ -102,10 +114,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path == HERE / "test_gate.py" and not asked else None
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    guard = session.config.stash.get(EARLY_EXIT_KEY, None)
+    if guard is not None:
+        guard.status = int(session.exitstatus)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     found = config.stash.get(SESSION_KEY, None)
     if found is not None:
-        found.close()
+        found.isolation.close()
+    guard = config.stash.get(EARLY_EXIT_KEY, None)
+    if guard is not None:
+        guard.end()
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -122,11 +144,25 @@ def session_of(config: pytest.Config) -> Session:
             config.stash[OWN_GPU_KEY] = take_one(int(worker["workerid"].removeprefix("gw")), int(worker["workercount"]))
         from conformance.session import Session
 
+        if EARLY_EXIT_KEY not in config.stash:
+            config.stash[EARLY_EXIT_KEY] = EarlyExit(lambda: _release(config), lambda: _at_work(config))
         try:
             found = config.stash[SESSION_KEY] = Session.of(config)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
     return found
+
+
+def _release(config: pytest.Config) -> None:
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)
+
+
+def _at_work(config: pytest.Config) -> str:
+    found = config.stash.get(SESSION_KEY, None)
+    test = os.environ.get("PYTEST_CURRENT_TEST", "no test")
+    return f"{test}, {found.judging}" if found is not None and found.judging else test
 
 
 def in_suite(item: pytest.Item) -> bool:

@@ -15,7 +15,8 @@ from conformance import emulated, performs
 from conformance.cases import SCHEME_NAMES, Case
 from conformance.checks import check_case
 from conformance.compiled import report as compiled
-from conformance.contain import Job, SubjectRef, Worker
+from conformance.contain import Job
+from conformance.isolation import NONE, OUTSIDE, Isolation
 from conformance.matrix import (
     EQUIVALENCE,
     LEGEND,
@@ -30,6 +31,7 @@ from conformance.matrix import (
 )
 from conformance.not_here import NoDevice, UnknownBackend
 from conformance.plan import Cell, Subject, Target, default_subjects, load_subject, plan, resolve_target
+from conformance.raised import told
 from conformance.results import CheckResult, Ledger, Status, finite
 from conformance.selected import selected_rows
 from conformance.timing.regrets import regret_lines
@@ -55,7 +57,7 @@ class Session:
         seed: int,
         report: str | None,
         budget: float | None,
-        isolated: bool = False,
+        isolate: str = NONE,
     ) -> None:
         self.target = target
         self.cells = cells
@@ -63,8 +65,9 @@ class Session:
         self.seed = seed
         self.report = report
         self.budget = budget
-        self.isolated = isolated
-        self._workers: dict[str, Worker] = {}
+        self.isolation = Isolation(isolate, target.name, (cell.subject for cell in self.runnable))
+        self.judging = ""
+        """What is judged in this process at the moment."""
         self.started = time.monotonic()
         self.ledger = Ledger()
         self.computes = True
@@ -98,6 +101,10 @@ class Session:
             examples = EXAMPLES
         if examples < 1:
             raise ValueError(f"--fp8moe-examples={examples}: expected at least 1")
+        try:
+            cells = plan(subjects, target, schemes or SCHEME_NAMES, named=bool(names))
+        except SystemExit as error:
+            raise ValueError(f"asking a backend what it takes raised {told(error)}") from error
         budget, report = config.getoption("--fp8moe-budget"), config.getoption("--fp8moe-report")
         if budget is not None and not budget >= 0:
             raise ValueError(f"--fp8moe-budget={budget}: expected seconds, 0 or more")
@@ -105,28 +112,24 @@ class Session:
             raise ValueError(f"--fp8moe-report={report}: the folder does not exist; make it first")
         return cls(
             target,
-            plan(subjects, target, schemes or SCHEME_NAMES, named=bool(names)),
+            cells,
             examples,
             config.getoption("--fp8moe-seed"),
             report,
             budget,
-            config.getoption("--fp8moe-isolate"),
+            _isolate(config),
         )
 
     def judge(self, case: Case, subject: Subject, check: str) -> CheckResult:
         """The verdict of one check on one case: here, or in the backend's worker."""
-        if not self.isolated:
-            return check_case(case, subject, self.target, check)
-        worker = self._workers.get(subject.origin)
-        if worker is None:
-            self.close()  # one backend after the other
-            worker = self._workers[subject.origin] = Worker(self.target.name)
-        return worker.run(Job(check, str(case), SubjectRef.named(subject.origin)))
-
-    def close(self) -> None:
-        """Ends the worker, where there is one."""
-        while self._workers:
-            self._workers.popitem()[1].close()
+        ref = self.isolation.reference(subject)
+        if ref is None:
+            self.judging = f"{check} of {subject.name} on {case}"
+            try:
+                return check_case(case, subject, self.target, check)
+            finally:
+                self.judging = ""
+        return self.isolation.run(Job(check, str(case), ref))
 
     @property
     def budget_is_spent(self) -> bool:
@@ -155,6 +158,7 @@ class Session:
             f"kernel libraries: {', '.join(libraries)}",
             f"evidence in this run: {', '.join(evidence) or 'none'}",
             f"random cases for each cell: {self.examples}, seed {self.seed}",
+            *self.isolation.header(),
             *(f"plug-in that does not load, left out: {broken.error}" for broken in broken_plug_ins()),
         ]
 
@@ -278,14 +282,21 @@ class Session:
         }
 
 
+def _isolate(config: pytest.Config) -> str:
+    """Which backends have a worker; none where nothing is said and pytest's debugger is to be used."""
+    asked: str | None = config.getoption("--fp8moe-isolate")
+    debugged = config.getoption("usepdb", False) or config.getoption("trace", False)
+    return asked or (NONE if debugged else OUTSIDE)
+
+
 def _subject(name: str) -> Subject:
     try:
         return load_subject(name)
     except UnknownBackend as error:
         raise ValueError(f"--fp8moe-backend={error}") from None
     except BackendContractError as error:
-        told = str(error).removeprefix(f"{name}: ")
-        raise ValueError(f"--fp8moe-backend={name}: it cannot be used: {told}") from None
+        why = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"--fp8moe-backend={name}: it cannot be used: {why}") from None
 
 
 def _parts_not_run(results: list[CheckResult]) -> dict[str, str]:

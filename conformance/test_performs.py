@@ -45,13 +45,21 @@ def _why_none(config: pytest.Config, session: Session) -> str:
     return ""
 
 
+def why_not_timed(backend: str, session: Session) -> str:
+    """Why it is not timed now; "" where it is."""
+    if session.budget_is_spent:
+        return f"the budget of {session.budget:g} s was spent before"
+    ended = session.isolation.ended.get(backend, "")
+    return ended and f"{ended} when it was judged, and times are taken in pytest's own"
+
+
 def test_time(selected: Selected | str, fp8moe_session: Session, request: pytest.FixtureRequest) -> None:
     """Times it; fails where a promise is broken on the way, or where less time was taken than the work needs."""
     if isinstance(selected, str):
         _keep(request, CheckResult(VERDICT, CHECK, Status.NOT_RUN, reason=selected))
         pytest.skip(selected)
-    if fp8moe_session.budget_is_spent:
-        reason = f"the budget of {fp8moe_session.budget:g} s was spent before"
+    reason = why_not_timed(selected.backend, fp8moe_session)
+    if reason:
         _keep(request, CheckResult(VERDICT, CHECK, Status.NOT_RUN, selected.backend, reason=reason))
         pytest.skip(reason)
     compiling = request.config.stash.get(COMPILING_KEY, None)

@@ -1,10 +1,12 @@
-"""Under pytest-xdist, where a worker takes a file at a time, those that take longest begin first.
+"""What test files share: torch in one thread, and under pytest-xdist the order of the files.
 
-Else a worker ends with one of them, while the others have nothing left to do: `--dist loadfile --no-loadscope-reorder`.
+There a worker takes a file at a time, and those that take longest begin first. Else a worker ends with one of them,
+while the others have nothing left to do: `--dist loadfile --no-loadscope-reorder`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         place = {path: number for number, path in enumerate(LONGEST)}
         items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Of torch, where tensors are small: its threads would wait for each other, on a busy machine for minutes."""
+    import torch  # here, since most files of these tests do without it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

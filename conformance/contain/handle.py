@@ -330,6 +330,11 @@ class Handle:
         commands = {pid: processes.command(pid) for pid in others if processes.is_living(pid)}
         return [text for text in commands.values() if not any(part in text for part in LASTING)]
 
+    def printed(self) -> str:
+        """The end of what was printed since the last message to the worker."""
+        self._drain()
+        return self._tail.decode(errors="replace")
+
     # -- ending --
 
     def end(self) -> None:

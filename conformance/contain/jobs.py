@@ -99,10 +99,16 @@ class SubjectRef:
             RuntimeError: the class can only travel by value, and cloudpickle, which does that, is not installed or
                 cannot do it.
         """
+        by_name = cls.importable(subject)
+        return by_name or cls(subject.name, subject.origin, pickled=_by_value(subject.experts_cls))
+
+    @classmethod
+    def importable(cls, subject: Subject) -> SubjectRef | None:
+        """Of a backend whose class a fresh process imports by its name; None where there is no such name."""
         found = subject.experts_cls
-        if _is_importable(found):
-            return cls(subject.name, subject.origin, f"{found.__module__}:{found.__qualname__}")
-        return cls(subject.name, subject.origin, pickled=_by_value(found))
+        if not _is_importable(found):
+            return None
+        return cls(subject.name, subject.origin, f"{found.__module__}:{found.__qualname__}")
 
     @classmethod
     def named(cls, origin: str) -> SubjectRef:

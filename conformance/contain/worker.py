@@ -60,6 +60,8 @@ class Worker:
         self._restarts = 0
         self.ended = False
         """Whether the last job ended its process, or had to be ended with it."""
+        self.printed = ""
+        """The end of what the last job printed."""
         self._answered: set[str] = set()
         """Backends that have answered in the process at hand."""
         self._slow: set[str] = set()
@@ -99,7 +101,7 @@ class Worker:
             Cancelled: before there was a verdict.
         """
         case = Case.parse(job.case)
-        self.ended = False
+        self.ended, self.printed = False, ""
         for attempt in range(1, ATTEMPTS + 1):
             last = attempt == ATTEMPTS
             handle = self._ready()
@@ -114,7 +116,9 @@ class Worker:
                     evidence = None if answer["evidence"] is None else Evidence(answer["evidence"])
                     answer = handle.wait(number, seconds)
                 handle.check_watchers()
+                self.printed = handle.printed()
             except WorkerEnded as ended:
+                self.printed = handle.printed()
                 self.close()
                 if ended.hung:
                     self._slow.add(job.subject.name)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-QUICK = ("-m", "computes", "--fp8moe-device=cpu", "--fp8moe-scheme=block", "-k", "pinned")
+from tests.suite.running import QUICK, SUITE, python, results_of, run_suite
 
 VENDOR = '''
 """A vendor's first experiment."""
@@ -57,14 +54,6 @@ class Limited(TorchExperts):
         assert ids.shape[1] <= 2
         return super().apply(hidden, weights, ids, **kwargs)
 
-class Ends(TorchExperts):
-    """Takes its process with it where a batch has one token."""
-    def apply(self, hidden, weights, ids, **kwargs):
-        if len(hidden) == 1:
-            import os
-            os._exit(3)
-        return super().apply(hidden, weights, ids, **kwargs)
-
 class Absent(TorchExperts):
     def __init__(self, config, quant, weights):
         from fp8moe import BackendUnavailable
@@ -73,24 +62,13 @@ class Absent(TorchExperts):
 class Raises(TorchExperts):
     def apply(self, hidden, weights, ids, **kwargs):
         raise RuntimeError("the kernel was not built")
+
+class EndsWhenAsked(TorchExperts):
+    @staticmethod
+    def is_supported_config(*about, **kwargs):
+        import os
+        os._exit(0)
 '''
-
-
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter in `folder`, with the checkout and the folder on its path."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "TRITON_", "PYTEST_"))}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(folder)])
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-SUITE = ("-p", "conformance.plugin", "-p", "no:cacheprovider", "--pyargs", "conformance")
-"""The suite without a checkout: from another folder, by the package's name."""
-
-
-def run_suite(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return python(folder, "-m", "pytest", *SUITE, *options)
 
 
 @pytest.fixture
@@ -104,12 +82,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Complete
     """A run of the pinned cases of one scheme, and its report; for those that look at it alone."""
     folder = tmp_path_factory.mktemp("quick")
     return run_suite(folder, *QUICK, "--fp8moe-report=report.json"), folder / "report.json"
-
-
-def results_of(report: Path) -> list[tuple[str, str, str]]:
-    return sorted(
-        (r["backend"], r.get("case", r["check"]), r["status"]) for r in json.loads(report.read_text())["results"]
-    )
 
 
 def test_header_matrix_reasons_and_report(quick: tuple[subprocess.CompletedProcess[str], Path]) -> None:
@@ -169,17 +141,6 @@ def test_a_mutant_spoils_nothing_for_those_after_it(vendor: Path) -> None:
     assert re.search(r"^Right +ok \d+", done.stdout, re.MULTILINE)
 
 
-def test_an_isolated_backend_ends_only_its_own_case(vendor: Path) -> None:
-    names = (f"--fp8moe-backend=vendor:{name}" for name in ("Ends", "Right"))
-    done = run_suite(vendor, *QUICK, *names, "--fp8moe-isolate", "--fp8moe-report=report.json")
-    assert done.returncode == 1, done.stdout
-    assert re.search(r"^Ends +FAIL 1", done.stdout, re.MULTILINE)
-    assert re.search(r"^Right +ok \d+", done.stdout, re.MULTILINE)
-    assert "it ended the process with status 3" in done.stdout
-    failed = [r for r in json.loads((vendor / "report.json").read_text())["results"] if r["status"] == "failed"]
-    assert [r["case"] for r in failed if "case" in r] == ["v1:M=1"]
-
-
 def test_declared_limits_are_kept(vendor: Path) -> None:
     done = run_suite(vendor, *QUICK, "--fp8moe-backend=vendor:Limited", "--fp8moe-report=report.json")
     assert done.returncode == 0, done.stdout
@@ -201,6 +162,8 @@ USAGE_ERRORS = {
     "--fp8moe-backend=vendor:Nobody": r"--fp8moe-backend=vendor:Nobody: vendor has no Nobody; there: .*\bRight\b",
     "--fp8moe-backend=vendr:Right": "there is no module vendr on the import path; did you mean vendor",
     "--fp8moe-backend=json:JSONDecoder": "expected a subclass of FusedMoEPermuteExpertsUnpermute",
+    "--fp8moe-backend=ends_at_once:Experts": r"it cannot be used: importing it raised SystemExit: os\._exit\(0\)",
+    "--fp8moe-backend=vendor:EndsWhenAsked": r"what it takes raised SystemExit: os\._exit\(0\) .* at vendor\.py:",
     "--fp8moe-scheme=blok": "expected one of block",
     "--fp8moe-device=xpu": "--fp8moe-device=xpu: torch .* sees a",
     "--fp8moe-device=gpu": "invalid choice: 'gpu'",
@@ -228,6 +191,7 @@ def usage_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[in
     """The status and text of a start of the suite with each bad option: all in one process, which loads torch once."""
     folder = tmp_path_factory.mktemp("usage")
     (folder / "vendor.py").write_text(VENDOR)
+    (folder / "ends_at_once.py").write_text("import os\nos._exit(0)\n")
     done = python(folder, "-c", ASKED_IN_TURN, json.dumps(list(USAGE_ERRORS)), *SUITE)
     assert done.returncode == 0, done.stdout + done.stderr
     told: dict[str, tuple[int, str]] = json.loads(done.stdout)

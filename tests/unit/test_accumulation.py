@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,16 +10,10 @@ from conformance.bounds.accumulation import UNKNOWN, Operands, accumulation_erro
 from fp8moe.recipe import FP32, Arithmetic
 from tests.unit.honest_experts import ORDERS, exponents, powers, simulated_unit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FP8_BITS = 6
 ROWS, COLUMNS = 12, 16
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def codes(values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,19 +25,13 @@ from fp8moe.reference.portable import PORTABLE
 from fp8moe.reference.replay import STAGES, Replay, replay_moe
 from fp8moe.scaling import quantize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HERE = Target("cpu", PLATFORMS["cpu"], "cpu")
 PROMOTED = Arithmetic(promote_every=128)
 EXACT = Case(
     tokens=9, experts=4, top_k=2, hidden=144, inter=136, scheme="tensor_tok", values="exact_sums", law="router", seed=1
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # -- differences --

@@ -7,7 +7,6 @@ none is outside: largest E1 0.999 (a token whose one flip is its whole error), E
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,6 +21,8 @@ from fp8moe.recipe import FP32, Arithmetic, Recipe
 from fp8moe.reference.ideal import ideal_moe
 from fp8moe.reference.recipe import RecipeTrace, recipe_moe
 from tests.unit.honest_experts import FAULTS, ORDERS, OtherScaling, ordered, unit_experts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPES = {
     "fp32 between": Recipe(),
@@ -42,14 +43,6 @@ HOPPER = Arithmetic("hopper.wgmma", 13, 32, 128)
 CASES = 45
 """Honest cases a recipe; more of them are more seeds."""
 REGIMES = ("iid", "block_scales", "outlier_channels", "loud_quiet", "same_sign")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def keywords(tensors: CaseTensors) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Building a case: random numbers, shapes, the same bits everywhere, static scales, a rank's experts, judged tokens."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +19,10 @@ from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.scaling import dequantize
 from fp8moe.validation import check_call, check_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_case_tensors.txt"
 MASK = (1 << 64) - 1
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The tensors are small: threads that wait for one another would take most of the time on a shared machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def bits_of(tensor: Tensor) -> bytes:

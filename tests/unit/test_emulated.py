@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,16 +19,10 @@ from fp8moe.backends.triton_arithmetic import LARGE_TILE, SMALL_TILE, arithmetic
 from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Arithmetic
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = Case(tokens=3, experts=4, top_k=2, hidden=144, inter=136, values="same_sign")
 LARGE = Case(tokens=17, experts=1, top_k=1, hidden=144, inter=72, values="same_sign")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +21,7 @@ from fp8moe.reference.ideal import ideal_moe
 from fp8moe.reference.recipe import RecipeTrace, recipe_moe
 from fp8moe.reference.rounding import BFLOAT16, FLOAT16, round_to
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Setting:

@@ -1,7 +1,6 @@
 """Every routing law and every value regime shows what it claims."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,17 +19,10 @@ from conformance.regimes import GROUP
 from fp8moe.keys import GroupShape
 from fp8moe.scaling import decode, encode, group_amax
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS, EXPERTS, TOP_K = 96, 16, 4
 BY_GROUP = GroupShape(1, GROUP)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The tensors are small: threads that wait for one another would take most of the time on a shared machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(law: str, tokens: int = TOKENS, experts: int = EXPERTS, top_k: int = TOP_K, seed: int = 0) -> Routing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,20 +17,14 @@ from fp8moe.platforms import PLATFORMS
 from fp8moe.recipe import Arithmetic
 from fp8moe.reference.units import UNITS, Unit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FORMATS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 ROUNDING = {
     "14 bits toward zero": (14, "toward zero"),
     "fp32 toward zero": (24, "toward zero"),
     "fp32 to nearest": (24, "to nearest"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def asked(dot: Dot, dtype: torch.dtype = torch.float8_e4m3fn) -> Fingerprint:

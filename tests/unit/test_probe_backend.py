@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -25,18 +25,12 @@ from fp8moe.reference.units import UNITS, chain
 from fp8moe.registry import BackendUnavailable
 from fp8moe.scaling import quantize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = Target("cpu", PLATFORMS["cpu"], "cpu")
 FNUZ = Target("cpu", PLATFORMS["mi300x"], "cpu")
 """Weights in e4m3fnuz, as that device has them; computed on the CPU all the same."""
 SECONDS = 5.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class UnitExperts(TorchExperts):

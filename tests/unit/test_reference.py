@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,17 +21,10 @@ from fp8moe.reference.ideal import ideal_moe
 from fp8moe.reference.recipe import RecipeTrace, recipe_moe
 from tests.unit import brute_force_moe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXPERTS, HIDDEN, INTER, TOKENS, TOP_K = 3, 144, 136, 3, 2  # neither a multiple of 128, so every last block is partial
 GROUPS = {None: None, "tensor": GroupShape.PER_TENSOR, "token": GroupShape.PER_TOKEN}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These tensors are small: a second thread costs more than it does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_case(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,17 +20,11 @@ from fp8moe.recipe import FP32, Arithmetic, Recipe
 from fp8moe.reference.recipe import recipe_moe
 from tests.unit.honest_experts import exponents, powers, to_fp8
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLAIN = Recipe()
 POWERS_OF_TWO = Recipe(scale_rounding="power_of_two")
 SEEDS = range(4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class QuietScalesOff(TorchExperts):

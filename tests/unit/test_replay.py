@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,8 @@ from fp8moe.reference.rounding import E4M3FN, E4M3FNUZ, FloatFormat, round_to
 from fp8moe.schemes import SCHEMES, UNQUANTISED
 from tests.unit.slow_replay import SlowReplay
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FP8 = ("block", "tensor_static", "tensor_dyn", "tensor_tok", "channel_tok")
 WGMMA = Arithmetic.on("hopper.wgmma", promote_every=128)
 MMA = Arithmetic.on("hopper.mma_f16", promote_every=128, k_order="fours_halved")
@@ -27,14 +28,6 @@ WIDE = Arithmetic.on("hopper.wgmma_f16")
 STEPS = Steps()
 PLAIN = Case(tokens=4, experts=3, top_k=2, hidden=144, inter=136, law="masked", values="block_scales", bias=True)
 """Both GEMMs have two blocks of K, the last one partial; so have the halves of w13."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def assert_replayed(case: Case, recipe: Recipe, arithmetic: Arithmetic, steps: Steps) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -36,19 +35,13 @@ from tests.unit.brute_force_moe import float32, fp8_table, nearest
 from tests.unit.brute_force_moe import scale_of as plain_scale_of
 from tests.unit.test_rounded_weights import judged
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REQUANTISED = Recipe(w13="requantised", w2="requantised")
 BY_E8M0 = replace(REQUANTISED, scale_rounding="power_of_two", gemm1_output="input", gemm2_output="input")
 WGMMA = Arithmetic.on("hopper.wgmma", promote_every=128)
 TINY = Case(tokens=3, experts=2, top_k=1, hidden=136, inter=144, values="block_scales")
 """Its last blocks are cut off."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def odd(tensors: CaseTensors) -> MoEWeights:

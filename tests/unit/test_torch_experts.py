@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +24,8 @@ from fp8moe.recipe import Recipe
 from fp8moe.registry import backend_named, seed_backends
 from fp8moe.validation import InvalidMoEInput
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HERE = Target("cpu", PLATFORMS["cpu"], "cpu")
 RECIPES = {
     "power_of_two": Recipe(scale_rounding="power_of_two"),
@@ -46,15 +47,6 @@ RECIPES = {
     "deep_gemm_like": Recipe("power_of_two", gemm1_output="input", gemm2_output="input"),
 }
 BOTH = pytest.mark.parametrize("base", [TorchExperts, BatchedTorchExperts])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The cases are small: on a machine that is busy, threads that wait for each other take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def assert_passes(cls: type[TorchExperts], case: Case) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -17,17 +17,10 @@ from fp8moe.reference import units
 from fp8moe.reference.rounding import fma32
 from fp8moe.reference.units import UNITS, chain, promoted, promoted_each
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VECTORS = Path(__file__).parents[1] / "data" / "hopper_fp8.npz"
 FP8 = {"e4m3fn": torch.float8_e4m3fn, "e4m3fnuz": torch.float8_e4m3fnuz}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors here are small, and threads that wait for one another on a busy machine take minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def equal(got: Tensor, expected: Tensor) -> bool:

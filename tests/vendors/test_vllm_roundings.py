@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from fp8moe.reference.replay import replay_moe
 from fp8moe.schemes import SCHEMES
 from tests.contracts.layers import case
 from tests.contracts.released import VLLM
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUANTISATION = "vllm/model_executor/layers/quantization/utils"
 ROOT = Path(__file__).parents[2]
@@ -58,14 +59,6 @@ for gate in (torch.float16, None):
         found[f"{gate} {result}"] = int((expected != scales).sum())
 print(json.dumps(found))
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def function(path: str, name: str) -> str:

@@ -34,6 +34,8 @@ from conformance.zoo.routing import ROUTING
 from conformance.zoo.state import STATE
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAULTS = (*ROUTING, *PADDING, *PARALLEL, *STATE)
 BASES = {"Standard": TorchExperts, "Batched": BatchedTorchExperts}
 REPEATS = 20
@@ -130,15 +132,6 @@ def differs(right: Tensor, wrong: Tensor) -> bool:
 
 def cosine(right: Tensor, wrong: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(right.double().flatten(), wrong.double().flatten(), dim=0))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Of torch: the witnesses are small, and its threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

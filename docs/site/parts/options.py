@@ -92,7 +92,7 @@ def pytest_markers() -> str:
 
 
 def _spelled(name: str, given: dict[str, Any]) -> str:
-    if given.get("action") == "store_true":
+    if given.get("action") in ("store_true", "store_const"):
         return name
     value = given.get("metavar") or "|".join(given.get("choices", ())) or "VALUE"
     return f"{name}={value}"
