@@ -45,9 +45,12 @@ def most_tiles(pairs: int, experts: int, tile_rows: int) -> int:
 
 
 def likely_tiles(pairs: int, experts: int, tile_rows: int, expert_map: Tensor | None) -> int:
-    """How many tiles `pairs` pairs of all ranks need here, if this rank has its share of them."""
+    """How many tiles `pairs` pairs of all ranks need here, if this rank has its share of them and each goes to any
+    expert: those of the experts in use, and full ones."""
     ranks = 1.0 if expert_map is None else max(expert_map.numel() / max(experts, 1), 1.0)
-    return most_tiles(ceil(pairs / ranks), experts, tile_rows)
+    here = ceil(pairs / ranks)
+    used = ceil(experts * (1 - (1 - 1 / max(experts, 1)) ** here))
+    return min(used + here // tile_rows, most_tiles(here, experts, tile_rows))
 
 
 def align_pairs(topk_ids: Tensor, experts: int, tile_rows: int, expert_map: Tensor | None = None) -> Alignment:

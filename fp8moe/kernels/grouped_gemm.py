@@ -1,5 +1,6 @@
 """Grouped GEMM: each token-expert pair's row times its expert's weight, transposed; FP8 with scales, bf16 or fp16."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -35,19 +36,55 @@ def columns_of_tile(tiles: int, columns: int, device: torch.device) -> int:
     return each
 
 
+@dataclass(frozen=True)
+class Program:
+    """How a program has its tile. No bit depends on it.
+
+    Args:
+        columns: of the tile, a power of two.
+        stages: of the loads along K.
+        warps: of the program.
+        resident: programs that a multiprocessor of an H100 or H200 holds, by their shared memory.
+    """
+
+    columns: int
+    stages: int
+    warps: int
+    resident: int
+
+
 FEW_ROWS = 16
 """Rows of a tile whose weights are all that is waited for."""
-FEW = {"block": (64, 4, 2), "row": (64, 5, 4)}
-"""Columns, stages and warps of a program with such a tile, by the scales. No bit depends on them. For 1 to 64 tokens of
-two layers both GEMMs take up to 11% less with them than with 128, 3 and 4, once 2% more (an H200,
-reports/h200/2026-11-29-policy/tune.txt)."""
+NARROWEST, USUAL, WIDEST = Program(32, 5, 4, 7), Program(64, 4, 2, 5), Program(128, 3, 4, 4)
+"""With such tiles and block scales: for fewer programs than multiprocessors; for most; where these many fit all at once
+and the usual do not, and for short sums. Both GEMMs of seven layers with 1 and 16 tokens take up to a quarter less than
+with the usual alone (an H200, reports/h200/2026-11-29-policy/tune.txt and 2026-11-30-begin/tune.txt)."""
+SHORT = 512
+"""Up to so many terms a sum is short."""
+FEW_BY_ROW = Program(64, 5, 4, 4)
+"""With such tiles and a scale for each row."""
 
 
-def program_of(alignment: Alignment, columns: int, scales: Scales, device: torch.device) -> tuple[int, int, int]:
-    """Columns, stages and warps."""
-    if alignment.tile_rows == FEW_ROWS and scales in FEW and device.type == "cuda":
-        return FEW[scales]
-    return columns_of_tile(alignment.likely or alignment.tiles, columns, device), 3, 4
+def program_of(
+    alignment: Alignment, parts: int, part_columns: int, k_size: int, scales: Scales, device: torch.device
+) -> Program:
+    tiles = alignment.likely or alignment.tiles
+    if device.type == "cuda" and alignment.tile_rows == FEW_ROWS and scales != "none":
+        if scales == "row":
+            return FEW_BY_ROW
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return few_by_block(tiles * parts, part_columns, k_size, processors)
+    return Program(columns_of_tile(tiles, parts * part_columns, device), 3, 4, 4)
+
+
+def few_by_block(tiles: int, columns: int, k_size: int, processors: int) -> Program:
+    """Of tiles of few rows, each as wide as `columns`, with block scales."""
+    usual, widest = (tiles * triton.cdiv(columns, each.columns) for each in (USUAL, WIDEST))
+    if usual < processors:
+        return NARROWEST
+    if usual > USUAL.resident * processors and (widest <= WIDEST.resident * processors or k_size <= SHORT):
+        return WIDEST
+    return USUAL
 
 
 @triton.jit(do_not_specialize=["tiles", "pairs_per_row"])
@@ -189,11 +226,11 @@ def grouped_gemm(
     part_columns = columns // parts
     # Tiles fastest: programs that run together share a column tile, and an expert's tiles are neighbours, so each
     # block of W is fetched while it is hot; A is small and stays in the cache.
-    tile_columns, stages, warps = program_of(alignment, columns, scales, a.device)
-    grid = alignment.tiles * parts * triton.cdiv(part_columns, tile_columns)
+    program = program_of(alignment, parts, part_columns, k_size, scales, a.device)
+    grid = alignment.tiles * parts * triton.cdiv(part_columns, program.columns)
     if grid > MOST_PROGRAMS:
         raise ValueError(
-            f"{alignment.tiles} tiles of {alignment.tile_rows} rows times N={columns} in tiles of {tile_columns}: "
+            f"{alignment.tiles} tiles of {alignment.tile_rows} rows times N={columns} in tiles of {program.columns}: "
             f"expected no more than {MOST_PROGRAMS} programs in one launch, not {grid}"
         )
     if INTERPRETED:
@@ -223,11 +260,11 @@ def grouped_gemm(
             SCALES=scales,
             HAS_BIAS=bias is not None,
             TILE_ROWS=alignment.tile_rows,
-            COLUMNS=tile_columns,
+            COLUMNS=program.columns,
             BLOCK=BLOCK,
             BLOCK_K=WIDE_BLOCK if scales == "none" else BLOCK,
-            num_warps=warps,
-            num_stages=stages,
+            num_warps=program.warps,
+            num_stages=program.stages,
             enable_fp_fusion=False,
         )
     return c

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from fp8moe.backends.triton_arithmetic import arithmetic_by_tile
 from fp8moe.kernels.align import Alignment, align_batches, align_pairs
-from fp8moe.kernels.grouped_gemm import Scales, columns_of_tile, grouped_gemm
+from fp8moe.kernels.grouped_gemm import (
+    NARROWEST,
+    USUAL,
+    WIDEST,
+    Program,
+    Scales,
+    columns_of_tile,
+    few_by_block,
+    grouped_gemm,
+)
 from fp8moe.platforms import PLATFORMS
 from fp8moe.reference.replay import k_order, ordered
 from fp8moe.reference.rounding import fma32
@@ -165,6 +174,37 @@ def test_narrower_tiles(
 def test_tiles_are_narrow_where_few_programs_would_run(gpu: torch.device) -> None:
     assert columns_of_tile(1, 256, gpu) == 32
     assert columns_of_tile(100, 14336, gpu) == 128
+
+
+@pytest.mark.parametrize("program", [NARROWEST, USUAL, WIDEST])
+@pytest.mark.parametrize(("rows", "n", "k", "experts", "parts"), [(17, 288, 256, 1, 2), (33, 400, 144, 8, 1)])
+def test_every_program_of_few_rows(
+    rows: int,
+    n: int,
+    k: int,
+    experts: int,
+    parts: int,
+    program: Program,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fp8moe.kernels.grouped_gemm.program_of", lambda *_: program)
+    operands = draw(rows, n, k, experts, "block", parts=parts)
+    assert torch.equal(operands.to(device).run(16).double(), operands.expected())
+
+
+def test_programs_of_few_rows_follow_from_how_many_run_at_once() -> None:
+    """With 132 multiprocessors: of two layers with one token and with sixteen, and a short sum."""
+    for tiles, columns, k_size, expected in (
+        (8 * 2, 384, 4096, NARROWEST),
+        (82 * 2, 384, 4096, WIDEST),
+        (8 * 2, 2048, 7168, USUAL),
+        (38 * 2, 2048, 7168, USUAL),
+        (8, 7168, 2048, WIDEST),
+        (82, 4096, 384, WIDEST),
+        (82, 4096, 768, USUAL),
+    ):
+        assert few_by_block(tiles, columns, k_size, 132) == expected, (tiles, columns, k_size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
