@@ -88,7 +88,8 @@ class Settings:
         self.path = tuple(sys.path)
 
     def changes(self, later: Settings) -> list[str]:
-        """What is not as it was, one clause for each, with both values. Additions to `sys.path` do not count."""
+        """What is not as it was, one clause for each, with both values. Additions to `sys.path` and to search paths in
+        the environment do not count: libraries make them when they are imported."""
         found = [
             f"it changed {name} from {old} to {later.values[name]}"
             for name, old in self.values.items()
@@ -101,12 +102,22 @@ class Settings:
         ]
         for name in sorted(self.environment.keys() | later.environment.keys()):
             old_text, new_text = self.environment.get(name), later.environment.get(name)
+            if _only_longer(name, old_text, new_text):
+                continue
             if old_text != new_text and (old_text is not None or name.startswith(SUITES_VARIABLES)):
                 found.append(f"it changed os.environ[{name!r}] from {_quoted(old_text)} to {_quoted(new_text)}")
         missing = [entry for entry in self.path if entry not in later.path]
         if missing:
             found.append(f"it removed {missing[0]!r} from sys.path")
         return found
+
+
+def _only_longer(name: str, old: str | None, new: str | None) -> bool:
+    """Whether a search path has all of its folders still, in their order."""
+    if not name.endswith("PATH") or name.startswith(SUITES_VARIABLES) or old is None or new is None:
+        return False
+    later = iter(new.split(os.pathsep))
+    return all(folder in later for folder in old.split(os.pathsep))
 
 
 def _quoted(text: str | None) -> str:

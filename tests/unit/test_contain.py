@@ -307,13 +307,22 @@ def test_messages_arrive_whole() -> None:
 
 
 def test_settings_that_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch sets itself, and what is added to the import path."""
+    """What torch sets itself, and what is added to search paths."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(["/one", "/two"]))
     before = Settings()
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(["/library", "/one", "/two"]))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
     monkeypatch.syspath_prepend("/somewhere")
     assert before.changes(Settings()) == []
     monkeypatch.setenv("FP8MOE_SOMETHING", "1")
     assert before.changes(Settings()) == ["it changed os.environ['FP8MOE_SOMETHING'] from absent to '1'"]
+    monkeypatch.delenv("FP8MOE_SOMETHING")
+    for fewer in ("/one", os.pathsep.join(["/two", "/one"])):
+        monkeypatch.setenv("LD_LIBRARY_PATH", fewer)
+        (told,) = before.changes(Settings())
+        assert (
+            told == f"it changed os.environ['LD_LIBRARY_PATH'] from '{os.pathsep.join(['/one', '/two'])}' to '{fewer}'"
+        )
 
 
 def test_judges_that_nobody_touched() -> None:

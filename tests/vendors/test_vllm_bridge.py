@@ -337,6 +337,27 @@ def test_the_switch_for_fp32_scales_is_in_the_release() -> None:
     assert f'"{library.E8M0}"' in VLLM.source("vllm/envs.py")
     source = VLLM.source("vllm/utils/deep_gemm.py")
     assert f"envs.{library.E8M0}" in source
+    assert "@functools.cache\ndef is_deep_gemm_e8m0_used" in source
+
+
+@pytest.mark.parametrize("given", [None, "1"])
+def test_the_switch_is_set_for_vllm_alone(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if given is None:
+        monkeypatch.delenv(library.E8M0, raising=False)
+    else:
+        monkeypatch.setenv(library.E8M0, given)
+    seen = []
+    module = SimpleNamespace(TritonExperts=object)
+
+    def imported(name: str) -> Any:
+        seen.append(os.environ.get(library.E8M0))
+        return module
+
+    monkeypatch.setattr(library, "importlib", SimpleNamespace(import_module=imported))
+    monkeypatch.setattr(library, "_refuse_powers_of_two", lambda user: imported("asked"))
+    assert library.load("X", experts.VllmTritonExperts.which) is object
+    assert set(seen) == {given or "0"}
+    assert os.environ.get(library.E8M0) == given
 
 
 def test_what_the_conversion_reads_of_a_layer_is_there() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -46,11 +47,11 @@ def load(user: str, which: Of) -> Any:
     Raises:
         BackendUnavailable: vLLM is not installed, does not load, is another version, or rounds scales to powers of two.
     """
-    os.environ.setdefault(E8M0, "0")  # read once a process, when vLLM first quantises
     try:
-        importlib.import_module("vllm")
-        importlib.import_module(ORACLE)
-        module = importlib.import_module(which.module)
+        with fp32_scales():
+            importlib.import_module("vllm")
+            importlib.import_module(ORACLE)
+            module = importlib.import_module(which.module)
     except ModuleNotFoundError as error:
         told = "vllm is not installed" if error.name == "vllm" else f"vllm does not load ({error})"
         raise BackendUnavailable(f"{user}: {told}; {REMEDY}") from error
@@ -59,8 +60,22 @@ def load(user: str, which: Of) -> Any:
         raise BackendUnavailable(f"{user}: vllm does not load ({type(error).__name__}: {told}); {REMEDY}") from error
     if not hasattr(module, which.name):
         raise BackendUnavailable(f"{user}: {which.module} has no {which.name}: another version; {REMEDY}")
-    _refuse_powers_of_two(user)
+    with fp32_scales():
+        _refuse_powers_of_two(user)
     return getattr(module, which.name)
+
+
+@contextmanager
+def fp32_scales() -> Iterator[None]:
+    """vLLM's variable at 0 where it is not set. vLLM asks for it once a process and keeps the answer, which it is made
+    to do here; the environment stays as it was, since a backend has no business with it."""
+    absent = E8M0 not in os.environ
+    os.environ.setdefault(E8M0, "0")
+    try:
+        yield
+    finally:
+        if absent:
+            os.environ.pop(E8M0, None)
 
 
 def _refuse_powers_of_two(user: str) -> None:
