@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all, one_of
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded, once_a_token
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -94,12 +94,14 @@ class AiterExperts(LibraryExperts):
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         mask = mask_of(call.expert_map, self.config.num_local_experts, call.ids.device)
+        # Its sort marks a token's slot in a table of experts by tokens, one slot in each place.
+        ids, weights = once_a_token(call.ids.masked_fill(~call.present, -1), call.weights)
         found = self.fused_moe(
             call.hidden_states,
             self.converted.w13,
             self.converted.w2,
-            call.weights,
-            call.ids.masked_fill(~call.present, mask.numel() - 1),
+            weights,
+            ids.masked_fill(ids < 0, mask.numel() - 1),
             expert_mask=mask,
             activation=self.activation,
             quant_type=self.quant_type,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import one_of
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded, once_a_token
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, RoutingMethodType
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -95,9 +95,11 @@ class FlashInferTrtllmExperts(LibraryExperts):
         if experts % EXPERTS_MULTIPLE or experts <= call.ids.shape[1]:
             told = f"{call.ids.shape[1]} for each token, of {experts} experts"
             raise InvalidMoEInput("topk_ids", told, f"a multiple of {EXPERTS_MULTIPLE} experts, and more of them")
+        # For few tokens its sort has a table of experts by tokens, with one slot in each place; -1 it passes over.
+        ids, weights = once_a_token(call.ids.masked_fill(~call.present, -1), call.weights)
         codes, scale = quantize(call.hidden_states, kFp8Dynamic128Sym)
         self.flashinfer.trtllm_fp8_block_scale_routed_moe(
-            topk_ids=packed(call.weights, call.ids),
+            topk_ids=packed(weights, ids),
             routing_bias=None,
             hidden_states=codes,
             hidden_states_scale=scale.t().contiguous(),
@@ -122,7 +124,7 @@ class FlashInferTrtllmExperts(LibraryExperts):
 
 
 def packed(weights: Tensor, ids: Tensor) -> Tensor:
-    """(M, k) int32: the expert in the upper half of a word, its weight's bf16 in the lower one."""
+    """(M, k) int32: the expert, or -1, in the upper half of a word, its weight's bf16 in the lower one."""
     lower = weights.to(torch.bfloat16).contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
     return ids << 16 | lower
 

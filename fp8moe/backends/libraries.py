@@ -99,6 +99,24 @@ def settled_by_torch(
     )
 
 
+def once_a_token(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Each expert in the first of a token's slots that have it, with the sum of their weights, for a library that finds
+    an expert once a token: of a second slot it would compute nothing, or that one in place of the first.
+
+    Args:
+        ids: (M, k) int32, negative where a pair is absent.
+        weights: (M, k) fp32.
+
+    Returns:
+        (M, k) int32 ids, -1 in all other slots, and (M, k) fp32 weights, 0 there. Sums are taken in fp64.
+    """
+    same = ids[:, :, None] == ids[:, None, :]
+    slots = torch.arange(ids.shape[1], device=ids.device)
+    kept = (same.to(torch.int8).argmax(2) == slots) & (ids >= 0)
+    sums = torch.where(same, weights[:, None, :].double(), 0.0).sum(2).float()
+    return torch.where(kept, ids, -1), torch.where(kept, sums, 0.0)
+
+
 def _settled(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     device = given[0].device
     if device.type != "cuda":

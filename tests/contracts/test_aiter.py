@@ -17,7 +17,7 @@ from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import aiter
 from fp8moe.backends.torch_experts import TorchExperts
-from tests.contracts.layers import CASES, case, same, with_holes
+from tests.contracts.layers import CASES, case, last_of_slots, same, with_holes, with_repeats
 from tests.contracts.released import AITER, played
 
 
@@ -74,7 +74,7 @@ class PlayedAiter(aiter.AiterExperts):
         mask, ids = given["expert_mask"], given["topk_ids"]
         assert mask[-1] == 0
         placed = torch.where(mask == 1, mask.cumsum(0) - 1, -1).to(torch.int32)
-        ids = placed[ids.long()]
+        ids = last_of_slots(placed[ids.long()])  # as its sort
         assert given["dtype"] == given["hidden_states"].dtype
         return experts.apply(given["hidden_states"], given["topk_weight"], ids)
 
@@ -99,6 +99,14 @@ def test_aiter(cls: type[PlayedAiter], scheme: str, fields: dict[str, Any]) -> N
 def test_aiter_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None:
     tensors = with_holes(case(scheme, **fields))
     expected = tensors.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(PlayedAiter(tensors.config, tensors.quant, tensors.weights)), expected)
+
+
+@pytest.mark.parametrize("scheme", ["block", "channel_tok", "none"])
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_aiter_knows_an_expert_once_a_token(scheme: str, fields: dict[str, Any]) -> None:
+    tensors, once = with_repeats(case(scheme, **fields))
+    expected = once.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
     assert same(tensors.call(PlayedAiter(tensors.config, tensors.quant, tensors.weights)), expected)
 
 

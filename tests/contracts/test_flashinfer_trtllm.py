@@ -18,7 +18,7 @@ from fp8moe.backends import flashinfer_trtllm
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.quant import kFp8Dynamic128Sym
 from fp8moe.scaling import dequantize, quantize
-from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
+from tests.contracts.layers import CASES, LAYER, bits, case, last_of_slots, same, with_holes, with_repeats
 from tests.contracts.released import FLASHINFER, played
 
 
@@ -70,6 +70,7 @@ class PlayedTrtllm(flashinfer_trtllm.FlashInferTrtllmExperts):
         placed = torch.arange(given["num_experts"], dtype=torch.int32) - given["local_expert_offset"]
         placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
         self.seen = hidden
+        ids = last_of_slots(ids)  # as its sort of few tokens
         experts = TorchExperts(replace(self.config, in_dtype=torch.bfloat16), self.quant, weights)
         # The dequantised states are the quantised ones again: each group's largest code is 448.
         experts.apply(hidden.bfloat16(), routing, ids, expert_map=placed, output=given["output"])
@@ -100,6 +101,15 @@ def test_trtllm(fields: dict[str, Any]) -> None:
 def test_trtllm_knows_no_absent_pair(fields: dict[str, Any]) -> None:
     tensors = with_holes(case("block", **fields))
     as_got = rounded(tensors)
+    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
+    assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)
+
+
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_trtllm_knows_an_expert_once_a_token(fields: dict[str, Any]) -> None:
+    tensors, once = with_repeats(case("block", **fields))
+    as_got = rounded(once)
     experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
     expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
     assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)

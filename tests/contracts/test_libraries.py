@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable
@@ -13,6 +14,7 @@ from fp8moe.backends import (
     flashinfer_trtllm,
     marlin,
     vllm_cutlass,
+    vllm_ops,
     xpu,
 )
 from fp8moe.backends.libraries import LibraryBackend, loaded
@@ -54,6 +56,17 @@ def test_a_parameter_that_is_no_more_is_an_error() -> None:
     with pytest.raises(TypeError, match="topk_ids"):
         call(1, 2, 3, 4)
     assert DEFAULT not in call(1, 2, 3, 4, 5).values()
+
+
+def test_what_an_operator_has_to_take_is_what_the_release_registers() -> None:
+    files = {"_C": "cutlass_", "_moe_C": "moe_"}
+    for extension, part in files.items():
+        names = [name for name in vllm_ops.ARGUMENTS if name.removeprefix("get_").startswith(part)]
+        registered = VLLM.schemas(f"vllm/{extension}_stable_libtorch.abi3.so", names)
+        for name, schema in registered.items():
+            parsed = torch._C.parse_schema(f"played::{schema}")
+            assert " ".join(argument.name for argument in parsed.arguments) == vllm_ops.ARGUMENTS[name]
+    assert f"{VLLM.name} {VLLM.version}" == vllm_ops.RELEASE
 
 
 @pytest.mark.parametrize(
