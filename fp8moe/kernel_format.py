@@ -41,6 +41,12 @@ def convert_to_fp8_moe_kernel_format(
     """
     if backend is Fp8MoeBackend.NONE:
         raise ValueError("backend=NONE has no kernel to convert for: select a backend that has one")
+    dtype = weights.w13.dtype
+    if dtype == torch.float8_e4m3fnuz and (e8m0 or backend in _CONVERT) and backend is not Fp8MoeBackend.AITER:
+        raise ValueError(
+            f"w13 of dtype {dtype}: {backend.name}'s kernel would read other numbers; expected torch.float8_e4m3fn, as "
+            "checkpoints have it"
+        )
     if e8m0 and backend in (Fp8MoeBackend.DEEPGEMM, Fp8MoeBackend.BATCHED_DEEPGEMM):
         return _powers_of_two(weights, config)
     here = detected_platform() if platform is None else platform

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all, one_of
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded, once_a_token
+from fp8moe.backends.triton_stages import gate_refused
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -73,6 +74,8 @@ class AiterExperts(LibraryExperts):
                 f"{name}: {scheme_name(*scheme)} with {config.activation}: AITER has {', '.join(ACTIVATION_TYPES)} and "
                 f"{', '.join(scheme_name(*known) for known in QUANT_TYPES)}"
             )
+        if gate_refused(config):
+            raise LayerNotSupported(f"{name}: {gate_refused(config)}")
         if weights.w13_bias is not None or weights.w2_bias is not None:
             raise LayerNotSupported(f"{name}: biases: AITER passes over them in these schemes")
         library = self.library()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fp8moe.backends.common import one_of
 from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded, once_a_token
+from fp8moe.backends.triton_stages import gate_refused
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, RoutingMethodType
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -134,7 +135,12 @@ def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWei
     scheme = (quant.weight_key, quant.activation_key)
     if scheme != BLOCK:
         return f"{scheme_name(*scheme)}: only `block` has an entry that takes chosen experts"
+    if gate_refused(config):
+        return gate_refused(config)
     limits = {
+        f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn": (
+            weights.w13.dtype != torch.float8_e4m3fn
+        ),
         f"activation={config.activation}: expected silu": config.activation != "silu",
         f"in_dtype={config.in_dtype}: expected torch.bfloat16": config.in_dtype != torch.bfloat16,
         f"hidden_dim={config.hidden_dim}: expected a multiple of 128": config.hidden_dim % 128 != 0,

@@ -18,6 +18,7 @@ from conformance.build import CaseTensors, build
 from conformance.cases import Case
 from fp8moe.activations import activate
 from fp8moe.backends.libraries import LibraryBackend
+from fp8moe.experts import MoEWeights
 
 LAYER = Case(tokens=7, experts=8, top_k=3, hidden=256, inter=128)
 CASES = {
@@ -32,6 +33,11 @@ CASES = {
 
 def case(scheme: str, **fields: Any) -> Case:
     return replace(LAYER, scheme=scheme, **fields)
+
+
+def as_fnuz(weights: MoEWeights) -> MoEWeights:
+    """The same bits by another name: other numbers."""
+    return replace(weights, **{name: getattr(weights, name).view(torch.float8_e4m3fnuz) for name in ("w13", "w2")})
 
 
 def bits(values: Tensor) -> Tensor:

@@ -132,3 +132,10 @@ def test_a_device_that_the_selector_takes_and_the_library_does_not_is_refused() 
     tensors = build(case("block"), "cpu")
     with pytest.raises(BackendUnavailable, match="for ROCm on gfx942 and gfx950, not gfx90a"):
         On90a(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_an_activation_that_wants_the_gate_that_is_not_there_is_refused() -> None:
+    tensors = build(case("block", activation="relu2_no_mul"), "cpu")
+    config = replace(tensors.config, activation="silu")
+    with pytest.raises(BackendUnavailable, match=r"silu does not go without a gate \(is_act_and_mul=False\)"):
+        PlayedAiter(config, tensors.quant, tensors.weights)

@@ -18,7 +18,7 @@ from fp8moe.backends import flashinfer_trtllm
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.quant import kFp8Dynamic128Sym
 from fp8moe.scaling import dequantize, quantize
-from tests.contracts.layers import CASES, LAYER, bits, case, last_of_slots, same, with_holes, with_repeats
+from tests.contracts.layers import CASES, LAYER, as_fnuz, bits, case, last_of_slots, same, with_holes, with_repeats
 from tests.contracts.released import FLASHINFER, played
 
 
@@ -139,3 +139,18 @@ def test_what_trtllm_cannot_take_is_refused_before_it_is_loaded(fields: dict[str
     tensors = build(replace(LAYER, **fields), "cpu")
     with pytest.raises(BackendUnavailable, match=re.escape(why)):
         PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_codes_of_another_format_are_refused() -> None:
+    tensors = build(case("block"), "cpu")
+    with pytest.raises(
+        BackendUnavailable, match=r"weights of dtype torch.float8_e4m3fnuz: expected torch.float8_e4m3fn"
+    ):
+        PlayedTrtllm(tensors.config, tensors.quant, as_fnuz(tensors.weights))
+
+
+def test_an_activation_that_wants_the_gate_that_is_not_there_is_refused() -> None:
+    tensors = build(case("block", activation="relu2_no_mul"), "cpu")
+    config = replace(tensors.config, activation="silu")
+    with pytest.raises(BackendUnavailable, match=r"silu does not go without a gate \(is_act_and_mul=False\)"):
+        PlayedTrtllm(config, tensors.quant, tensors.weights)

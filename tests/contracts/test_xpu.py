@@ -15,7 +15,7 @@ from fp8moe import BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import xpu
 from fp8moe.backends.libraries import LibraryCall
 from fp8moe.backends.torch_experts import TorchExperts
-from tests.contracts.layers import CASES, case, same, with_holes
+from tests.contracts.layers import CASES, as_fnuz, case, same, with_holes
 from tests.contracts.released import XPU
 
 WeightsAlone = TorchExperts.with_recipe(xpu.XpuExperts.contract.recipe)
@@ -106,6 +106,13 @@ def test_other_activations_are_refused() -> None:
         PlayedXpu(tensors.config, tensors.quant, tensors.weights)
 
 
+@pytest.mark.parametrize("scheme", ["block", "channel_tok", "tensor_static"])
+def test_schemes_that_the_library_would_take_for_others_are_refused(scheme: str) -> None:
+    tensors = build(case(scheme), "cpu")
+    with pytest.raises(BackendUnavailable, match=f"{scheme}: expected none, tensor_none, tensor_dyn"):
+        PlayedXpu(tensors.config, tensors.quant, tensors.weights)
+
+
 def test_xpu_has_as_many_experts_on_each_rank() -> None:
     tensors = build(case("none", ep="2:1"), "cpu")
     assert tensors.expert_map is not None
@@ -124,3 +131,11 @@ def test_xpu_without_its_extensions_says_why() -> None:
     tensors = build(case("none"), "cpu")
     with pytest.raises(BackendUnavailable, match=r"do not load: libsycl.so.9 is missing; install vllm-xpu-kernels"):
         Without(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_codes_of_another_format_are_refused() -> None:
+    tensors = build(case("tensor_none"), "cpu")
+    with pytest.raises(
+        BackendUnavailable, match=r"weights of dtype torch.float8_e4m3fnuz: expected torch.float8_e4m3fn"
+    ):
+        PlayedXpu(tensors.config, tensors.quant, as_fnuz(tensors.weights))

@@ -83,6 +83,15 @@ def test_marlin_packs_by_the_activations_dtype() -> None:
         assert found.w13_scale.shape == (4, 2, 256)
 
 
+@pytest.mark.parametrize("name", ["FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "MARLIN", "XPU", "DEEPGEMM"])
+def test_codes_that_a_kernel_would_read_as_other_numbers_are_refused(name: str) -> None:
+    tensors = build(case("block"), "cpu")
+    w13, w2 = (codes.view(torch.float8_e4m3fnuz) for codes in (tensors.weights.w13, tensors.weights.w2))
+    given = (tensors.config, tensors.quant, replace(tensors.weights, w13=w13, w2=w2))
+    with pytest.raises(ValueError, match=f"w13 of dtype torch.float8_e4m3fnuz: {name}'s kernel .*torch.float8_e4m3fn"):
+        convert_to_fp8_moe_kernel_format(Fp8MoeBackend[name], *given, e8m0=name == "DEEPGEMM", platform=H100)
+
+
 def test_none_has_no_kernel() -> None:
     tensors = build(case("block"), "cpu")
     with pytest.raises(ValueError, match="backend=NONE"):
