@@ -147,6 +147,14 @@ class FlashInferCutlassExperts(LibraryExperts):
             raise BackendUnavailable(f"{name}: {error}") from error
         return library
 
+    @classmethod
+    def lacks_here(cls, platform: Platform, env: Mapping[str, str]) -> str:
+        try:
+            places = loaded("flashinfer.jit.env", ("FLASHINFER_AOT_DIR", "FLASHINFER_JIT_DIR"), cls.__name__, REMEDY)
+        except BackendUnavailable as error:
+            return str(error)
+        return FlashInferModule.of(platform, places).not_built(env)
+
     def compute_pairs(
         self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
     ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install flashinfer-python and flashinfer-cubin of one version, 0.6.13 or newer"
 NAMES = ("trtllm_fp8_block_scale_routed_moe", "Fp8QuantizationType", "WeightLayout", "RoutingMethodType")
+CUBINS = "FLASHINFER_CUBIN_DIR"
+"""The folder of compiled kernels: FlashInfer's name for it, and the variable that sets it."""
 EXPERTS_MULTIPLE = 4
 MOST_TOP_K = 10
 """What vLLM, too, allows at the most."""
@@ -86,9 +90,23 @@ class FlashInferTrtllmExperts(LibraryExperts):
         """What has the function and the enumerations of `NAMES`.
 
         Raises:
-            BackendUnavailable: it does not load, or lacks one of them.
+            BackendUnavailable: it does not load, lacks one of them, or has no kernels and would fetch them.
         """
-        return loaded("flashinfer.fused_moe", NAMES, type(self).__name__, REMEDY)
+        name = type(self).__name__
+        library = loaded("flashinfer.fused_moe", NAMES, name, REMEDY)
+        places = loaded("flashinfer.jit.env", (CUBINS,), name, REMEDY)
+        missing = no_cubins(Path(getattr(places, CUBINS)))
+        if missing:
+            raise BackendUnavailable(f"{name}: {missing}")
+        return library
+
+    @classmethod
+    def lacks_here(cls, platform: Platform, env: Mapping[str, str]) -> str:
+        try:
+            places = loaded("flashinfer.jit.env", (CUBINS,), cls.__name__, REMEDY)
+        except BackendUnavailable as error:
+            return str(error)
+        return no_cubins(Path(getattr(places, CUBINS)))
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         library, local = self.flashinfer, self.config.num_local_experts
@@ -122,6 +140,13 @@ class FlashInferTrtllmExperts(LibraryExperts):
             fp8_quantization_type=library.Fp8QuantizationType.DeepSeekFp8,
             output=output,
         )
+
+
+def no_cubins(folder: Path) -> str:
+    """Why there are no compiled kernels; "" where the folder has some."""
+    if folder.is_dir() and any(folder.iterdir()):
+        return ""
+    return f"no kernels in {folder}, and FlashInfer would fetch them at the first call; {REMEDY}, or set {CUBINS}"
 
 
 def packed(weights: Tensor, ids: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.dispatch import weighted_input
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.kernel_format import convert_to_fp8_moe_kernel_format
+from fp8moe.libraries import DISTRIBUTIONS, Surroundings
 from fp8moe.platforms import Platform, detected_platform
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.validation import InvalidMoEInput
@@ -29,7 +30,7 @@ def loaded(module: str, names: Sequence[str], user: str, remedy: str) -> Any:
     """
     try:
         found = import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         told = (str(error).strip().splitlines() or ["no text"])[0]
         raise BackendUnavailable(
             f"{user}: {module} does not load ({type(error).__name__}: {told}); {remedy}"
@@ -37,7 +38,9 @@ def loaded(module: str, names: Sequence[str], user: str, remedy: str) -> Any:
     missing = [name for name in names if not hasattr(found, name)]
     if missing:
         place = getattr(found, "__file__", None) or "no file"
-        told = f"{module} ({place}) has no {', '.join(missing)}: another version"
+        version = Surroundings().version(*DISTRIBUTIONS.get(module.partition(".")[0], ()))
+        of = f" of release {version}" if version else ""
+        told = f"{module}{of} ({place}) has no {', '.join(missing)}: another version"
         raise BackendUnavailable(f"{user}: {told}; {remedy}")
     return found
 
@@ -142,6 +145,16 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
     def platform(self) -> Platform:
         """The device; a test without one has another."""
         return detected_platform()
+
+    @classmethod
+    def lacks_here(cls, platform: Platform, env: Mapping[str, str]) -> str:
+        """What an installed library lacks on this machine before it can be called, kernels that are not built or a
+        compiler, with the remedy; "" where nothing is known of.
+
+        Args:
+            platform: the device here, which the backend's rule takes.
+        """
+        return ""
 
     def converted_weights(self, platform: Platform, *, e8m0: bool = False) -> MoEWeights:
         """

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fp8moe.libraries import VLLM_OPS, vllm_operators
+from fp8moe.libraries import VLLM_OPS, Surroundings, vllm_operators
 from fp8moe.registry import BackendUnavailable
 
 REMEDY = f"install the vllm that is built for torch {torch.__version__}, or name a folder with its files in {VLLM_OPS}"
@@ -56,6 +56,8 @@ def operators(user: str, needed: Mapping[str, Sequence[str]]) -> Any:
         found |= {name: getattr(namespace, name) for name in names}
     other = "; ".join(filter(None, (_other_arguments(name, operator) for name, operator in found.items())))
     if other:
+        version = Surroundings().version("vllm")
+        other += f" (vllm {version} is installed)" if version else ""
         remedy = f"install {RELEASE}, or name a folder with its files in {VLLM_OPS}"
         raise BackendUnavailable(f"{user}: {other}: another version; {remedy}")
     return SimpleNamespace(**found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_what_trtllm_cannot_take_is_refused_before_it_is_loaded(fields: dict[str
     tensors = build(replace(LAYER, **fields), "cpu")
     with pytest.raises(BackendUnavailable, match=re.escape(why)):
         PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_kernels_that_would_be_fetched_unasked_are_told(tmp_path: Path) -> None:
+    """Without the distribution of compiled kernels FlashInfer looks into a folder, and fetches what is not there."""
+    assert f"{flashinfer_trtllm.CUBINS}: pathlib.Path = _get_cubin_dir()" in FLASHINFER.source("flashinfer/jit/env.py")
+    for folder in (tmp_path, tmp_path / "none"):
+        told = flashinfer_trtllm.no_cubins(folder)
+        assert told.startswith(f"no kernels in {folder}, and FlashInfer would fetch them at the first call; install")
+    (tmp_path / "kernels").mkdir()
+    assert flashinfer_trtllm.no_cubins(tmp_path) == ""
 
 
 def test_codes_of_another_format_are_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from fp8moe.backends import (
     xpu,
 )
 from fp8moe.backends.libraries import LibraryBackend, loaded
+from fp8moe.libraries import DISTRIBUTIONS
 from tests.contracts.layers import case
 from tests.contracts.released import AITER, DEFAULT, FLASHINFER, VLLM, XPU, Release, played
 
@@ -47,6 +50,19 @@ def test_a_missing_library_and_another_version_name_the_remedy() -> None:
         loaded("no_such_library", (), "X", "get it")
     with pytest.raises(BackendUnavailable, match=r"X: json \(.*__init__\.py\) has no swirl: another version; get it"):
         loaded("json", ("loads", "swirl"), "X", "get it")
+
+
+def test_a_library_that_ends_the_process_as_it_loads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fp8moe_that_exits.py").write_text("raise SystemExit('no device manager')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendUnavailable, match=r"does not load \(SystemExit: no device manager\); get it"):
+        loaded("fp8moe_that_exits", (), "X", "get it")
+
+
+def test_the_release_that_was_found_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DISTRIBUTIONS, "json", ("torch",))
+    with pytest.raises(BackendUnavailable, match=r"X: json of release \d.* \(.*\) has no swirl: another version"):
+        loaded("json", ("swirl",), "X", "get it")
 
 
 def test_a_parameter_that_is_no_more_is_an_error() -> None:
