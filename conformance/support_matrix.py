@@ -1,8 +1,8 @@
 """`python -m conformance.support_matrix`: what is known of each backend, from the registry and the kept reports.
 
 A row counts as hardware only by a report of a run on a device. What failed in it is told, with a scheme or without, and
-its verdict is derived anew from its checks. Prints Markdown; with `--check FILE` it tells whether the table in a file is
-still what the reports say, with `--write FILE` it puts it there.
+its verdict is derived anew from its checks. Prints Markdown; with `--check FILE` it tells whether the table in a file
+is still what the reports say, with `--write FILE` it puts it there.
 """
 
 from __future__ import annotations
