@@ -17,6 +17,8 @@ from fp8moe.platforms import Platform, detected_platform
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.registry import Fp8MoeBackend, backend_named
 
+BLOCK_SHAPE = (128, 128)
+"""Of weights, the one that the kernels know."""
 Convert = Callable[[MoEWeights, FusedMoEConfig, FusedMoEQuantConfig, Platform], MoEWeights]
 
 
@@ -46,6 +48,11 @@ def convert_to_fp8_moe_kernel_format(
         raise ValueError(
             f"w13 of dtype {dtype}: {backend.name}'s kernel would read other numbers; expected torch.float8_e4m3fn, as "
             "checkpoints have it"
+        )
+    if quant.block_shape not in (None, BLOCK_SHAPE) and (e8m0 or backend in _CONVERT):
+        raise ValueError(
+            f"quant.w1.shape={quant.w1.shape}: {backend.name}'s layout has scales of 128 x 128 "
+            "blocks; expected these, or scales per channel or tensor"
         )
     if e8m0 and backend in (Fp8MoeBackend.DEEPGEMM, Fp8MoeBackend.BATCHED_DEEPGEMM):
         return _powers_of_two(weights, config)

@@ -96,7 +96,9 @@ class XpuExperts(LibraryExperts):
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         placed, ids = call.expert_map, call.ids
-        parallel = self.config.moe_parallel_config
+        parallel, top_k = self.config.moe_parallel_config, self.config.experts_per_token
+        if ids.shape[1] != top_k:  # the library makes its buffers for so many
+            raise InvalidMoEInput("topk_ids", f"of {ids.shape[1]} for each token", f"experts_per_token = {top_k}")
         if placed is None:  # the library takes ids for global ones where there are several ranks
             ids = ids + parallel.ep_rank * self.config.num_local_experts
         elif placed.numel() != self.config.num_local_experts * parallel.ep_size:

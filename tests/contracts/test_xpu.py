@@ -123,6 +123,15 @@ def test_xpu_has_as_many_experts_on_each_rank() -> None:
         adapter.compute(call, tensors.hidden_states.clone())
 
 
+def test_a_token_has_as_many_experts_as_the_library_was_told() -> None:
+    """It makes its buffers for that many, and writes as many as there are."""
+    tensors = build(case("none"), "cpu")
+    adapter = PlayedXpu(tensors.config, tensors.quant, tensors.weights)
+    fewer = replace(tensors, topk_ids=tensors.topk_ids[:, :2], topk_weights=tensors.topk_weights[:, :2])
+    with pytest.raises(InvalidMoEInput, match="topk_ids is of 2 for each token: expected experts_per_token = 3"):
+        fewer.call(adapter)
+
+
 def test_xpu_without_its_extensions_says_why() -> None:
     class Without(PlayedXpu):
         def library(self) -> Any:

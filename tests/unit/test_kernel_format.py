@@ -33,6 +33,12 @@ def case(scheme: str, **fields: Any) -> Case:
 @pytest.mark.parametrize("scheme", ["block", "tensor_static", "channel_tok"])
 def test_a_conversion_leaves_the_checkpoint_alone(name: str, scheme: str) -> None:
     tensors = build(case(scheme), "cpu")
+    if scheme == "channel_tok" and name.startswith("FLASHINFER"):
+        with pytest.raises(ValueError, match=r"w13_scale of shape \(4, 256, 1\): FlashInfer has one scale per tensor"):
+            convert_to_fp8_moe_kernel_format(
+                Fp8MoeBackend[name], tensors.config, tensors.quant, tensors.weights, platform=H100
+            )
+        return
     before = {key: None if value is None else value.clone() for key, value in vars(tensors.weights).items()}
     found = convert_to_fp8_moe_kernel_format(
         Fp8MoeBackend[name], tensors.config, tensors.quant, tensors.weights, platform=H100
@@ -90,6 +96,17 @@ def test_codes_that_a_kernel_would_read_as_other_numbers_are_refused(name: str) 
     given = (tensors.config, tensors.quant, replace(tensors.weights, w13=w13, w2=w2))
     with pytest.raises(ValueError, match=f"w13 of dtype torch.float8_e4m3fnuz: {name}'s kernel .*torch.float8_e4m3fn"):
         convert_to_fp8_moe_kernel_format(Fp8MoeBackend[name], *given, e8m0=name == "DEEPGEMM", platform=H100)
+
+
+@pytest.mark.parametrize("name", ["AITER", "FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "MARLIN", "XPU", "DEEPGEMM"])
+def test_blocks_of_another_shape_are_refused(name: str) -> None:
+    """A kernel would take a block's scale for rows of its neighbour."""
+    tensors = build(case("block"), "cpu")
+    quant = FusedMoEQuantConfig.make(torch.float8_e4m3fn, block_shape=(64, 128))
+    with pytest.raises(ValueError, match=rf"quant.w1.shape=.*64.*: {name}'s layout has scales of 128 x 128 blocks"):
+        convert_to_fp8_moe_kernel_format(
+            Fp8MoeBackend[name], tensors.config, quant, tensors.weights, e8m0=name == "DEEPGEMM", platform=H100
+        )
 
 
 def test_none_has_no_kernel() -> None:
