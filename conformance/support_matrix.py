@@ -115,7 +115,8 @@ def _of_check(content: Mapping[str, Any], folder: Path, reports: Path, release: 
     level = f"{report.level} {report.shard}".strip()
     place = (report.device, report.date[:10] or _date(folder), versions, _relative(folder, reports))
     verdict = INCOMPLETE if report.verdict == INCOMPLETE else ""
-    yield from _runs(report.backend, checks, level, *place, verdict, release or _release(report.code), report.date)
+    # A class of somebody's may bear a backend's name; its origin is another.
+    yield from _runs(report.origin, checks, level, *place, verdict, release or _release(report.code), report.date)
 
 
 def _of_suite(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterator[Run]:

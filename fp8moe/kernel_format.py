@@ -55,7 +55,7 @@ def convert_to_fp8_moe_kernel_format(
             "blocks; expected these, or scales per channel or tensor"
         )
     if e8m0 and backend in (Fp8MoeBackend.DEEPGEMM, Fp8MoeBackend.BATCHED_DEEPGEMM):
-        return _powers_of_two(weights, config)
+        return _powers_of_two(weights, config, quant)
     here = detected_platform() if platform is None else platform
     return _CONVERT.get(backend, _as_it_is)(weights, config, quant, here)
 
@@ -113,8 +113,8 @@ def _as_it_is(weights: MoEWeights, _: FusedMoEConfig, __: FusedMoEQuantConfig, _
     return weights
 
 
-def _powers_of_two(weights: MoEWeights, config: FusedMoEConfig) -> MoEWeights:
-    if weights.w13_scale is None or weights.w2_scale is None:
+def _powers_of_two(weights: MoEWeights, config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> MoEWeights:
+    if quant.block_shape is None or weights.w13_scale is None or weights.w2_scale is None:
         raise ValueError("w13_scale, w2_scale: DEEPGEMM takes FP8 weights with block scales")
     w13, w13_scale = deepgemm.power_of_two_scales(weights.w13, weights.w13_scale, 2 if config.is_act_and_mul else 1)
     w2, w2_scale = deepgemm.power_of_two_scales(weights.w2, weights.w2_scale)

@@ -97,6 +97,11 @@ def test_a_piece_of_a_level_is_no_whole_one(tmp_path: Path) -> None:
     assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1].startswith("quick 3/8: ")
 
 
+def test_another_class_of_the_same_name_is_no_evidence(tmp_path: Path) -> None:
+    ran = check("TRITON", "one", ("block", "passed")) | {"origin": "acme:TRITON"}
+    assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][0] == "not run"
+
+
 def test_a_row_has_the_day_that_its_report_tells_and_the_library_that_was_run(tmp_path: Path) -> None:
     ran = check("MARLIN", "one", ("block", "passed"))
     untold = kept(tmp_path / "untold", **{"2026-11-03": ran})

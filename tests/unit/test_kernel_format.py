@@ -59,9 +59,12 @@ def test_deepgemm_with_powers_of_two_is_quantised_anew() -> None:
         assert found.w13_scale is not None
         assert (torch.frexp(found.w13_scale)[0] == 0.5).all()
         assert not torch.equal(found.w13.view(torch.uint8), tensors.weights.w13.view(torch.uint8))
-    unscaled = MoEWeights(tensors.weights.w13, tensors.weights.w2)
-    with pytest.raises(ValueError, match="DEEPGEMM takes FP8 weights with block scales"):
-        convert_to_fp8_moe_kernel_format(Fp8MoeBackend.DEEPGEMM, tensors.config, tensors.quant, unscaled, e8m0=True)
+    unscaled = replace(tensors, weights=MoEWeights(tensors.weights.w13, tensors.weights.w2))
+    for given in (unscaled, build(case("tensor_dyn"), "cpu"), build(case("channel_tok"), "cpu")):
+        with pytest.raises(ValueError, match="DEEPGEMM takes FP8 weights with block scales"):
+            convert_to_fp8_moe_kernel_format(
+                Fp8MoeBackend.DEEPGEMM, given.config, given.quant, given.weights, e8m0=True
+            )
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("mi300x", torch.float8_e4m3fnuz), ("mi355x", torch.float8_e4m3fn)])
