@@ -18,6 +18,7 @@ from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8Dynamic128Sym
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Contract, Recipe
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, TENSOR_STATIC, scheme_name
@@ -54,7 +55,8 @@ class FlashInferTrtllmExperts(LibraryExperts):
 
     With block scales, where the library takes experts that are chosen already; their weights enter in bf16. Its
     per-tensor kernel chooses by itself, from logits that no class is given. Written from the library's released source;
-    it has run on no SM10x yet. What arithmetic it has is not declared.
+    it has run on no SM10x yet. What arithmetic it has is not declared, and its recipe is not whole: the kernels keep
+    the first GEMM's result in FP8, with a scale for each 128 columns, before the activation, which no `Recipe` can say.
 
     Raises:
         BackendUnavailable: another device or no library.
@@ -62,6 +64,7 @@ class FlashInferTrtllmExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.FLASHINFER_TRTLLM
+    contract = Contract(Recipe(gemm2_output="input", routing_weights="input"))
     written_from = "flashinfer-python 0.6.13"
     package = "flashinfer"
     support = Support(

@@ -116,6 +116,16 @@ def test_trtllm_knows_an_expert_once_a_token(fields: dict[str, Any]) -> None:
     assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
+def test_what_its_source_stores_in_16_bits_is_declared() -> None:
+    """And a first result in FP8, which cannot be."""
+    source = FLASHINFER.source("flashinfer/data/csrc/trtllm_fused_moe_kernel_launcher.cu")
+    (of_blocks,) = re.findall(r"class Fp8BlockScaleLauncher : .*?^};", source, re.DOTALL | re.MULTILINE)
+    assert re.search(r"gemm1_output = alloc_tensor\(\{[^}]*\}, dl_uint8", of_blocks)
+    assert re.search(r"gemm2_output = alloc_tensor\(\{[^}]*\}, dl_bfloat16", of_blocks)
+    recipe = flashinfer_trtllm.FlashInferTrtllmExperts.contract.recipe
+    assert (recipe.gemm2_output, recipe.routing_weights) == ("input", "input")
+
+
 def test_trtllm_takes_experts_that_follow_each_other() -> None:
     tensors = build(case("block", ep="2:1"), "cpu")
     adapter = PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
