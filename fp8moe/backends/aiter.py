@@ -15,6 +15,7 @@ from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Contract, Recipe
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC, UNQUANTISED, Scheme, scheme_name
 from fp8moe.support import Support
@@ -42,7 +43,8 @@ def _device(platform: Platform, env: Env) -> bool:
 class AiterExperts(LibraryExperts):
     """AITER's fused MoE, which sorts, quantises activations, activates and combines by itself.
 
-    Written from the library's released source; it has run on no AMD device yet. What arithmetic it has is not declared.
+    Written from the library's released source; it has run on no AMD device yet. What arithmetic it has is not declared;
+    its recipe is that of its two GEMMs apart, which layers have that its fused kernels do not take.
 
     Raises:
         BackendUnavailable: another device or no library.
@@ -50,6 +52,7 @@ class AiterExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.AITER
+    contract = Contract(Recipe(activation_output="input", weighted="input", combine="input"))
     written_from = "amd-aiter 0.1.7.post2.dev18"
     package = "aiter"
     support = Support(

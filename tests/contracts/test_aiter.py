@@ -110,6 +110,17 @@ def test_aiter_knows_an_expert_once_a_token(scheme: str, fields: dict[str, Any])
     assert same(tensors.call(PlayedAiter(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
+def test_what_its_source_rounds_to_16_bits_is_declared() -> None:
+    """The intermediate, and the second GEMM's results, each added to the output as it comes."""
+    stages = AITER.source("aiter/fused_moe.py").partition("def fused_moe_2stages(")[2]
+    assert re.search(r"a2 = torch\.empty\(\s*\(token_num, topk, inter_dim\),\s*dtype=dtype,", stages)
+    kernels = "aiter_meta/3rdparty/composable_kernel/include/ck/tensor_operation/gpu/device/impl"
+    for name in ("device_moe_gemm.hpp", "device_moe_gemm_blockscale.hpp"):
+        assert re.search(r"IsInputGemm \? \w+::Set\s*: \w+::AtomicAdd", AITER.source(f"{kernels}/{name}"))
+    recipe = aiter.AiterExperts.contract.recipe
+    assert (recipe.activation_output, recipe.weighted, recipe.combine) == ("input", "input", "input")
+
+
 def test_aiter_numbers_experts_by_their_global_ids() -> None:
     tensors = build(case("block", ep="2:1"), "cpu")
     assert tensors.expert_map is not None
