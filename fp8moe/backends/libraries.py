@@ -276,7 +276,7 @@ def first_local(expert_map: Tensor, local: int) -> int:
     offset = int((expert_map == 0).to(torch.int32).argmax())
     expected = torch.full_like(expert_map, -1)
     expected[offset : offset + local] = torch.arange(local, device=expert_map.device)[: expert_map.numel() - offset]
-    if not torch.equal(expert_map, expected):
+    if offset + local > expert_map.numel() or not torch.equal(expert_map, expected):
         raise InvalidMoEInput(
             "expert_map", "not one run of experts", f"experts n to n + {local - 1} as 0 to {local - 1}, in this order"
         )
