@@ -24,6 +24,7 @@ from fp8moe.validation import InvalidMoEInput
 REMEDY = "install amd-aiter, built for this ROCm"
 DEVICES = ("gfx942", "gfx950")
 """gfx90a, which the selector takes, is in none of the library's tables."""
+BLOCK_MULTIPLE = 128
 QUANT_TYPES: dict[Scheme, str] = {
     UNQUANTISED: "No",
     TENSOR_STATIC: "per_Tensor",
@@ -77,8 +78,9 @@ class AiterExperts(LibraryExperts):
                 f"{name}: {scheme_name(*scheme)} with {config.activation}: AITER has {', '.join(ACTIVATION_TYPES)} and "
                 f"{', '.join(scheme_name(*known) for known in QUANT_TYPES)}"
             )
-        if gate_refused(config):
-            raise LayerNotSupported(f"{name}: {gate_refused(config)}")
+        refusal = gate_refused(config) or _parts_of_blocks(config, quant)
+        if refusal:
+            raise LayerNotSupported(f"{name}: {refusal}")
         if weights.w13_bias is not None or weights.w2_bias is not None:
             raise LayerNotSupported(f"{name}: biases: AITER passes over them in these schemes")
         library = self.library()
@@ -118,6 +120,19 @@ class AiterExperts(LibraryExperts):
             dtype=call.hidden_states.dtype,
         )
         output.copy_(found)
+
+
+def _parts_of_blocks(config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> str:
+    """Which size ends within a block of scales, where the library counts w13's through gate and up; "" where none."""
+    if quant.block_shape is None:
+        return ""
+    sizes = {"hidden_dim": config.hidden_dim, "intermediate_size_per_partition": config.intermediate_size_per_partition}
+    wrong = [
+        f"{name}={size}: expected a multiple of {BLOCK_MULTIPLE}"
+        for name, size in sizes.items()
+        if size % BLOCK_MULTIPLE
+    ]
+    return "; ".join(wrong)
 
 
 def mask_of(expert_map: Tensor | None, local: int, device: torch.device) -> Tensor:

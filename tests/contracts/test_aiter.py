@@ -130,6 +130,14 @@ def test_aiter_numbers_experts_by_their_global_ids() -> None:
         replace(tensors, expert_map=turned).call(adapter)
 
 
+@pytest.mark.parametrize("fields", [{"inter": 192}, {"hidden": 320}])
+def test_layers_of_parts_of_blocks_are_refused(fields: dict[str, Any]) -> None:
+    """A scale of the gate's last rows would be one of the up's first as well."""
+    tensors = build(case("block", **fields), "cpu")
+    with pytest.raises(BackendUnavailable, match=r"=(192|320): expected a multiple of 128"):
+        PlayedAiter(tensors.config, tensors.quant, tensors.weights)
+
+
 def test_biases_that_the_library_passes_over_are_refused() -> None:
     tensors = build(case("block", bias=True), "cpu")
     with pytest.raises(BackendUnavailable, match="biases: AITER passes over them"):
