@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +57,7 @@ def operators(user: str, needed: Mapping[str, Sequence[str]]) -> Any:
         found |= {name: getattr(namespace, name) for name in names}
     other = "; ".join(filter(None, (_other_arguments(name, operator) for name, operator in found.items())))
     if other:
-        version = Surroundings().version("vllm")
+        version = None if os.environ.get(VLLM_OPS) else Surroundings().version("vllm")
         other += f" (vllm {version} is installed)" if version else ""
         remedy = f"install {RELEASE}, or name a folder with its files in {VLLM_OPS}"
         raise BackendUnavailable(f"{user}: {other}: another version; {remedy}")
