@@ -45,9 +45,9 @@ class AiterExperts(LibraryExperts):
     """AITER's fused MoE, which sorts, quantises activations, activates and combines by itself.
 
     Written from the library's released source; it has run on no AMD device yet. What arithmetic it has is not declared;
-    its recipe is that of its two GEMMs apart, which layers have that its fused kernels do not take. With tensor_dyn they
-    take the second scale of all slots, also of those that no expert here has, whose memory nobody wrote: by the source
-    of the release, right is only a call whose every slot has an expert of its own on this rank.
+    its recipe is that of its two GEMMs apart, which layers have that its fused kernels do not take. With
+    tensor_dyn they take the second scale of all slots, also of those that no expert here has, whose memory nobody
+    wrote: by the release's source, only a call is right whose every slot has an expert of its own on this rank.
 
     Raises:
         BackendUnavailable: another device or no library.
