@@ -1,7 +1,8 @@
 """`python -m conformance.support_matrix`: what is known of each backend, from the registry and the kept reports.
 
-A row counts as hardware only by a report of a run on a device. Prints Markdown; with `--check FILE` it tells whether
-the table in a file is still what the reports say, with `--write FILE` it puts it there.
+A row counts as hardware only by a report of a run on a device. What failed in it is told, with a scheme or without, and
+its verdict is derived anew from its checks. Prints Markdown; with `--check FILE` it tells whether the table in a file
+is still what the reports say, with `--write FILE` it puts it there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 from conformance.certificate.statement import EVIDENCE
 from conformance.kept_text import read_text
-from conformance.results import Evidence, Status
+from conformance.report import INCOMPLETE, Report
+from conformance.results import CheckResult, Evidence, Status
 from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.counted import counted
 from fp8moe.registry import seed_backends
@@ -26,6 +28,7 @@ HERE = Path(__file__).parents[1]
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
 HEAD = ("backend", "evidence", "what was run", "on", "date", "report")
 NONE = "-"
+COMPUTES, COMPILES = "computes", "compiles"
 TOLD = ("torch", "triton")
 """Versions that a row names."""
 
@@ -36,10 +39,14 @@ class Run:
 
     Args:
         schemes: that passed on a device, or in the interpreter.
+        failed: schemes with a failure, and checks that failed without one, such as the fingerprint.
+        level: of `fp8moe check`, and which piece of it; "" for a run of the suite.
+        verdict: "incomplete" where a run of `fp8moe check` came to that; "".
         left: checks of cases that were not run.
         waived: checks of cases that failed, as the vendor knew.
         refused: checks of cases whose layer the backend does not take.
-        level: of `fp8moe check`; "" for a run of the suite.
+        release: of what brings the kernels, "" where the report does not tell.
+        when: ISO 8601, "" where the report does not tell.
     """
 
     backend: str
@@ -55,11 +62,18 @@ class Run:
     date: str
     versions: str
     folder: str
+    verdict: str = ""
+    release: str = ""
+    when: str = ""
 
     @property
     def what(self) -> str:
+        if self.evidence is Evidence.COMPILED:
+            failed = f"; FAILED: {', '.join(self.failed)}" if self.failed else ""
+            return f"{counted(self.cases, 'kernel')} compiled for devices that were not there{failed}"
         schemes = f"{len(self.schemes)} scheme{'' if len(self.schemes) == 1 else 's'}"
-        passed = f"{self.level or 'suite'}: {schemes}, {counted(self.cases, 'check')} passed"
+        verdict = f", {self.verdict}" if self.verdict else ""
+        passed = f"{self.level or 'suite'}{verdict}: {schemes}, {counted(self.cases, 'check')} passed"
         left = f", {self.waived:,} WAIVED" if self.waived else ""
         left += f", {self.left:,} not run" if self.left else ""
         left += f", {self.refused:,} of layers that it does not take" if self.refused else ""
@@ -68,53 +82,71 @@ class Run:
 
 def runs_in(reports: Path) -> list[Run]:
     """Of every report of `fp8moe check --report` or `pytest conformance --fp8moe-report` below a folder, gzipped or
-    not, and of the report in a certificate's evidence."""
+    not, and of the report in a certificate's evidence.
+
+    Raises:
+        ValueError: a file that is no JSON, a report that is none, or one whose verdict is not that of its checks; the
+            text names it.
+    """
     found: list[Run] = []
     for path in sorted([*reports.rglob("*.json"), *reports.rglob("*.json.gz")]):
         try:
             content = json.loads(read_text(path))
-        except ValueError:
-            continue
-        folder = path.parent
-        if isinstance(content, dict) and path.name == EVIDENCE:
-            content, folder = content["report"], folder.parent
-        if isinstance(content, dict) and "checks" in content and "backend" in content:
-            found += _of_check(content, folder, reports)
-        elif isinstance(content, dict) and "cells" in content and "results" in content:
-            found += _of_suite(content, folder, reports)
+            folder, release = path.parent, ""
+            if isinstance(content, dict) and path.name == EVIDENCE:
+                release = _release(content.get("release") or {})
+                content, folder = content["report"], folder.parent
+            if isinstance(content, dict) and "checks" in content and "backend" in content:
+                found += _of_check(content, folder, reports, release)
+            elif isinstance(content, dict) and "cells" in content and "results" in content:
+                found += _of_suite(content, folder, reports)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: no report that can be read ({error}): mend it, or remove it") from error
     return found
 
 
-def _of_check(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterator[Run]:
-    versions = ", ".join(f"{name} {content['versions'][name]}" for name in TOLD if name in content["versions"])
-    checks = [one for one in content["checks"] if one.get("scheme")]
-    place = (content["device"], _date(folder), versions, _relative(folder, reports))
-    yield from _runs(content["backend"], checks, content["level"], *place)
+def _of_check(content: Mapping[str, Any], folder: Path, reports: Path, release: str) -> Iterator[Run]:
+    report = Report.from_object(content, "report")
+    told = content.get("verdict", report.verdict)
+    if told != report.verdict:
+        raise ValueError(f"verdict={told!r}, and its checks come to {report.verdict!r}: it was changed")
+    versions = ", ".join(f"{name} {report.versions[name]}" for name in TOLD if name in report.versions)
+    checks = [check for check in report.checks if check.scheme or check.status is Status.FAILED]
+    level = f"{report.level} {report.shard}".strip()
+    place = (report.device, report.date[:10] or _date(folder), versions, _relative(folder, reports))
+    verdict = INCOMPLETE if report.verdict == INCOMPLETE else ""
+    # A class of somebody's may bear a backend's name; its origin is another.
+    yield from _runs(report.origin, checks, level, *place, verdict, release or _release(report.code), report.date)
 
 
 def _of_suite(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterator[Run]:
     device = content["device"]["name"]
     versions = ", ".join(f"{name} {content['device'][name]}" for name in TOLD if content["device"].get(name))
-    for backend in dict.fromkeys(cell["backend"] for cell in content["cells"]):
-        checks = [one for one in content["results"] if one.get("backend") == backend and one.get("scheme")]
-        checks = [one for one in checks if one.get("verdict") == "computes"]
+    results = [CheckResult.from_object(one) for one in content["results"] if one.get("backend")]
+    for backend in dict.fromkeys(result.backend for result in results):
+        wanted = [result for result in results if result.backend == backend and result.verdict in (COMPUTES, COMPILES)]
+        checks = [one for one in wanted if one.scheme or one.status is Status.FAILED or one.verdict == COMPILES]
         yield from _runs(backend, checks, "", device, _date(folder), versions, _relative(folder, reports))
 
 
-def _runs(
-    backend: str, checks: Sequence[Mapping[str, Any]], level: str, device: str, date: str, versions: str, folder: str
-) -> Iterator[Run]:
-    of_cases = [one["status"] for one in checks if one.get("case")]
-    counted = (Status.NOT_RUN, Status.NOT_SUPPORTED, Status.WAIVED)
-    left, refused, waived = (of_cases.count(status.value) for status in counted)
+def _runs(backend: str, checks: Sequence[CheckResult], level: str, *place: str) -> Iterator[Run]:
+    of_cases = [check.status for check in checks if check.case]
+    left, refused, waived = map(of_cases.count, (Status.NOT_RUN, Status.NOT_SUPPORTED, Status.WAIVED))
     for evidence in Evidence:
-        of = [one for one in checks if one.get("evidence") == evidence.value]
-        passed = [one for one in of if one["status"] == Status.PASSED.value]
-        failed = dict.fromkeys(one["scheme"] for one in of if one["status"] == Status.FAILED.value)
-        schemes = tuple(name for name in dict.fromkeys(one["scheme"] for one in passed) if name not in failed)
+        of = [check for check in checks if check.evidence is evidence]
+        passed = [check for check in of if check.status is Status.PASSED]
+        # A failure before anything ran, such as of the class itself, is one of whatever else was run.
+        failing = [one for one in checks if one.status is Status.FAILED and one.evidence in (evidence, None)]
+        failed = dict.fromkeys(check.scheme or check.check for check in failing)
+        schemes = tuple(name for name in dict.fromkeys(one.scheme for one in passed) if name and name not in failed)
         if of:
             found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused, waived)
-            yield Run(*found, device, date, versions, folder)
+            yield Run(*found, *place)
+
+
+def _release(told: Mapping[str, Any]) -> str:
+    """The distribution and its version, of a certificate's release or of a report's code."""
+    return f"{told['distribution']} {told['version']}" if told.get("distribution") and told.get("version") else ""
 
 
 def _date(folder: Path) -> str:
@@ -131,19 +163,25 @@ def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
     """For each of the eleven its latest run on each device, the best class of evidence; else what there is of it."""
     for spec in seed_backends():
         mine = [run for run in runs if run.backend == spec.name]
-        for evidence in (Evidence.HARDWARE, Evidence.SIMULATED):
+        for evidence in (Evidence.HARDWARE, Evidence.SIMULATED, Evidence.COMPILED):
             of = [run for run in mine if run.evidence is evidence]
             if of:
-                latest = {
-                    run.device: run for run in sorted(of, key=lambda run: (run.date, bool(run.failed), run.cases))
-                }
+                order = sorted(of, key=lambda run: (run.date, bool(run.failed), run.cases, run.when))
+                latest = {run.device: run for run in order}
                 for run in latest.values():
-                    on = f"{run.device}, {run.versions}" if run.versions else run.device
+                    on = ", ".join(filter(None, (run.device, _kernels(spec.experts_cls, run), run.versions)))
                     link = f"[{run.folder}]({run.folder})"
                     yield spec.name, evidence.value, run.what, on, run.date, link
                 break
         else:
             yield spec.name, *_without(spec.experts_cls)
+
+
+def _kernels(cls: type[Any] | None, run: Run) -> str:
+    """The release of a library that was run; "" of our own kernels."""
+    if cls is None or not issubclass(cls, LibraryBackend):
+        return ""
+    return run.release or "a release that the report does not tell"
 
 
 def _without(cls: type[Any] | None) -> tuple[str, ...]:
@@ -167,7 +205,7 @@ def kept(text: str) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; or 1 where the table in a file is another."""
+    """0; or 1 where the table in a file is another, or a report cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m conformance.support_matrix", description=__doc__)
     parser.add_argument("--reports", type=Path, default=HERE / "reports", help="kept runs")
     parser.add_argument(
@@ -175,14 +213,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="put it there")
     given = parser.parse_args(arguments)
-    table = markdown(given.reports)
+    try:
+        table = markdown(given.reports)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     for path in filter(None, (given.check, given.write)):
         text = path.read_text(encoding="utf-8")
         before = kept(text)
         if before is None:
             parser.error(f"{path}: no {BEGIN} and {END}")
         if path == given.write:
-            path.write_text(text.replace(f"{BEGIN}\n{before}\n{END}", f"{BEGIN}\n{table}\n{END}"), encoding="utf-8")
+            head, _, rest = text.partition(BEGIN)
+            path.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
         elif before != table:
             print(f"{path}: the table is not what {given.reports} says: --write {path}", file=sys.stderr)
             return 1

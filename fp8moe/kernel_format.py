@@ -17,6 +17,8 @@ from fp8moe.platforms import Platform, detected_platform
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
 from fp8moe.registry import Fp8MoeBackend, backend_named
 
+BLOCK_SHAPE = (128, 128)
+"""Of weights, the one that the kernels know."""
 Convert = Callable[[MoEWeights, FusedMoEConfig, FusedMoEQuantConfig, Platform], MoEWeights]
 
 
@@ -41,8 +43,19 @@ def convert_to_fp8_moe_kernel_format(
     """
     if backend is Fp8MoeBackend.NONE:
         raise ValueError("backend=NONE has no kernel to convert for: select a backend that has one")
+    dtype = weights.w13.dtype
+    if dtype == torch.float8_e4m3fnuz and (e8m0 or backend in _CONVERT) and backend is not Fp8MoeBackend.AITER:
+        raise ValueError(
+            f"w13 of dtype {dtype}: {backend.name}'s kernel would read other numbers; expected torch.float8_e4m3fn, as "
+            "checkpoints have it"
+        )
+    if quant.block_shape not in (None, BLOCK_SHAPE) and (e8m0 or backend in _CONVERT):
+        raise ValueError(
+            f"quant.w1.shape={quant.w1.shape}: {backend.name}'s layout has scales of 128 x 128 "
+            "blocks; expected these, or scales per channel or tensor"
+        )
     if e8m0 and backend in (Fp8MoeBackend.DEEPGEMM, Fp8MoeBackend.BATCHED_DEEPGEMM):
-        return _powers_of_two(weights, config)
+        return _powers_of_two(weights, config, quant)
     here = detected_platform() if platform is None else platform
     return _CONVERT.get(backend, _as_it_is)(weights, config, quant, here)
 
@@ -100,8 +113,8 @@ def _as_it_is(weights: MoEWeights, _: FusedMoEConfig, __: FusedMoEQuantConfig, _
     return weights
 
 
-def _powers_of_two(weights: MoEWeights, config: FusedMoEConfig) -> MoEWeights:
-    if weights.w13_scale is None or weights.w2_scale is None:
+def _powers_of_two(weights: MoEWeights, config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> MoEWeights:
+    if quant.block_shape is None or weights.w13_scale is None or weights.w2_scale is None:
         raise ValueError("w13_scale, w2_scale: DEEPGEMM takes FP8 weights with block scales")
     w13, w13_scale = deepgemm.power_of_two_scales(weights.w13, weights.w13_scale, 2 if config.is_act_and_mul else 1)
     w2, w2_scale = deepgemm.power_of_two_scales(weights.w2, weights.w2_scale)

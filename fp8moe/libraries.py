@@ -37,7 +37,7 @@ INSTALL = {
     "deep_gemm": "pip install sgl-deep-gemm",
     "flashinfer": "pip install flashinfer-python flashinfer-cubin",
     "aiter": "pip install amd-aiter",
-    "vllm": "pip install vllm",
+    "vllm": "pip install vllm==0.25.1",  # later ones have another Marlin
     "vllm_xpu_kernels": "pip install vllm-xpu-kernels",
 }
 FLASHINFER_ATTRIBUTES = (

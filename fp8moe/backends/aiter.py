@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from fp8moe.backends.common import no_flashinfer_all2all, one_of
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, loaded, once_a_token
+from fp8moe.backends.triton_stages import gate_refused
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Contract, Recipe
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, TENSOR_DYNAMIC, TENSOR_STATIC, UNQUANTISED, Scheme, scheme_name
 from fp8moe.support import Support
@@ -22,6 +24,7 @@ from fp8moe.validation import InvalidMoEInput
 REMEDY = "install amd-aiter, built for this ROCm"
 DEVICES = ("gfx942", "gfx950")
 """gfx90a, which the selector takes, is in none of the library's tables."""
+BLOCK_MULTIPLE = 128
 QUANT_TYPES: dict[Scheme, str] = {
     UNQUANTISED: "No",
     TENSOR_STATIC: "per_Tensor",
@@ -41,7 +44,10 @@ def _device(platform: Platform, env: Env) -> bool:
 class AiterExperts(LibraryExperts):
     """AITER's fused MoE, which sorts, quantises activations, activates and combines by itself.
 
-    Written from the library's released source; it has run on no AMD device yet. What arithmetic it has is not declared.
+    Written from the library's released source; it has run on no AMD device yet. What arithmetic it has is not declared;
+    its recipe is that of its two GEMMs apart, which layers have that its fused kernels do not take. With
+    tensor_dyn they take the second scale of all slots, also of those that no expert here has, whose memory nobody
+    wrote: by the release's source, only a call is right whose every slot has an expert of its own on this rank.
 
     Raises:
         BackendUnavailable: another device or no library.
@@ -49,6 +55,7 @@ class AiterExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.AITER
+    contract = Contract(Recipe(activation_output="input", weighted="input", combine="input"))
     written_from = "amd-aiter 0.1.7.post2.dev18"
     package = "aiter"
     support = Support(
@@ -73,6 +80,9 @@ class AiterExperts(LibraryExperts):
                 f"{name}: {scheme_name(*scheme)} with {config.activation}: AITER has {', '.join(ACTIVATION_TYPES)} and "
                 f"{', '.join(scheme_name(*known) for known in QUANT_TYPES)}"
             )
+        refusal = gate_refused(config) or _parts_of_blocks(config, quant)
+        if refusal:
+            raise LayerNotSupported(f"{name}: {refusal}")
         if weights.w13_bias is not None or weights.w2_bias is not None:
             raise LayerNotSupported(f"{name}: biases: AITER passes over them in these schemes")
         library = self.library()
@@ -94,12 +104,14 @@ class AiterExperts(LibraryExperts):
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         mask = mask_of(call.expert_map, self.config.num_local_experts, call.ids.device)
+        # Its sort marks a token's slot in a table of experts by tokens, one slot in each place.
+        ids, weights = once_a_token(call.ids.masked_fill(~call.present, -1), call.weights)
         found = self.fused_moe(
             call.hidden_states,
             self.converted.w13,
             self.converted.w2,
-            call.weights,
-            call.ids.masked_fill(~call.present, mask.numel() - 1),
+            weights,
+            ids.masked_fill(ids < 0, mask.numel() - 1),
             expert_mask=mask,
             activation=self.activation,
             quant_type=self.quant_type,
@@ -110,6 +122,19 @@ class AiterExperts(LibraryExperts):
             dtype=call.hidden_states.dtype,
         )
         output.copy_(found)
+
+
+def _parts_of_blocks(config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> str:
+    """Which size ends within a block of scales, where the library counts w13's through gate and up; "" where none."""
+    if quant.block_shape is None:
+        return ""
+    sizes = {"hidden_dim": config.hidden_dim, "intermediate_size_per_partition": config.intermediate_size_per_partition}
+    wrong = [
+        f"{name}={size}: expected a multiple of {BLOCK_MULTIPLE}"
+        for name, size in sizes.items()
+        if size % BLOCK_MULTIPLE
+    ]
+    return "; ".join(wrong)
 
 
 def mask_of(expert_map: Tensor | None, local: int, device: torch.device) -> Tensor:

@@ -24,6 +24,8 @@ ROUNDED = Recipe(gemm1_output="input", gemm2_output="input")
 GEMM = "cutlass_moe_mm"
 MULTIPLE = 16
 """Of both sizes, for 128-bit loads of 8-bit numbers."""
+MOST_EXPERTS = 1024
+"""One block has a thread for each, and a launch that fails is not told."""
 
 
 class CutlassStages(LibraryBackend):
@@ -168,6 +170,8 @@ def _refused(
         return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
     if weights.w13_bias is not None or weights.w2_bias is not None:
         return "biases: the grouped GEMM has none"
+    if config.num_local_experts > MOST_EXPERTS:
+        return f"num_local_experts={config.num_local_experts}: expected at most {MOST_EXPERTS}"
     sizes = {"hidden_dim": config.hidden_dim, "intermediate_size_per_partition": config.intermediate_size_per_partition}
     wrong = [f"{name}={size}: expected a multiple of {MULTIPLE}" for name, size in sizes.items() if size % MULTIPLE]
     return "; ".join(wrong)

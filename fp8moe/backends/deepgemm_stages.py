@@ -4,9 +4,12 @@ around its grouped GEMM."""
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, bfloat16, float8_e4m3fn, float32
@@ -26,6 +29,8 @@ from fp8moe.schemes import BLOCK, scheme_name
 MODULE = "deep_gemm"
 VLLMS = "vllm.third_party.deep_gemm"
 REMEDY = "install a DeepGEMM of 2.5 or newer, or a vLLM that brings one, and a CUDA toolkit with nvcc, for it compiles"
+NVCC, CUDA = "DG_JIT_NVCC_COMPILER", "/usr/local/cuda"
+"""The library's own variable, and where it looks at last."""
 MULTIPLE = 128
 """Of both sizes: the side of a block of scales, and of the rows that SM90's kernels take at a time."""
 ALIGNMENT = "get_mk_alignment_for_contiguous_layout"
@@ -119,11 +124,19 @@ class DeepGemmStages(LibraryBackend):
         """The module with `names`.
 
         Raises:
-            BackendUnavailable: it does not load, or lacks one of them.
+            BackendUnavailable: it does not load, lacks one of them, or has no compiler.
         """
         name = type(self).__name__
         _offer_vllms_copy(name)
-        return loaded(MODULE, self.names, name, REMEDY)
+        library = loaded(MODULE, self.names, name, REMEDY)
+        missing = no_compiler(os.environ)
+        if missing:
+            raise BackendUnavailable(f"{name}: {missing}")
+        return library
+
+    @classmethod
+    def lacks_here(cls, platform: Platform, env: Mapping[str, str]) -> str:
+        return no_compiler(env)
 
     def empty_codes(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
         """Undefined codes (..., rows, columns), and fp32 scales (..., rows, columns / 128) with the rows next to each
@@ -203,6 +216,21 @@ class PowersOfTwo(DeepGemmStages):
             sf=powers, mn=rows, k=columns, recipe=(1, MULTIPLE, MULTIPLE), num_groups=experts, is_sfa=False
         )
         return codes, packed
+
+
+def no_compiler(env: Mapping[str, str]) -> str:
+    """Why the nvcc that DeepGEMM calls for each new shape is not there; "" where it is, or where it uses NVRTC."""
+    if env.get("DG_JIT_USE_NVRTC", "0") not in ("", "0"):
+        return ""
+    on_path = shutil.which("nvcc", path=env.get("PATH"))
+    home = env.get("CUDA_HOME") or env.get("CUDA_PATH") or (str(Path(on_path).parents[1]) if on_path else CUDA)
+    compiler = env.get(NVCC) or f"{home}/bin/nvcc"
+    if shutil.which(compiler, path=env.get("PATH")):
+        return ""
+    return (
+        f"DeepGEMM's kernels are compiled at the first call by {compiler}, which is not there; install the CUDA "
+        f"toolkit, 12.3 or newer, and set CUDA_HOME to it, or {NVCC} to its nvcc"
+    )
 
 
 def _is_hopper(platform: Platform) -> bool:

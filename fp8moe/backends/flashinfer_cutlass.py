@@ -21,7 +21,7 @@ from fp8moe.backends.flashinfer_modules import (
     steps_to_build,
 )
 from fp8moe.backends.libraries import LibraryExperts, loaded
-from fp8moe.backends.triton_stages import device_guard
+from fp8moe.backends.triton_stages import device_guard, gate_refused
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
@@ -147,6 +147,14 @@ class FlashInferCutlassExperts(LibraryExperts):
             raise BackendUnavailable(f"{name}: {error}") from error
         return library
 
+    @classmethod
+    def lacks_here(cls, platform: Platform, env: Mapping[str, str]) -> str:
+        try:
+            places = loaded("flashinfer.jit.env", ("FLASHINFER_AOT_DIR", "FLASHINFER_JIT_DIR"), cls.__name__, REMEDY)
+        except BackendUnavailable as error:
+            return str(error)
+        return FlashInferModule.of(platform, places).not_built(env)
+
     def compute_pairs(
         self, hidden_states: Tensor, weights: Tensor, ids: Tensor, expert_map: Tensor | None, output: Tensor
     ) -> None:
@@ -266,8 +274,12 @@ def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWei
     scheme = (quant.weight_key, quant.activation_key)
     if scheme not in (UNQUANTISED, TENSOR_STATIC, BLOCK):
         return f"{scheme_name(*scheme)}: expected none, tensor_static or block"
+    if weights.w13.dtype == torch.float8_e4m3fnuz:
+        return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
     if config.activation not in ACTIVATION_TYPES:
         return f"activation={config.activation}: expected {' or '.join(ACTIVATION_TYPES)}"
+    if gate_refused(config):
+        return gate_refused(config)
     if (weights.w13_bias is None) != (weights.w2_bias is None):
         return "biases: one of the two; expected both, or none"
     if scheme == BLOCK and platform.cap != 90:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fp8moe.backends.common import one_of
-from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded
+from fp8moe.backends.libraries import LibraryCall, LibraryExperts, first_local, loaded, once_a_token
+from fp8moe.backends.triton_stages import gate_refused
 from fp8moe.config import FusedMoEActivationFormat, FusedMoEConfig, RoutingMethodType
 from fp8moe.envs import Env
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import QuantKey, kFp8Dynamic128Sym
 from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
+from fp8moe.recipe import Contract, Recipe
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.scaling import quantize
 from fp8moe.schemes import BLOCK, TENSOR_STATIC, scheme_name
@@ -23,6 +27,8 @@ from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install flashinfer-python and flashinfer-cubin of one version, 0.6.13 or newer"
 NAMES = ("trtllm_fp8_block_scale_routed_moe", "Fp8QuantizationType", "WeightLayout", "RoutingMethodType")
+CUBINS = "FLASHINFER_CUBIN_DIR"
+"""The folder of compiled kernels: FlashInfer's name for it, and the variable that sets it."""
 EXPERTS_MULTIPLE = 4
 MOST_TOP_K = 10
 """What vLLM, too, allows at the most."""
@@ -49,7 +55,8 @@ class FlashInferTrtllmExperts(LibraryExperts):
 
     With block scales, where the library takes experts that are chosen already; their weights enter in bf16. Its
     per-tensor kernel chooses by itself, from logits that no class is given. Written from the library's released source;
-    it has run on no SM10x yet. What arithmetic it has is not declared.
+    it has run on no SM10x yet. What arithmetic it has is not declared, and its recipe is not whole: the kernels keep
+    the first GEMM's result in FP8, with a scale for each 128 columns, before the activation, which no `Recipe` can say.
 
     Raises:
         BackendUnavailable: another device or no library.
@@ -57,6 +64,7 @@ class FlashInferTrtllmExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.FLASHINFER_TRTLLM
+    contract = Contract(Recipe(gemm2_output="input", routing_weights="input"))
     written_from = "flashinfer-python 0.6.13"
     package = "flashinfer"
     support = Support(
@@ -85,9 +93,23 @@ class FlashInferTrtllmExperts(LibraryExperts):
         """What has the function and the enumerations of `NAMES`.
 
         Raises:
-            BackendUnavailable: it does not load, or lacks one of them.
+            BackendUnavailable: it does not load, lacks one of them, or has no kernels and would fetch them.
         """
-        return loaded("flashinfer.fused_moe", NAMES, type(self).__name__, REMEDY)
+        name = type(self).__name__
+        library = loaded("flashinfer.fused_moe", NAMES, name, REMEDY)
+        places = loaded("flashinfer.jit.env", (CUBINS,), name, REMEDY)
+        missing = no_cubins(Path(getattr(places, CUBINS)))
+        if missing:
+            raise BackendUnavailable(f"{name}: {missing}")
+        return library
+
+    @classmethod
+    def lacks_here(cls, platform: Platform, env: Mapping[str, str]) -> str:
+        try:
+            places = loaded("flashinfer.jit.env", (CUBINS,), cls.__name__, REMEDY)
+        except BackendUnavailable as error:
+            return str(error)
+        return no_cubins(Path(getattr(places, CUBINS)))
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         library, local = self.flashinfer, self.config.num_local_experts
@@ -95,9 +117,11 @@ class FlashInferTrtllmExperts(LibraryExperts):
         if experts % EXPERTS_MULTIPLE or experts <= call.ids.shape[1]:
             told = f"{call.ids.shape[1]} for each token, of {experts} experts"
             raise InvalidMoEInput("topk_ids", told, f"a multiple of {EXPERTS_MULTIPLE} experts, and more of them")
+        # For few tokens its sort has a table of experts by tokens, with one slot in each place; -1 it passes over.
+        ids, weights = once_a_token(call.ids.masked_fill(~call.present, -1), call.weights)
         codes, scale = quantize(call.hidden_states, kFp8Dynamic128Sym)
         self.flashinfer.trtllm_fp8_block_scale_routed_moe(
-            topk_ids=packed(call.weights, call.ids),
+            topk_ids=packed(weights, ids),
             routing_bias=None,
             hidden_states=codes,
             hidden_states_scale=scale.t().contiguous(),
@@ -121,8 +145,15 @@ class FlashInferTrtllmExperts(LibraryExperts):
         )
 
 
+def no_cubins(folder: Path) -> str:
+    """Why there are no compiled kernels; "" where the folder has some."""
+    if folder.is_dir() and any(folder.iterdir()):
+        return ""
+    return f"no kernels in {folder}, and FlashInfer would fetch them at the first call; {REMEDY}, or set {CUBINS}"
+
+
 def packed(weights: Tensor, ids: Tensor) -> Tensor:
-    """(M, k) int32: the expert in the upper half of a word, its weight's bf16 in the lower one."""
+    """(M, k) int32: the expert, or -1, in the upper half of a word, its weight's bf16 in the lower one."""
     lower = weights.to(torch.bfloat16).contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
     return ids << 16 | lower
 
@@ -132,7 +163,12 @@ def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWei
     scheme = (quant.weight_key, quant.activation_key)
     if scheme != BLOCK:
         return f"{scheme_name(*scheme)}: only `block` has an entry that takes chosen experts"
+    if gate_refused(config):
+        return gate_refused(config)
     limits = {
+        f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn": (
+            weights.w13.dtype != torch.float8_e4m3fn
+        ),
         f"activation={config.activation}: expected silu": config.activation != "silu",
         f"in_dtype={config.in_dtype}: expected torch.bfloat16": config.in_dtype != torch.bfloat16,
         f"hidden_dim={config.hidden_dim}: expected a multiple of 128": config.hidden_dim % 128 != 0,

@@ -15,6 +15,7 @@ from fp8moe.config import FusedMoEActivationFormat
 from fp8moe.dispatch import weighted_input
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, MoEWeights
 from fp8moe.kernel_format import convert_to_fp8_moe_kernel_format
+from fp8moe.libraries import DISTRIBUTIONS, Surroundings
 from fp8moe.platforms import Platform, detected_platform
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
 from fp8moe.validation import InvalidMoEInput
@@ -29,7 +30,7 @@ def loaded(module: str, names: Sequence[str], user: str, remedy: str) -> Any:
     """
     try:
         found = import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         told = (str(error).strip().splitlines() or ["no text"])[0]
         raise BackendUnavailable(
             f"{user}: {module} does not load ({type(error).__name__}: {told}); {remedy}"
@@ -37,7 +38,9 @@ def loaded(module: str, names: Sequence[str], user: str, remedy: str) -> Any:
     missing = [name for name in names if not hasattr(found, name)]
     if missing:
         place = getattr(found, "__file__", None) or "no file"
-        told = f"{module} ({place}) has no {', '.join(missing)}: another version"
+        version = Surroundings().version(*DISTRIBUTIONS.get(module.partition(".")[0], ()))
+        of = f" of release {version}" if version else ""
+        told = f"{module}{of} ({place}) has no {', '.join(missing)}: another version"
         raise BackendUnavailable(f"{user}: {told}; {remedy}")
     return found
 
@@ -99,6 +102,24 @@ def settled_by_torch(
     )
 
 
+def once_a_token(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Each expert in the first of a token's slots that have it, with the sum of their weights, for a library that finds
+    an expert once a token: of a second slot it would compute nothing, or that one in place of the first.
+
+    Args:
+        ids: (M, k) int32, negative where a pair is absent.
+        weights: (M, k) fp32.
+
+    Returns:
+        (M, k) int32 ids, -1 in all other slots, and (M, k) fp32 weights, 0 there. Sums are taken in fp64.
+    """
+    same = ids[:, :, None] == ids[:, None, :]
+    slots = torch.arange(ids.shape[1], device=ids.device)
+    kept = (same.to(torch.int8).argmax(2) == slots) & (ids >= 0)
+    sums = torch.where(same, weights[:, None, :].double(), 0.0).sum(2).float()
+    return torch.where(kept, ids, -1), torch.where(kept, sums, 0.0)
+
+
 def _settled(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     device = given[0].device
     if device.type != "cuda":
@@ -124,6 +145,16 @@ class LibraryBackend(FusedMoEPermuteExpertsUnpermute):
     def platform(self) -> Platform:
         """The device; a test without one has another."""
         return detected_platform()
+
+    @classmethod
+    def lacks_here(cls, platform: Platform, env: Mapping[str, str]) -> str:
+        """What an installed library lacks on this machine before it can be called, kernels that are not built or a
+        compiler, with the remedy; "" where nothing is known of.
+
+        Args:
+            platform: the device here, which the backend's rule takes.
+        """
+        return ""
 
     def converted_weights(self, platform: Platform, *, e8m0: bool = False) -> MoEWeights:
         """
@@ -245,7 +276,7 @@ def first_local(expert_map: Tensor, local: int) -> int:
     offset = int((expert_map == 0).to(torch.int32).argmax())
     expected = torch.full_like(expert_map, -1)
     expected[offset : offset + local] = torch.arange(local, device=expert_map.device)[: expert_map.numel() - offset]
-    if not torch.equal(expert_map, expected):
+    if offset + local > expert_map.numel() or not torch.equal(expert_map, expected):
         raise InvalidMoEInput(
             "expert_map", "not one run of experts", f"experts n to n + {local - 1} as 0 to {local - 1}, in this order"
         )

@@ -33,6 +33,8 @@ FULL = 0.9
 """The smallest tile is taken that an expert's rows fill less than this, were they spread evenly."""
 LOCKS_A_MULTIPROCESSOR = 4
 K_MULTIPLE = 128
+MOST_EXPERTS = 992
+"""Of all ranks: vLLM's operator that lays many pairs out takes less than 1,024, filled up to a multiple of 32."""
 
 
 BY_MARLIN = Recipe(
@@ -250,4 +252,6 @@ def _refusal(config: FusedMoEConfig, quant: FusedMoEQuantConfig, weights: MoEWei
         return f"hidden states of dtype {config.in_dtype}: MARLIN takes torch.float16 and torch.bfloat16"
     if config.hidden_dim % K_MULTIPLE:
         return f"hidden_dim={config.hidden_dim}: expected a multiple of {K_MULTIPLE}"
+    if config.num_experts > MOST_EXPERTS:
+        return f"num_experts={config.num_experts}: expected at most {MOST_EXPERTS}"
     return ""

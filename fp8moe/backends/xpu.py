@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fp8moe.backends.common import one_of
@@ -14,12 +15,13 @@ from fp8moe.experts import MoEWeights
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Contract, Recipe
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
-from fp8moe.schemes import TENSOR_DYNAMIC, TENSOR_NONE, UNQUANTISED
+from fp8moe.schemes import TENSOR_DYNAMIC, TENSOR_NONE, UNQUANTISED, scheme_name
 from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
 
 REMEDY = "install vllm-xpu-kernels 0.1.16 or newer, and the torch for Intel GPUs that it is built for"
 
+SCHEMES = (UNQUANTISED, TENSOR_NONE, TENSOR_DYNAMIC)
 ROUND_GATE = frozenset({"silu", "gelu"})
 """Its operators of these round the gate's part before the product; swigluoai's keeps all in fp32."""
 
@@ -49,7 +51,7 @@ class XpuExperts(LibraryExperts):
     support = Support(
         device=lambda platform, _env: platform.kind == "xpu",
         needs="an Intel XPU",
-        scheme=one_of(UNQUANTISED, TENSOR_NONE, TENSOR_DYNAMIC),
+        scheme=one_of(*SCHEMES),
         activations=frozenset({"silu", "gelu", "swigluoai"}),
         activation_format=FusedMoEActivationFormat.Standard,
     )
@@ -59,7 +61,7 @@ class XpuExperts(LibraryExperts):
         name, platform = type(self).__name__, self.platform()
         if platform.kind != "xpu":
             raise BackendUnavailable(f"{name}: needs an Intel XPU, and this device is {platform.architecture}")
-        refusal = self.refused_activation()
+        refusal = _refused(quant, weights) or self.refused_activation()
         if refusal:
             raise LayerNotSupported(f"{name}: {refusal}")
         library = self.library()
@@ -94,10 +96,23 @@ class XpuExperts(LibraryExperts):
 
     def compute(self, call: LibraryCall, output: Tensor) -> None:
         placed, ids = call.expert_map, call.ids
-        parallel = self.config.moe_parallel_config
+        parallel, top_k = self.config.moe_parallel_config, self.config.experts_per_token
+        if ids.shape[1] != top_k:  # the library makes its buffers for so many
+            raise InvalidMoEInput("topk_ids", f"of {ids.shape[1]} for each token", f"experts_per_token = {top_k}")
         if placed is None:  # the library takes ids for global ones where there are several ranks
             ids = ids + parallel.ep_rank * self.config.num_local_experts
         elif placed.numel() != self.config.num_local_experts * parallel.ep_size:
             expected = self.config.num_local_experts * parallel.ep_size
             raise InvalidMoEInput("expert_map", f"of {placed.numel()} experts", f"{expected}: as many on each rank")
         self.moe.apply(output, call.hidden_states, call.weights, ids, expert_map=placed)
+
+
+def _refused(quant: FusedMoEQuantConfig, weights: MoEWeights) -> str:
+    """What the kernels would take for something else; "" where they do not. The library tells a recipe by dtypes and by
+    the scales' dimensions: a channel's scales pass for those of blocks, and e4m3fnuz for no FP8."""
+    scheme = (quant.weight_key, quant.activation_key)
+    if scheme not in SCHEMES:
+        return f"{scheme_name(*scheme)}: expected {', '.join(scheme_name(*known) for known in SCHEMES)}"
+    if weights.w13.dtype == torch.float8_e4m3fnuz:
+        return f"weights of dtype {weights.w13.dtype}: expected torch.float8_e4m3fn"
+    return ""

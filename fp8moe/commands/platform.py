@@ -29,22 +29,24 @@ from fp8moe.registry import BackendSpec, OutOfTreeBackend, default_backends, reg
 def backend_states(platform: Platform, env: Mapping[str, str]) -> list[dict[str, Any]]:
     """For each backend: whether its device rule takes `platform`, what it lacks there, and its adapter's state."""
     specs = {spec.name: spec for spec in (*default_backends(), *registered_backends())}
-    return [_backend_state(spec, platform, Env.of(env)) for spec in specs.values()]
+    return [_backend_state(spec, platform, env) for spec in specs.values()]
 
 
-def _backend_state(spec: BackendSpec, platform: Platform, env: Env) -> dict[str, Any]:
+def _backend_state(spec: BackendSpec, platform: Platform, env: Mapping[str, str]) -> dict[str, Any]:
     cls = spec.experts_cls
     takes: bool | None = None
     lacks = "it has no device rule of its own; ask `fp8moe explain`"
     if cls.support is not None:
         try:
-            takes = bool(cls.support.device(platform, env))
+            takes = bool(cls.support.device(platform, Env.of(env)))
             lacks = "" if takes else f"needs {cls.support.needs}"
         except MalformedVariable as error:
             lacks = f"cannot be told: {error}"
     package = getattr(cls, "package", None)
     if takes and package in LIBRARIES and not platform.has(package):
         lacks = f"{package} is missing, which its device rule does not ask for"
+    if takes and not lacks and issubclass(cls, LibraryBackend):
+        lacks = cls.lacks_here(platform, env)
     adapter = "there"
     if isinstance(spec.backend, OutOfTreeBackend):
         adapter = f"there, from {spec.distribution or cls.__module__}"

@@ -21,7 +21,14 @@ BLOCK_K = 128
 
 def cutlass_weights(weights: MoEWeights, *, gated: bool, block: bool) -> MoEWeights:
     """Rows [up; gate], their scales and biases alike; per tensor with I filled up, per block with scales that are not
-    too small."""
+    too small.
+
+    Raises:
+        ValueError: scales of channels, which neither kernel has.
+    """
+    scale = weights.w13_scale
+    if not block and scale is not None and scale.dim() > 1:
+        raise ValueError(f"w13_scale of shape {tuple(scale.shape)}: FlashInfer has one scale per tensor, or per block")
     if not block:
         weights = padded(weights, multiple_of(weights.w2.shape[2], INTERMEDIATE_MULTIPLE[gated]), gated=gated)
     if gated:
@@ -82,7 +89,7 @@ def trtllm_weights(weights: MoEWeights, *, gated: bool, block: bool) -> MoEWeigh
     """As `cutlass_weights` before the rows' order of TRTLLM; with blocks w13 is (E, H / 128, 2I, 128), w2 alike.
 
     Raises:
-        ValueError: rows that are no multiple of 16 (blocks) or 32, or columns none of 128 (blocks).
+        ValueError: rows that are no multiple of 16 (blocks) or 32, or columns none of 128 (blocks); scales of channels.
     """
     found = cutlass_weights(weights, gated=gated, block=block)
     w13 = found.w13 if block or not gated else interleaved_halves(found.w13)

@@ -17,7 +17,7 @@ from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import aiter
 from fp8moe.backends.torch_experts import TorchExperts
-from tests.contracts.layers import CASES, case, same, with_holes
+from tests.contracts.layers import CASES, case, last_of_slots, same, with_holes, with_repeats
 from tests.contracts.released import AITER, played
 
 
@@ -74,7 +74,7 @@ class PlayedAiter(aiter.AiterExperts):
         mask, ids = given["expert_mask"], given["topk_ids"]
         assert mask[-1] == 0
         placed = torch.where(mask == 1, mask.cumsum(0) - 1, -1).to(torch.int32)
-        ids = placed[ids.long()]
+        ids = last_of_slots(placed[ids.long()])  # as its sort
         assert given["dtype"] == given["hidden_states"].dtype
         return experts.apply(given["hidden_states"], given["topk_weight"], ids)
 
@@ -102,6 +102,25 @@ def test_aiter_knows_no_absent_pair(scheme: str, fields: dict[str, Any]) -> None
     assert same(tensors.call(PlayedAiter(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
+@pytest.mark.parametrize("scheme", ["block", "channel_tok", "none"])
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_aiter_knows_an_expert_once_a_token(scheme: str, fields: dict[str, Any]) -> None:
+    tensors, once = with_repeats(case(scheme, **fields))
+    expected = once.call(TorchExperts(tensors.config, tensors.quant, tensors.weights))
+    assert same(tensors.call(PlayedAiter(tensors.config, tensors.quant, tensors.weights)), expected)
+
+
+def test_what_its_source_rounds_to_16_bits_is_declared() -> None:
+    """The intermediate, and the second GEMM's results, each added to the output as it comes."""
+    stages = AITER.source("aiter/fused_moe.py").partition("def fused_moe_2stages(")[2]
+    assert re.search(r"a2 = torch\.empty\(\s*\(token_num, topk, inter_dim\),\s*dtype=dtype,", stages)
+    kernels = "aiter_meta/3rdparty/composable_kernel/include/ck/tensor_operation/gpu/device/impl"
+    for name in ("device_moe_gemm.hpp", "device_moe_gemm_blockscale.hpp"):
+        assert re.search(r"IsInputGemm \? \w+::Set\s*: \w+::AtomicAdd", AITER.source(f"{kernels}/{name}"))
+    recipe = aiter.AiterExperts.contract.recipe
+    assert (recipe.activation_output, recipe.weighted, recipe.combine) == ("input", "input", "input")
+
+
 def test_aiter_numbers_experts_by_their_global_ids() -> None:
     tensors = build(case("block", ep="2:1"), "cpu")
     assert tensors.expert_map is not None
@@ -109,6 +128,14 @@ def test_aiter_numbers_experts_by_their_global_ids() -> None:
     adapter = PlayedAiter(tensors.config, tensors.quant, tensors.weights)
     with pytest.raises(InvalidMoEInput, match="expert_map is not ascending"):
         replace(tensors, expert_map=turned).call(adapter)
+
+
+@pytest.mark.parametrize("fields", [{"inter": 192}, {"hidden": 320}])
+def test_layers_of_parts_of_blocks_are_refused(fields: dict[str, Any]) -> None:
+    """A scale of the gate's last rows would be one of the up's first as well."""
+    tensors = build(case("block", **fields), "cpu")
+    with pytest.raises(BackendUnavailable, match=r"=(192|320): expected a multiple of 128"):
+        PlayedAiter(tensors.config, tensors.quant, tensors.weights)
 
 
 def test_biases_that_the_library_passes_over_are_refused() -> None:
@@ -124,3 +151,10 @@ def test_a_device_that_the_selector_takes_and_the_library_does_not_is_refused() 
     tensors = build(case("block"), "cpu")
     with pytest.raises(BackendUnavailable, match="for ROCm on gfx942 and gfx950, not gfx90a"):
         On90a(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_an_activation_that_wants_the_gate_that_is_not_there_is_refused() -> None:
+    tensors = build(case("block", activation="relu2_no_mul"), "cpu")
+    config = replace(tensors.config, activation="silu")
+    with pytest.raises(BackendUnavailable, match=r"silu does not go without a gate \(is_act_and_mul=False\)"):
+        PlayedAiter(config, tensors.quant, tensors.weights)

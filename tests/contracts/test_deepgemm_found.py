@@ -27,6 +27,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (copy / "__init__.py").write_text("from .part import *\nimport deep_gemm.part\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(DeepGemmStages, "platform", lambda self: PLATFORMS["h200"])
+    monkeypatch.setenv("DG_JIT_NVCC_COMPILER", sys.executable)
     yield copy
     for name in [name for name in sys.modules if name.split(".")[0] == "deep_gemm"]:
         del sys.modules[name]
@@ -54,6 +55,15 @@ def test_the_copy_inside_vllm_serves_without_vllm(vllm: Path) -> None:
 def test_a_copy_that_cannot_be_used_is_told(vllm: Path, content: str, why: str) -> None:
     (vllm / "__init__.py").write_text(content)
     with pytest.raises(BackendUnavailable, match=re.escape(why)):
+        batched()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deep_gemm") is not None, reason="another deep_gemm is installed")
+@pytest.mark.usefixtures("vllm")
+def test_a_compiler_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DG_JIT_NVCC_COMPILER", "no-such-nvcc")
+    why = "compiled at the first call by no-such-nvcc, which is not there; install the CUDA toolkit"
+    with pytest.raises(BackendUnavailable, match=why):
         batched()
 
 

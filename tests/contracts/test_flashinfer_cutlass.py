@@ -27,7 +27,7 @@ from fp8moe.commands import flashinfer_needs
 from fp8moe.commands.build import ARCHITECTURES
 from fp8moe.recipe import Arithmetic, Contract, Recipe, Steps
 from fp8moe.schemes import TENSOR_STATIC
-from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
+from tests.contracts.layers import CASES, LAYER, as_fnuz, bits, case, same, with_holes
 from tests.contracts.merged import merged_by_torch
 from tests.contracts.released import FLASHINFER, played
 
@@ -372,3 +372,18 @@ def test_what_flashinfers_cutlass_cannot_take_is_refused(fields: dict[str, Any],
     tensors = build(replace(LAYER, **fields), "cpu")
     with pytest.raises(BackendUnavailable, match=re.escape(why)):
         PlayedCutlass(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_codes_of_another_format_are_refused() -> None:
+    tensors = build(case("block"), "cpu")
+    with pytest.raises(
+        BackendUnavailable, match=r"weights of dtype torch.float8_e4m3fnuz: expected torch.float8_e4m3fn"
+    ):
+        PlayedCutlass(tensors.config, tensors.quant, as_fnuz(tensors.weights))
+
+
+def test_an_activation_that_wants_the_gate_that_is_not_there_is_refused() -> None:
+    tensors = build(case("block", activation="relu2_no_mul"), "cpu")
+    config = replace(tensors.config, activation="silu")
+    with pytest.raises(BackendUnavailable, match=r"silu does not go without a gate \(is_act_and_mul=False\)"):
+        PlayedCutlass(config, tensors.quant, tensors.weights)

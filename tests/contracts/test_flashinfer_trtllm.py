@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from fp8moe.backends import flashinfer_trtllm
 from fp8moe.backends.torch_experts import TorchExperts
 from fp8moe.quant import kFp8Dynamic128Sym
 from fp8moe.scaling import dequantize, quantize
-from tests.contracts.layers import CASES, LAYER, bits, case, same, with_holes
+from tests.contracts.layers import CASES, LAYER, as_fnuz, bits, case, last_of_slots, same, with_holes, with_repeats
 from tests.contracts.released import FLASHINFER, played
 
 
@@ -70,6 +71,7 @@ class PlayedTrtllm(flashinfer_trtllm.FlashInferTrtllmExperts):
         placed = torch.arange(given["num_experts"], dtype=torch.int32) - given["local_expert_offset"]
         placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
         self.seen = hidden
+        ids = last_of_slots(ids)  # as its sort of few tokens
         experts = TorchExperts(replace(self.config, in_dtype=torch.bfloat16), self.quant, weights)
         # The dequantised states are the quantised ones again: each group's largest code is 448.
         experts.apply(hidden.bfloat16(), routing, ids, expert_map=placed, output=given["output"])
@@ -105,12 +107,31 @@ def test_trtllm_knows_no_absent_pair(fields: dict[str, Any]) -> None:
     assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
+@pytest.mark.parametrize("fields", [{}, {"ep": "2:1"}])
+def test_trtllm_knows_an_expert_once_a_token(fields: dict[str, Any]) -> None:
+    tensors, once = with_repeats(case("block", **fields))
+    as_got = rounded(once)
+    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
+    assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)
+
+
+def test_what_its_source_stores_in_16_bits_is_declared() -> None:
+    """And a first result in FP8, which cannot be."""
+    source = FLASHINFER.source("flashinfer/data/csrc/trtllm_fused_moe_kernel_launcher.cu")
+    (of_blocks,) = re.findall(r"class Fp8BlockScaleLauncher : .*?^};", source, re.DOTALL | re.MULTILINE)
+    assert re.search(r"gemm1_output = alloc_tensor\(\{[^}]*\}, dl_uint8", of_blocks)
+    assert re.search(r"gemm2_output = alloc_tensor\(\{[^}]*\}, dl_bfloat16", of_blocks)
+    recipe = flashinfer_trtllm.FlashInferTrtllmExperts.contract.recipe
+    assert (recipe.gemm2_output, recipe.routing_weights) == ("input", "input")
+
+
 def test_trtllm_takes_experts_that_follow_each_other() -> None:
     tensors = build(case("block", ep="2:1"), "cpu")
     adapter = PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
-    in_turn = torch.tensor([0, -1, 1, -1, 2, -1, 3, -1], dtype=torch.int32)
-    with pytest.raises(InvalidMoEInput, match="expert_map is not one run of experts"):
-        replace(tensors, expert_map=in_turn).call(adapter)
+    for placed in ([0, -1, 1, -1, 2, -1, 3, -1], [-1, -1, -1, -1, -1, -1, 0, 1]):
+        with pytest.raises(InvalidMoEInput, match="expert_map is not one run of experts"):
+            replace(tensors, expert_map=torch.tensor(placed, dtype=torch.int32)).call(adapter)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +150,28 @@ def test_what_trtllm_cannot_take_is_refused_before_it_is_loaded(fields: dict[str
     tensors = build(replace(LAYER, **fields), "cpu")
     with pytest.raises(BackendUnavailable, match=re.escape(why)):
         PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_kernels_that_would_be_fetched_unasked_are_told(tmp_path: Path) -> None:
+    """Without the distribution of compiled kernels FlashInfer looks into a folder, and fetches what is not there."""
+    assert f"{flashinfer_trtllm.CUBINS}: pathlib.Path = _get_cubin_dir()" in FLASHINFER.source("flashinfer/jit/env.py")
+    for folder in (tmp_path, tmp_path / "none"):
+        told = flashinfer_trtllm.no_cubins(folder)
+        assert told.startswith(f"no kernels in {folder}, and FlashInfer would fetch them at the first call; install")
+    (tmp_path / "kernels").mkdir()
+    assert flashinfer_trtllm.no_cubins(tmp_path) == ""
+
+
+def test_codes_of_another_format_are_refused() -> None:
+    tensors = build(case("block"), "cpu")
+    with pytest.raises(
+        BackendUnavailable, match=r"weights of dtype torch.float8_e4m3fnuz: expected torch.float8_e4m3fn"
+    ):
+        PlayedTrtllm(tensors.config, tensors.quant, as_fnuz(tensors.weights))
+
+
+def test_an_activation_that_wants_the_gate_that_is_not_there_is_refused() -> None:
+    tensors = build(case("block", activation="relu2_no_mul"), "cpu")
+    config = replace(tensors.config, activation="silu")
+    with pytest.raises(BackendUnavailable, match=r"silu does not go without a gate \(is_act_and_mul=False\)"):
+        PlayedTrtllm(config, tensors.quant, tensors.weights)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from conformance.build import build
 from fp8moe import PLATFORMS, BackendUnavailable
@@ -13,9 +16,11 @@ from fp8moe.backends import (
     flashinfer_trtllm,
     marlin,
     vllm_cutlass,
+    vllm_ops,
     xpu,
 )
 from fp8moe.backends.libraries import LibraryBackend, loaded
+from fp8moe.libraries import DISTRIBUTIONS
 from tests.contracts.layers import case
 from tests.contracts.released import AITER, DEFAULT, FLASHINFER, VLLM, XPU, Release, played
 
@@ -47,6 +52,19 @@ def test_a_missing_library_and_another_version_name_the_remedy() -> None:
         loaded("json", ("loads", "swirl"), "X", "get it")
 
 
+def test_a_library_that_ends_the_process_as_it_loads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fp8moe_that_exits.py").write_text("raise SystemExit('no device manager')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendUnavailable, match=r"does not load \(SystemExit: no device manager\); get it"):
+        loaded("fp8moe_that_exits", (), "X", "get it")
+
+
+def test_the_release_that_was_found_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DISTRIBUTIONS, "json", ("torch",))
+    with pytest.raises(BackendUnavailable, match=r"X: json of release \d.* \(.*\) has no swirl: another version"):
+        loaded("json", ("swirl",), "X", "get it")
+
+
 def test_a_parameter_that_is_no_more_is_an_error() -> None:
     call = played(AITER.signature("aiter/fused_moe.py", "fused_moe"), lambda given: given)
     with pytest.raises(TypeError, match="swirl"):
@@ -54,6 +72,17 @@ def test_a_parameter_that_is_no_more_is_an_error() -> None:
     with pytest.raises(TypeError, match="topk_ids"):
         call(1, 2, 3, 4)
     assert DEFAULT not in call(1, 2, 3, 4, 5).values()
+
+
+def test_what_an_operator_has_to_take_is_what_the_release_registers() -> None:
+    files = {"_C": "cutlass_", "_moe_C": "moe_"}
+    for extension, part in files.items():
+        names = [name for name in vllm_ops.ARGUMENTS if name.removeprefix("get_").startswith(part)]
+        registered = VLLM.schemas(f"vllm/{extension}_stable_libtorch.abi3.so", names)
+        for name, schema in registered.items():
+            parsed = torch._C.parse_schema(f"played::{schema}")
+            assert " ".join(argument.name for argument in parsed.arguments) == vllm_ops.ARGUMENTS[name]
+    assert f"{VLLM.name} {VLLM.version}" == vllm_ops.RELEASE
 
 
 @pytest.mark.parametrize(

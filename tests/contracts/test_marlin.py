@@ -134,6 +134,7 @@ def test_the_id_of_the_weights_type_is_what_the_release_computes() -> None:
     [
         ({"scheme": "none"}, "weights of dtype torch.bfloat16: expected torch.float8_e4m3fn"),
         ({"hidden": 192}, "hidden_dim=192: expected a multiple of 128"),
+        ({"experts": 993, "hidden": 128, "inter": 16}, "num_experts=993: expected at most 992"),
         ({"activation": "swiglustep"}, "activation=swiglustep: expected gelu, gelu_no_mul, relu2_no_mul, silu"),
     ],
 )

@@ -162,6 +162,7 @@ def test_few_tokens_go_to_triton_on_blackwell(tokens: int, by_cutlass: bool, hol
         ({"inter": 40}, "intermediate_size_per_partition=40: expected a multiple of 16"),
         ({"activation": "swiglustep"}, "activation=swiglustep: expected gelu, silu, swigluoai"),
         ({"bias": True}, "biases: the grouped GEMM has none"),
+        ({"experts": 1025, "hidden": 16, "inter": 16}, "num_local_experts=1025: expected at most 1024"),
     ],
 )
 def test_what_vllms_cutlass_cannot_take_is_refused(fields: dict[str, Any], why: str) -> None:

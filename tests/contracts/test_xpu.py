@@ -15,7 +15,7 @@ from fp8moe import BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import xpu
 from fp8moe.backends.libraries import LibraryCall
 from fp8moe.backends.torch_experts import TorchExperts
-from tests.contracts.layers import CASES, case, same, with_holes
+from tests.contracts.layers import CASES, as_fnuz, case, same, with_holes
 from tests.contracts.released import XPU
 
 WeightsAlone = TorchExperts.with_recipe(xpu.XpuExperts.contract.recipe)
@@ -106,6 +106,13 @@ def test_other_activations_are_refused() -> None:
         PlayedXpu(tensors.config, tensors.quant, tensors.weights)
 
 
+@pytest.mark.parametrize("scheme", ["block", "channel_tok", "tensor_static"])
+def test_schemes_that_the_library_would_take_for_others_are_refused(scheme: str) -> None:
+    tensors = build(case(scheme), "cpu")
+    with pytest.raises(BackendUnavailable, match=f"{scheme}: expected none, tensor_none, tensor_dyn"):
+        PlayedXpu(tensors.config, tensors.quant, tensors.weights)
+
+
 def test_xpu_has_as_many_experts_on_each_rank() -> None:
     tensors = build(case("none", ep="2:1"), "cpu")
     assert tensors.expert_map is not None
@@ -116,6 +123,15 @@ def test_xpu_has_as_many_experts_on_each_rank() -> None:
         adapter.compute(call, tensors.hidden_states.clone())
 
 
+def test_a_token_has_as_many_experts_as_the_library_was_told() -> None:
+    """It makes its buffers for that many, and writes as many as there are."""
+    tensors = build(case("none"), "cpu")
+    adapter = PlayedXpu(tensors.config, tensors.quant, tensors.weights)
+    fewer = replace(tensors, topk_ids=tensors.topk_ids[:, :2], topk_weights=tensors.topk_weights[:, :2])
+    with pytest.raises(InvalidMoEInput, match="topk_ids is of 2 for each token: expected experts_per_token = 3"):
+        fewer.call(adapter)
+
+
 def test_xpu_without_its_extensions_says_why() -> None:
     class Without(PlayedXpu):
         def library(self) -> Any:
@@ -124,3 +140,11 @@ def test_xpu_without_its_extensions_says_why() -> None:
     tensors = build(case("none"), "cpu")
     with pytest.raises(BackendUnavailable, match=r"do not load: libsycl.so.9 is missing; install vllm-xpu-kernels"):
         Without(tensors.config, tensors.quant, tensors.weights)
+
+
+def test_codes_of_another_format_are_refused() -> None:
+    tensors = build(case("tensor_none"), "cpu")
+    with pytest.raises(
+        BackendUnavailable, match=r"weights of dtype torch.float8_e4m3fnuz: expected torch.float8_e4m3fn"
+    ):
+        PlayedXpu(tensors.config, tensors.quant, as_fnuz(tensors.weights))

@@ -16,9 +16,17 @@ from fp8moe.registry import seed_backends
 
 def check(backend: str, device: str, *outcomes: tuple[str, str], evidence: str = "hardware") -> dict[str, Any]:
     """A report of `fp8moe check`."""
-    checks = [{"scheme": scheme, "status": status, "evidence": evidence} for scheme, status in outcomes]
-    versions = {"torch": "2.11.0", "triton": "3.6.0"}
-    return {"backend": backend, "level": "quick", "device": device, "versions": versions, "checks": checks}
+    checks = [
+        {"verdict": "computes", "check": "computes.equivalence", "scheme": scheme, "status": status}
+        | {"evidence": evidence}
+        for scheme, status in outcomes
+    ]
+    selects = {"verdict": "selects", "check": "selects.contract", "status": "passed"}
+    versions = {"fp8moe": "0.1.0", "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0"}
+    whole = {"format": 1, "origin": backend, "seed": 0, "target": "cuda", "coverage": [], "excluded": []}
+    whole |= {"seconds": 1.0, "planned": len(checks), "unshrunk": {}}
+    found = {"backend": backend, "level": "quick", "device": device, "versions": versions}
+    return whole | found | {"checks": [selects, *checks]}
 
 
 def kept(folder: Path, **reports: Any) -> Path:
@@ -29,7 +37,7 @@ def kept(folder: Path, **reports: Any) -> Path:
     return folder / "reports"
 
 
-def of(backend: str, reports: Path) -> list[tuple[str, ...]]:
+def rows_of(backend: str, reports: Path) -> list[tuple[str, ...]]:
     return [row[1:] for row in rows(runs_in(reports)) if row[0] == backend]
 
 
@@ -41,10 +49,9 @@ def test_the_latest_run_on_each_device_stands_there(tmp_path: Path) -> None:
             "2026-11-01-old": check("TRITON", "one", ("block", "failed")),
             "2026-10-01-other": check("TRITON", "two", ("block", "passed"), ("none", "failed"), ("none", "passed")),
             "2026-11-03-simulated": check("TRITON", "none", ("block", "passed"), evidence="simulated"),
-            "2026-11-04-broken": "{",
         },
     )
-    two, one = of("TRITON", reports)
+    two, one = rows_of("TRITON", reports)
     link = "[reports/{0}](reports/{0})"
     assert one[:2] == ("hardware", "quick: 2 schemes, 2 checks passed")
     assert one[2:] == ("one, torch 2.11.0, triton 3.6.0", "2026-11-02", link.format("2026-11-02-new"))
@@ -57,32 +64,91 @@ def test_a_certificate_counts_by_its_evidence(tmp_path: Path) -> None:
     (place / "evidence.json.gz").write_bytes(
         gzip.compress(json.dumps({"edition": "2026.1", "report": check("TRITON", "one", ("block", "passed"))}).encode())
     )
-    (row,) = of("TRITON", tmp_path / "reports")
+    (row,) = rows_of("TRITON", tmp_path / "reports")
     assert row[-2:] == ("2026-11-05", "[reports/2026-11-05-certificate](reports/2026-11-05-certificate)")
 
 
 def test_what_a_run_left_out_is_told(tmp_path: Path) -> None:
     ran = check("TRITON", "one", ("block", "passed"))
+    of = {"verdict": "computes", "check": "computes.equivalence"}
     ran["checks"] += [
-        {"scheme": "block", "status": "not_run", "case": "v1:M=1"},
-        {"scheme": "none", "status": "not_run"},
-        {"scheme": "block", "status": "not_supported", "case": "v1:M=2"},
-        {"scheme": "none", "status": "not_supported"},
-        {"scheme": "block", "status": "waived", "case": "v1:M=3", "evidence": "hardware"},
+        of | {"scheme": "block", "status": "not_run", "case": "v1:M=1"},
+        of | {"scheme": "none", "status": "not_run"},
+        of | {"scheme": "block", "status": "not_supported", "case": "v1:M=2"},
+        of | {"scheme": "none", "status": "not_supported"},
+        of | {"scheme": "block", "status": "waived", "case": "v1:M=3", "evidence": "hardware"},
     ]
-    told = "quick: 1 scheme, 1 check passed, 1 WAIVED, 1 not run, 1 of layers that it does not take"
-    assert of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1] == told
+    told = "quick, incomplete: 1 scheme, 1 check passed, 1 WAIVED, 1 not run, 1 of layers that it does not take"
+    assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1] == told
+
+
+@pytest.mark.parametrize("evidence", ["hardware", None])
+@pytest.mark.parametrize("failed", ["computes.fingerprint", "selects.predicate"])
+def test_a_failure_without_a_scheme_is_told(tmp_path: Path, failed: str, evidence: str | None) -> None:
+    ran = check("TRITON", "one", ("block", "passed"))
+    result = {"verdict": failed.partition(".")[0], "check": failed, "status": "failed", "reason": "another"}
+    ran["checks"].append(result | ({"evidence": evidence} if evidence else {}))
+    ((_, told, *_),) = rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))
+    assert told == f"quick: 1 scheme, 1 check passed; FAILED: {failed}"
+
+
+def test_a_piece_of_a_level_is_no_whole_one(tmp_path: Path) -> None:
+    ran = check("TRITON", "one", ("block", "passed")) | {"shard": "3/8"}
+    assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][1].startswith("quick 3/8: ")
+
+
+def test_another_class_of_the_same_name_is_no_evidence(tmp_path: Path) -> None:
+    ran = check("TRITON", "one", ("block", "passed")) | {"origin": "acme:TRITON"}
+    assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][0] == "not run"
+
+
+def test_a_row_has_the_day_that_its_report_tells_and_the_library_that_was_run(tmp_path: Path) -> None:
+    ran = check("MARLIN", "one", ("block", "passed"))
+    untold = kept(tmp_path / "untold", **{"2026-11-03": ran})
+    assert rows_of("MARLIN", untold)[0][2].startswith("one, a release that the report does not tell, torch")
+    ran |= {"date": "2026-11-05T10:00:00+00:00", "code": {"distribution": "vllm", "version": "0.25.1"}}
+    ((_, _, on, date, _),) = rows_of("MARLIN", kept(tmp_path, **{"2026-11-03": ran}))
+    assert on.startswith("one, vllm 0.25.1, torch")
+    assert date == "2026-11-05"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "no report that can be read"),
+        (check("TRITON", "one", ("block", "passed")) | {"verdict": "failed"}, "its checks come to 'passed': it was"),
+        (check("TRITON", "one", ("block", "failed")) | {"verdict": "passed"}, "its checks come to 'failed': it was"),
+        ({"backend": "TRITON", "checks": []}, "no report that can be read"),
+    ],
+)
+def test_a_report_that_was_changed_or_cannot_be_read_is_told(
+    tmp_path: Path, content: Any, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = kept(tmp_path, **{"2026-11-03": content})
+    assert main(["--reports", str(reports)]) == 1
+    told = capsys.readouterr().err
+    assert str(reports / "2026-11-03" / "report.json") in told
+    assert why in told
+
+
+def test_what_was_only_compiled_says_so(tmp_path: Path) -> None:
+    result = {"verdict": "compiles", "check": "compiles.sm120.gemm", "status": "passed", "backend": "TRITON"}
+    ran = {"cells": [], "device": {"name": "none"}, "results": [result | {"evidence": "compiled"}]}
+    assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][:2] == (
+        "compiled",
+        "1 kernel compiled for devices that were not there",
+    )
 
 
 def test_a_run_in_the_interpreter_counts_where_there_is_no_other(tmp_path: Path) -> None:
     ran = check("TRITON", "none", ("block", "passed"), evidence="simulated")
-    ((evidence, *_),) = of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))
+    ((evidence, *_),) = rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))
     assert evidence == "simulated"
 
 
 def test_without_a_report_it_says_what_there_is(tmp_path: Path) -> None:
-    assert of("AITER", tmp_path)[0][0] == "contract"
-    assert of("TRITON", tmp_path) == [("not run", "no kept report", "-", "-", "-")]
+    assert rows_of("AITER", tmp_path)[0][0] == "contract"
+    assert rows_of("TRITON", tmp_path) == [("not run", "no kept report", "-", "-", "-")]
 
 
 def test_a_stale_table_is_told_and_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +161,10 @@ def test_a_stale_table_is_told_and_can_be_written(tmp_path: Path, capsys: pytest
     assert main([*given, "--check", str(file)]) == 0
     assert file.read_text().startswith("before\n")
     assert file.read_text().endswith("after\n")
+    for between in ("", "\n", "\n\n| old |\n\n"):
+        file.write_text(f"before\n{BEGIN}{between}{END}\nafter\n")
+        main([*given, "--write", str(file)])
+        assert main([*given, "--check", str(file)]) == 0
     file.write_text("no marks")
     with pytest.raises(SystemExit):
         main([*given, "--check", str(file)])

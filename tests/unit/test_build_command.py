@@ -301,6 +301,20 @@ def test_durations_in_words(seconds: float, told: str) -> None:
 # -- the adapter --
 
 
+def test_platform_tells_what_is_not_built(played: Played) -> None:
+    def lacks() -> str:
+        return flashinfer_cutlass.FlashInferCutlassExperts.lacks_here(PLATFORMS["h200"], {})
+
+    assert lacks().startswith("not built: no fused_moe_90.so in ")
+    built = played.ahead / "fused_moe_90" / "fused_moe_90.so"
+    built.parent.mkdir(parents=True)
+    built.touch()
+    assert lacks() == ""
+    (played.package / "jit" / "env.py").unlink()
+    forget()
+    assert "flashinfer.jit.env does not load" in lacks()
+
+
 def test_block_scales_need_a_compiler_at_the_first_call(played: Played) -> None:
     env = {"PATH": str(played.programs)}
     assert "compiled at the first call by nvcc, which is not there" in flashinfer_cutlass.block_compiler(env)

@@ -93,6 +93,20 @@ def test_what_backends_lack() -> None:
     assert not states(PLATFORMS["h100"], VLLM_USE_DEEP_GEMM="0")["DEEPGEMM"]["takes_device"]
 
 
+def test_a_library_without_what_it_compiles_with_is_told(tmp_path: Path) -> None:
+    compiler = tmp_path / "bin" / "nvcc"
+    given = {"CUDA_HOME": str(tmp_path), "PATH": ""}
+    for name in ("DEEPGEMM", "BATCHED_DEEPGEMM"):
+        assert (
+            f"compiled at the first call by {compiler}, which is not there; install"
+            in (states(PLATFORMS["h100"], **given)[name]["lacks"])
+        )
+        assert states(PLATFORMS["h100"], DG_JIT_USE_NVRTC="1", **given)[name]["lacks"] == ""
+    compiler.parent.mkdir()
+    compiler.touch(mode=0o755)
+    assert states(PLATFORMS["h100"], **given)["DEEPGEMM"]["lacks"] == ""
+
+
 def test_the_other_recipe_of_a_backend_is_told_as_check_takes_it() -> None:
     text = run("platform").stdout
     rows = states(PLATFORMS["h100"])

@@ -33,6 +33,12 @@ def case(scheme: str, **fields: Any) -> Case:
 @pytest.mark.parametrize("scheme", ["block", "tensor_static", "channel_tok"])
 def test_a_conversion_leaves_the_checkpoint_alone(name: str, scheme: str) -> None:
     tensors = build(case(scheme), "cpu")
+    if scheme == "channel_tok" and name.startswith("FLASHINFER"):
+        with pytest.raises(ValueError, match=r"w13_scale of shape \(4, 256, 1\): FlashInfer has one scale per tensor"):
+            convert_to_fp8_moe_kernel_format(
+                Fp8MoeBackend[name], tensors.config, tensors.quant, tensors.weights, platform=H100
+            )
+        return
     before = {key: None if value is None else value.clone() for key, value in vars(tensors.weights).items()}
     found = convert_to_fp8_moe_kernel_format(
         Fp8MoeBackend[name], tensors.config, tensors.quant, tensors.weights, platform=H100
@@ -53,9 +59,12 @@ def test_deepgemm_with_powers_of_two_is_quantised_anew() -> None:
         assert found.w13_scale is not None
         assert (torch.frexp(found.w13_scale)[0] == 0.5).all()
         assert not torch.equal(found.w13.view(torch.uint8), tensors.weights.w13.view(torch.uint8))
-    unscaled = MoEWeights(tensors.weights.w13, tensors.weights.w2)
-    with pytest.raises(ValueError, match="DEEPGEMM takes FP8 weights with block scales"):
-        convert_to_fp8_moe_kernel_format(Fp8MoeBackend.DEEPGEMM, tensors.config, tensors.quant, unscaled, e8m0=True)
+    unscaled = replace(tensors, weights=MoEWeights(tensors.weights.w13, tensors.weights.w2))
+    for given in (unscaled, build(case("tensor_dyn"), "cpu"), build(case("channel_tok"), "cpu")):
+        with pytest.raises(ValueError, match="DEEPGEMM takes FP8 weights with block scales"):
+            convert_to_fp8_moe_kernel_format(
+                Fp8MoeBackend.DEEPGEMM, given.config, given.quant, given.weights, e8m0=True
+            )
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("mi300x", torch.float8_e4m3fnuz), ("mi355x", torch.float8_e4m3fn)])
@@ -81,6 +90,26 @@ def test_marlin_packs_by_the_activations_dtype() -> None:
         assert (found.w13.dtype, found.w13_scale.dtype) == (torch.int32, dtype)
         assert found.w13.shape == (4, 256 // 16, 4 * 256)
         assert found.w13_scale.shape == (4, 2, 256)
+
+
+@pytest.mark.parametrize("name", ["FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "MARLIN", "XPU", "DEEPGEMM"])
+def test_codes_that_a_kernel_would_read_as_other_numbers_are_refused(name: str) -> None:
+    tensors = build(case("block"), "cpu")
+    w13, w2 = (codes.view(torch.float8_e4m3fnuz) for codes in (tensors.weights.w13, tensors.weights.w2))
+    given = (tensors.config, tensors.quant, replace(tensors.weights, w13=w13, w2=w2))
+    with pytest.raises(ValueError, match=f"w13 of dtype torch.float8_e4m3fnuz: {name}'s kernel .*torch.float8_e4m3fn"):
+        convert_to_fp8_moe_kernel_format(Fp8MoeBackend[name], *given, e8m0=name == "DEEPGEMM", platform=H100)
+
+
+@pytest.mark.parametrize("name", ["AITER", "FLASHINFER_TRTLLM", "FLASHINFER_CUTLASS", "MARLIN", "XPU", "DEEPGEMM"])
+def test_blocks_of_another_shape_are_refused(name: str) -> None:
+    """A kernel would take a block's scale for rows of its neighbour."""
+    tensors = build(case("block"), "cpu")
+    quant = FusedMoEQuantConfig.make(torch.float8_e4m3fn, block_shape=(64, 128))
+    with pytest.raises(ValueError, match=rf"quant.w1.shape=.*64.*: {name}'s layout has scales of 128 x 128 blocks"):
+        convert_to_fp8_moe_kernel_format(
+            Fp8MoeBackend[name], tensors.config, quant, tensors.weights, e8m0=name == "DEEPGEMM", platform=H100
+        )
 
 
 def test_none_has_no_kernel() -> None:

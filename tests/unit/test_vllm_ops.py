@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fp8moe.backends.vllm_ops import operators
+from fp8moe.backends.vllm_ops import ARGUMENTS, operators
 from fp8moe.libraries import VLLM_OPS, Surroundings, probe_libraries, vllm_operators
 from fp8moe.registry import BackendUnavailable
 
@@ -67,6 +67,32 @@ def test_what_is_registered_already_is_not_loaded_again(registered: str, monkeyp
 
     monkeypatch.setattr(torch.ops, "load_library", load)
     assert operators("X", {registered: ("there",)}).there is torch.ops.fp8moe_played_ops.there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("Tensor ids, int num_experts, int block_size", "takes 3 arguments, without topk_ids, .* and with ids"),
+        ("{}, Tensor? scatter_idx=None", "takes 8 arguments, with scatter_idx"),
+        ("{}", ""),
+    ],
+    ids=["other", "one more", "those of the release"],
+)
+def test_an_operator_with_other_arguments_is_another_versions(arguments: str, told: str) -> None:
+    """As of vLLM 0.33, whose operators have the same names: they are refused before a call fails or means otherwise."""
+    same = ", ".join(f"Tensor {name}" for name in ARGUMENTS["moe_align_block_size"].split())
+    namespace = "fp8moe_played_arguments"
+    library = torch.library.Library(namespace, "DEF")
+    try:
+        library.define(f"moe_align_block_size({arguments.format(same)}) -> ()")
+        if told:
+            why = rf"X: vLLM's moe_align_block_size {told}.*; install vllm 0.25"
+            with pytest.raises(BackendUnavailable, match=why):
+                operators("X", {namespace: ("moe_align_block_size",)})
+        else:
+            assert operators("X", {namespace: ("moe_align_block_size",)})
+    finally:
+        library._destroy()
 
 
 def test_an_operator_that_another_version_lacks_is_told(

@@ -95,6 +95,17 @@ def test_a_vllm_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         library.load("X", experts.VllmTritonExperts.which)
 
 
+def test_another_vllm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.E8M0, "0")
+    other = SimpleNamespace(__version__="0.33.0+cu130")
+    monkeypatch.setattr(library, "importlib", SimpleNamespace(import_module=lambda name: other))
+    with pytest.raises(
+        BackendUnavailable, match=r"X: vllm 0\.33\.0 is installed, another version; install vllm==0\.25"
+    ):
+        library.load("X", experts.VllmTritonExperts.which)
+    assert f"version = '{library.RELEASE}'" in VLLM.source("vllm/_version.py")
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_it_keeps_the_contract(cls: type[experts.VllmExperts]) -> None:
     assert contract_violations(cls) == []

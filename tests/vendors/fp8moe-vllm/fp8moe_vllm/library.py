@@ -49,12 +49,16 @@ def load(user: str, which: Of) -> Any:
     """
     try:
         with fp32_scales():
-            importlib.import_module("vllm")
+            version = str(getattr(importlib.import_module("vllm"), "__version__", RELEASE)).partition("+")[0]
+            if version != RELEASE:
+                raise BackendUnavailable(f"{user}: vllm {version} is installed, another version; {REMEDY}")
             importlib.import_module(ORACLE)
             module = importlib.import_module(which.module)
     except ModuleNotFoundError as error:
         told = "vllm is not installed" if error.name == "vllm" else f"vllm does not load ({error})"
         raise BackendUnavailable(f"{user}: {told}; {REMEDY}") from error
+    except BackendUnavailable:
+        raise
     except Exception as error:
         told = (str(error).strip().splitlines() or ["no text"])[0]
         raise BackendUnavailable(f"{user}: vllm does not load ({type(error).__name__}: {told}); {REMEDY}") from error
