@@ -14,6 +14,7 @@ from conformance.cases import Case
 from conformance.plan import Cell
 from conformance.results import CheckResult, Evidence, Status
 from conformance.selected import SelectedRow
+from fp8moe.registry import Reason
 
 STYLES = {
     Status.PASSED: "green",
@@ -126,12 +127,18 @@ def reasons(cells: Sequence[Cell], status: Status) -> list[str]:
     schemes: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         if cell.status is status:
-            schemes.setdefault((cell.subject.name, cell.reason), []).append(cell.scheme)
+            schemes.setdefault((cell.subject.name, _with_needs(cell)), []).append(cell.scheme)
     everything = len({cell.scheme for cell in cells})
     return [
         f"{name}: {reason} ({'every scheme' if len(found) == everything else ', '.join(found)})"
         for (name, reason), found in schemes.items()
     ]
+
+
+def _with_needs(cell: Cell) -> str:
+    """The reason; where it is the device rule, with what that asks for: a missing library is one, too."""
+    support = cell.subject.experts_cls.support
+    return f"{cell.reason}, needs {support.needs}" if support and cell.reason == Reason.DEVICE.value else cell.reason
 
 
 def selected_table(rows: Sequence[SelectedRow], devices: Sequence[str]) -> Table:
