@@ -193,9 +193,10 @@ def smallest(
         if is_waived(failure.check, case):
             return False
         result = worker.run(Job(failure.check, str(case), ref))
-        if result.status is Status.FAILED:
+        found = result.fails_like(failure)
+        if found:
             last = result
-        return result.status is Status.FAILED
+        return found
 
     with suppress(DeviceLost, SuiteError):  # what was found stands, as large as it is
         shrink(Case.parse(failure.case), fails, keep=("scheme", "activation"), seconds=seconds)

@@ -63,6 +63,10 @@ class Mismatch:
         )
 
 
+NOT_FINITE = "finite"
+"""The statistic of an output that is not finite where it must be, or finite where it must not."""
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """One check on one case (or on one cell as a whole, where `case` is empty).
@@ -100,6 +104,12 @@ class CheckResult:
     measured: dict[str, float] = field(default_factory=dict)
     digest: str = ""
     seconds: float | None = None
+
+    def fails_like(self, other: CheckResult) -> bool:
+        """Whether both fail, and either both or neither for a number that is not finite: so a small case has not
+        another fault than the large one whose place it takes."""
+        both = self.status is Status.FAILED and other.status is Status.FAILED
+        return both and (NOT_FINITE in self.statistics) == (NOT_FINITE in other.statistics)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -97,7 +97,7 @@ class Checker:
         check = failing.result.check
 
         def fails(case: Case) -> bool:
-            return self.session.judge(case, self.cell.subject, check).status is Status.FAILED
+            return self.session.judge(case, self.cell.subject, check).fails_like(failing.result)
 
         keep = ("scheme",) if "silu" in self.cell.activations else ("scheme", "activation")
         result = failing.result

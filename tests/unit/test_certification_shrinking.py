@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from conformance.at_work import AtWork
+from conformance.cases import Case
 from conformance.certification import _Run, check_backend
 from conformance.contain import Job, SubjectRef, Worker
-from conformance.planned import ONLY_AFTER_OTHERS, confirmed
+from conformance.planned import ONLY_AFTER_OTHERS, confirmed, smallest
 from conformance.results import CheckResult, Status
 from conformance.smaller import PLAIN_FAILS, is_as_plain, smaller
 from conformance.waivers import Waivers
@@ -144,3 +145,20 @@ def test_a_fault_that_depends_on_history_says_so() -> None:
     report = check_backend(SixthCall, device="cpu", budget_s=60, workers=1)
     failure = next(check for check in report.failures if check.check == CHECK)
     assert failure.reason.endswith(ONLY_AFTER_OTHERS)
+
+
+class NotANumberWhereSmall:
+    """A worker whose backend has two faults: NaN for few tokens, wrong numbers for more."""
+
+    def run(self, job: Job) -> CheckResult:
+        ratios = {"finite": torch.inf} if Case.parse(job.case).tokens <= 20 else {"E1": 2.0}
+        return CheckResult("computes", job.check, Status.FAILED, case=job.case, statistics=ratios)
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(130, 21), (20, Case().tokens)])
+def test_a_small_case_has_the_fault_of_the_large_one(tokens: int, expected: int) -> None:
+    worker, ref = cast(Worker, NotANumberWhereSmall()), SubjectRef("X", "X")
+    failure = worker.run(Job(CHECK, f"v1:M={tokens}", ref))
+    found = smallest(worker, ref, failure, 10.0)
+    assert Case.parse(found.case).tokens == expected
+    assert found.statistics == failure.statistics
