@@ -47,8 +47,11 @@ def apply_through_batches(
     if rows >= 2**31:
         raise InvalidMoEInput("topk_ids", f"such that the batches have {rows} rows", "fewer than 2^31: split the call")
     source, weights = hidden_states, topk_weights
+    recipe = experts.contract.for_tokens(tokens).recipe
     if apply_router_weight_on_input:
-        source, weights = weighted_input(hidden_states, topk_weights), torch.ones_like(topk_weights)
+        if recipe.input_weights == "input":
+            weights = weights.to(config.in_dtype).float()
+        source, weights = weighted_input(hidden_states, weights), torch.ones_like(topk_weights)
     # Absent pairs all write to one row past the end.
     place = torch.where(local.reshape(-1) < 0, rows, local.reshape(-1) * longest + row)
     batch = source.new_zeros(rows + 1, config.hidden_dim)
@@ -56,7 +59,6 @@ def apply_through_batches(
     batch = batch[:rows].view(config.num_local_experts, longest, config.hidden_dim)
     results = _computed(experts, batch, counts, place)
     slots = _taken(results, place).float().view(tokens, top_k, config.hidden_dim)
-    recipe = experts.contract.for_tokens(tokens).recipe
     roundings = (recipe.combine == "input", recipe.weighted == "input")
     if recipe.routing_weights == "input":
         weights = weights.to(config.in_dtype).float()

@@ -49,6 +49,7 @@ class Recipe:
         scaling: how a value meets its scale before the cast to FP8: IEEE division, or multiplication by the
             fp32 reciprocal 1/scale.
         amax_floor: smallest amax that a dynamic scale is computed from; a group of zeros gets floor/448.
+        intermediate_amax_floor: that of the second GEMM's inputs, where it is another; None: the same.
         dynamic_tensor_scope: what shares a dynamic per-tensor scale: all tokens of the call ("batch"; for the
             second GEMM all token-expert pairs), or the tokens of one expert ("expert").
         quantize_input: whether the hidden states are quantised for the first GEMM as the activation key says; False,
@@ -61,6 +62,8 @@ class Recipe:
         w13_shift, w2_shift: their codes enter the GEMM times 2^-n, and their scales the result times 2^n: a sum loses
             what lies below the smallest number of fp32, 2^-149, on that way.
         bias: "input" for GEMMs whose result is rounded before the bias is added.
+        input_weights: "input" for routing weights that are rounded before hidden states are multiplied with them, where
+            they are on the input; the product is rounded in any case.
         routing_weights: "input" for routing weights that are rounded before results are multiplied with them.
         gemm1_output: dtype of the first GEMM's result (bias included) before the activation.
         gate_output: dtype of the gate's part of the activation before its product with the up's: of silu or gelu of the
@@ -82,6 +85,7 @@ class Recipe:
     scale_division: ScaleDivision = "divide"
     scaling: Literal["divide", "reciprocal"] = "divide"
     amax_floor: float = 1e-10
+    intermediate_amax_floor: float | None = None
     dynamic_tensor_scope: Literal["batch", "expert"] = "batch"
     quantize_input: bool = True
     w13: WeightForm = "exact"
@@ -89,6 +93,7 @@ class Recipe:
     w13_shift: int = 0
     w2_shift: int = 0
     bias: Rounding = "float32"
+    input_weights: Rounding = "float32"
     routing_weights: Rounding = "float32"
     gemm1_output: Rounding = "float32"
     gate_output: Rounding = "float32"
@@ -102,6 +107,8 @@ class Recipe:
         _check_choices(self)
         if not self.amax_floor >= 0:
             raise ValueError(f"amax_floor={self.amax_floor!r}: expected 0 or more")
+        if self.intermediate_amax_floor is not None and not self.intermediate_amax_floor >= 0:
+            raise ValueError(f"intermediate_amax_floor={self.intermediate_amax_floor!r}: expected None, 0 or more")
         if self.by_factor and (self.scaling, self.scale_rounding) != ("reciprocal", "continuous"):
             raise ValueError(
                 f"scale_division={self.scale_division!r}: expected scaling='reciprocal' and scale_rounding='continuous'"
@@ -110,6 +117,13 @@ class Recipe:
             shift = getattr(self, name)
             if not isinstance(shift, int) or not 0 <= shift <= MOST_SHIFT:
                 raise ValueError(f"{name}={shift!r}: expected an integer from 0 to {MOST_SHIFT}")
+
+    @property
+    def of_intermediate(self) -> Recipe:
+        """The same with the second GEMM's floor as its only one."""
+        if self.intermediate_amax_floor is None:
+            return self
+        return replace(self, amax_floor=self.intermediate_amax_floor, intermediate_amax_floor=None)
 
     @property
     def by_factor(self) -> bool:

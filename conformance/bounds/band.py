@@ -13,11 +13,12 @@ from conformance.bounds.intermediate import activation_range
 from conformance.bounds.judgement import Judgement, form_of, may_overflow, not_finite
 from conformance.bounds.suspect import mismatch_at, per_expert_maxima
 from fp8moe.quant import FusedMoEQuantDesc
-from fp8moe.recipe import Arithmetic
+from fp8moe.recipe import Arithmetic, Recipe
 from fp8moe.reference.activation import activated
 from fp8moe.reference.problem import MoEProblem
 from fp8moe.reference.quantisation import group_amax, scale_of, spread
 from fp8moe.reference.recipe import RecipeTrace, first_scale
+from fp8moe.reference.rounding import round_to
 
 
 def judge_ideal(ideal: Tensor, output: Tensor, trace: RecipeTrace, arithmetic: Arithmetic | None = None) -> Judgement:
@@ -88,10 +89,13 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
         values = problem.hidden_states[here.row].double()
         error = torch.zeros_like(values)
         if problem.apply_router_weight_on_input:
-            values = values * problem.topk_weights[here.row, here.slot, None].double()
-            error = half_spacing(values, fmt)
+            weight = problem.topk_weights[here.row, here.slot, None].double()
+            off = round_to(weight, fmt) - weight if recipe.input_weights == "input" else 0.0 * weight
+            error = (values * off).abs()
+            values = values * weight
+            error = error + half_spacing(values.abs() + error, fmt)
         shared = None if shared_first is None else shared_first[expert]
-        error = error + _quantisation_error(problem, problem.a1, values, error, shared)
+        error = error + _quantisation_error(problem, problem.a1, recipe, values, error, shared)
         values, error = _through(problem, "w13", expert, values, error)
         if recipe.gemm1_output == "input":
             error = error + half_spacing(values.abs() + error, fmt)
@@ -99,7 +103,10 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
         if recipe.activation_output == "input":
             error = error + half_spacing(values.abs() + error, fmt)
         if recipe.requantize:
-            error = error + _quantisation_error(problem, problem.quant.a2, values, error, trace.scale[rows.start, 0])
+            of_pairs = trace.scale[rows.start, 0]
+            error = error + _quantisation_error(
+                problem, problem.quant.a2, recipe.of_intermediate, values, error, of_pairs
+            )
         values, error = _through(problem, "w2", expert, values, error)
         found = error * here.weight.abs()[:, None]
         if recipe.routing_weights == "input" and not problem.apply_router_weight_on_input:
@@ -110,7 +117,12 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
 
 
 def _quantisation_error(
-    problem: MoEProblem, desc: FusedMoEQuantDesc, values: Tensor, error: Tensor, shared: Tensor | None
+    problem: MoEProblem,
+    desc: FusedMoEQuantDesc,
+    recipe: Recipe,
+    values: Tensor,
+    error: Tensor,
+    shared: Tensor | None,
 ) -> Tensor:
     """(P, K): largest error of quantising `values`, themselves known to `error`; `shared` is a per-tensor scale."""
     group = problem.activation_group(desc)
@@ -121,7 +133,7 @@ def _quantisation_error(
         assert shared is not None
         scale = shared.expand_as(values)
     else:
-        scale = spread(scale_of(group_amax(largest, group), problem.fp8, problem.recipe), group, values.shape[1])
+        scale = spread(scale_of(group_amax(largest, group), problem.fp8, recipe), group, values.shape[1])
     return torch.maximum(half_spacing(largest / scale, problem.fp8) * scale, largest - problem.fp8.largest * scale)
 
 

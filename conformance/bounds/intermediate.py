@@ -151,7 +151,7 @@ def _scale_interval(
         amax = group_amax(values, group)
         if group.is_per_tensor():
             amax = _shared(problem, pairs, amax)
-        scale = amax.clamp(min=problem.recipe.amax_floor) / problem.fp8.largest * rounding
+        scale = amax.clamp(min=problem.recipe.of_intermediate.amax_floor) / problem.fp8.largest * rounding
         ends.append(up_to_power_of_two(scale) if problem.recipe.scale_rounding == "power_of_two" else scale)
     return torch.minimum(ends[0], nominal), torch.maximum(ends[1], nominal)
 

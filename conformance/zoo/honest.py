@@ -148,7 +148,7 @@ class FastExponential(Ordered):
 
     def _quantised(self, part: Tensor) -> Tensor:
         largest = float(torch.finfo(self.fp8_dtype).max)
-        scale = part.abs().amax(1, keepdim=True).clamp(min=self.recipe.amax_floor) * (1.0 / largest)
+        scale = part.abs().amax(1, keepdim=True).clamp(min=self.recipe.of_intermediate.amax_floor) * (1.0 / largest)
         return (part * (1.0 / scale)).clamp(-largest, largest).to(self.fp8_dtype).float() * scale
 
 
@@ -195,6 +195,8 @@ HONEST: dict[str, type[TorchExperts]] = {
     "scale_by_reciprocal": SplitKFour.with_recipe(Recipe(scale_division="reciprocal")),
     "batched_weighted_slots": BatchedReversed.with_recipe(Recipe(weighted="input", scale_division="reciprocal")),
     "by_reciprocal": SplitKFour.with_recipe(Recipe(scaling="reciprocal")),
+    "other_floors": Reversed.with_recipe(Recipe(amax_floor=0.0, intermediate_amax_floor=2.0**-9)),
+    "rounded_input_weights": Pairwise.with_recipe(Recipe(input_weights="input")),
     "high_floor": BlocksOf128.with_recipe(Recipe(amax_floor=2.0**-12)),
     "batched_reversed": BatchedReversed,
     "batched_bf16_slots": BatchedReversed.with_recipe(Recipe(gemm2_output="input")),

@@ -47,13 +47,15 @@ class OnUnit(TorchExperts):
         self.operands = {name: self._operand(name) for name in ("w13", "w2")}
 
     def experts(self, tokens: Tensor, source: Tensor, expert: Tensor) -> Tensor:
-        codes, scale = self.codes(tokens, self.quant.a1, self.weights.a13_scale)
+        codes, scale = self.codes(tokens, self.quant.a1, self.weights.a13_scale, self.recipe.amax_floor)
         first = self._gemm("w13", codes[source], None if scale is None else scale[source], expert)
         values = self.activation(self.rounded(first, self.recipe.gemm1_output))
-        codes, scale = self.codes(values, self.quant.a2, self.weights.a2_scale)
+        codes, scale = self.codes(values, self.quant.a2, self.weights.a2_scale, self.recipe.of_intermediate.amax_floor)
         return self.rounded(self._gemm("w2", codes, scale, expert), self.recipe.gemm2_output)
 
-    def codes(self, values: Tensor, desc: FusedMoEQuantDesc, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def codes(
+        self, values: Tensor, desc: FusedMoEQuantDesc, static: Tensor | None, amax_floor: float
+    ) -> tuple[Tensor, Tensor | None]:
         """What the unit multiplies, and (rows, groups) scales; None where there are none."""
         if desc.dtype is None:
             return values.to(self.config.in_dtype), None
@@ -66,7 +68,7 @@ class OnUnit(TorchExperts):
             scale_rounding=recipe.scale_rounding,
             scale_division=recipe.scale_division,
             scaling=recipe.scaling,
-            amax_floor=recipe.amax_floor,
+            amax_floor=amax_floor,
         )
         return codes, scale.reshape(-1, scale.shape[-1] if scale.dim() else 1).expand(len(values), -1)
 

@@ -79,7 +79,8 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         local = local_ids(topk_ids, expert_map, self.config.num_local_experts)
         weights = topk_weights
         if apply_router_weight_on_input:
-            hidden_states, weights = weighted_input(hidden_states, topk_weights), torch.ones_like(topk_weights)
+            given = self.rounded(topk_weights, self.recipe.input_weights)
+            hidden_states, weights = weighted_input(hidden_states, given), torch.ones_like(topk_weights)
         flat = local.reshape(-1)
         order = torch.argsort(flat, stable=True)
         pairs = order[flat[order] >= 0]  # pairs with a local expert, expert by expert
@@ -140,7 +141,10 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         if not self.recipe.requantize:
             return intermediate
         scope = expert if self.recipe.dynamic_tensor_scope == "expert" else None
-        return self.through_fp8(intermediate, self.quant.a2, self.weights.a2_scale, scope)
+        given = (intermediate, self.quant.a2, self.weights.a2_scale, scope)
+        if self.recipe.intermediate_amax_floor is None:
+            return self.through_fp8(*given)
+        return self.through_fp8(*given, amax_floor=self.recipe.intermediate_amax_floor)
 
     def second_gemm(self, intermediate: Tensor, index: int) -> Tensor:
         """(m, I) fp32 times expert `index` of w2: (m, H), rounded as the recipe says."""
@@ -183,13 +187,21 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
         return quantize(values, group, dtype=self.fp8_dtype, **how)
 
     def through_fp8(
-        self, values: Tensor, desc: FusedMoEQuantDesc, static: Tensor | None, expert: Tensor | None
+        self,
+        values: Tensor,
+        desc: FusedMoEQuantDesc,
+        static: Tensor | None,
+        expert: Tensor | None,
+        *,
+        amax_floor: float | None = None,
     ) -> Tensor:
-        """Quantised and dequantised as `desc` says, fp32; `expert` gives each row's expert where that is the scope."""
+        """Quantised and dequantised as `desc` says, fp32; `expert` gives each row's expert where that is the scope, and
+        `amax_floor` another floor than the recipe's first."""
         if desc.dtype is None:
             return values.float()
         group = desc.shape or GroupShape.PER_TENSOR
         recipe = self.recipe
+        amax_floor = recipe.amax_floor if amax_floor is None else amax_floor
         scale = static
         if not desc.static and group.is_per_tensor() and expert is not None:
             group = GroupShape.PER_TOKEN
@@ -200,7 +212,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
                 self.fp8_dtype,
                 scale_rounding=recipe.scale_rounding,
                 scale_division=recipe.scale_division,
-                amax_floor=recipe.amax_floor,
+                amax_floor=amax_floor,
             )
         codes, scale = quantize(
             values,
@@ -210,7 +222,7 @@ class TorchExperts(FusedMoEPermuteExpertsUnpermute):
             scale_rounding=recipe.scale_rounding,
             scale_division=recipe.scale_division,
             scaling=recipe.scaling,
-            amax_floor=recipe.amax_floor,
+            amax_floor=amax_floor,
         )
         return dequantize(codes, scale, group)
 

@@ -104,7 +104,10 @@ class MoEProblem:
         """(M, H) as they are quantised: weighted by the router in float32 and rounded again, where that is asked."""
         if not self.apply_router_weight_on_input:
             return self.hidden_states
-        weighted = to_float32(self.hidden_states.double() * self.topk_weights.double())
+        weight = self.topk_weights.double()
+        if self.recipe.input_weights == "input":
+            weight = round_to(weight, self.carrier)
+        weighted = to_float32(self.hidden_states.double() * weight)
         return round_to(weighted, self.carrier).to(self.hidden_states.dtype)
 
     @cached_property

@@ -103,7 +103,8 @@ def recipe_moe(
         intermediate = values
     else:
         scale = _second_scale(problem, pairs, values, group, amax)
-        intermediate = quantised(values, spread(scale, group, values.shape[1]), problem.fp8, recipe, group)
+        wide = spread(scale, group, values.shape[1])
+        intermediate = quantised(values, wide, problem.fp8, recipe.of_intermediate, group)
     second = _second_gemm(problem, pairs, intermediate)
     smooth = combined(problem, pairs, second)
     roundings = (recipe.gemm2_output, recipe.weighted, recipe.combine)
@@ -249,11 +250,12 @@ def _gemm(problem: MoEProblem, name: str, pairs: Pairs, inputs: Tensor) -> Tenso
 
 
 def _second_scale(problem: MoEProblem, pairs: Pairs, values: Tensor, group: GroupShape, amax: Tensor | None) -> Tensor:
+    recipe = problem.recipe.of_intermediate
     if not group.is_per_tensor():
-        return scale_of(group_amax(values, group), problem.fp8, problem.recipe)
+        return scale_of(group_amax(values, group), problem.fp8, recipe)
     if problem.quant.a2.static:
         assert problem.weights.a2_scale is not None
         return problem.weights.a2_scale.double().reshape(1, 1).expand(len(pairs), 1)
     assert amax is not None
-    per_expert = scale_of(_by_scope(problem, amax, amax, problem.all_pairs), problem.fp8, problem.recipe)
+    per_expert = scale_of(_by_scope(problem, amax, amax, problem.all_pairs), problem.fp8, recipe)
     return per_expert[pairs.expert, None]

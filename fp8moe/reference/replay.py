@@ -170,7 +170,7 @@ def _largest_by_expert(problem: MoEProblem, pairs: Pairs, values: Tensor) -> Ten
 
 def _second_input(problem: MoEProblem, pairs: Pairs, values: Tensor) -> tuple[Tensor, Tensor]:
     """(P, I) fp32 to the values of its FP8 codes, and (P, groups) scales."""
-    desc, recipe, group = problem.quant.a2, problem.recipe, _group_of(problem.quant.a2)
+    desc, recipe, group = problem.quant.a2, problem.recipe.of_intermediate, _group_of(problem.quant.a2)
     if desc.static:
         assert problem.weights.a2_scale is not None
         scale = problem.weights.a2_scale.reshape(1, 1).expand(len(values), 1)

@@ -164,7 +164,10 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
     quantised = recipe is not None
     table = fp8_table(case.weights.w13.dtype) if case.weights.w13_scale is not None else []
     if case.on_input:
-        hidden = [[v * w[0] for v in row] for row, w in zip(hidden, router, strict=True)]
+        by = router
+        if quantised and recipe.input_weights == "input":
+            by = [[bfloat16(w) for w in row] for row in router]
+        hidden = [[v * w[0] for v in row] for row, w in zip(hidden, by, strict=True)]
         hidden = [[bfloat16(float32(v)) for v in row] for row in hidden] if quantised else hidden
         router = [[1.0] for _ in router]
     mapped = [[-1 if e < 0 else (e if case.map is None else case.map[e]) for e in row] for row in ids]
@@ -188,7 +191,10 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
         middle.append([float32(value) for value in values] if quantised else values)
     if quantised and recipe.requantize:
         owners = [e if by_expert else 0 for _, _, e in pairs]
-        middle = quantised_rows(middle, case.group, case.a2, owners, table, recipe)
+        second = SimpleNamespace(**vars(recipe))
+        if recipe.intermediate_amax_floor is not None:
+            second.amax_floor = recipe.intermediate_amax_floor
+        middle = quantised_rows(middle, case.group, case.a2, owners, table, second)
     total = [[0.0] * len(hidden[0]) for _ in hidden]
     for (token, slot, expert), row in zip(pairs, middle, strict=True):
         second = _times(case, "w2", expert, row, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -48,7 +49,8 @@ class SlowReplay:
         router, ids = tensors.topk_weights.tolist(), tensors.topk_ids.tolist()
         rows = tensors.hidden_states.float().tolist()
         if tensors.apply_router_weight_on_input:
-            rows = [[self.narrow(float32(v * w[0])) for v in row] for row, w in zip(rows, router, strict=True)]
+            by = [self.cast(row, recipe.input_weights) for row in router]
+            rows = [[self.narrow(float32(v * w[0])) for v in row] for row, w in zip(rows, by, strict=True)]
         local = None if tensors.expert_map is None else tensors.expert_map.tolist()
         self.experts = {
             (token, slot): expert if local is None else local[expert]
@@ -57,7 +59,7 @@ class SlowReplay:
             if expert >= 0 and (local is None or local[expert] >= 0)
         }
         each = {pair: rows[pair[0]] for pair in self.experts}
-        first_input = self.quantised(each, tensors.quant.a1, weights.a13_scale, rows)
+        first_input = self.quantised(each, tensors.quant.a1, weights.a13_scale, rows, recipe.amax_floor)
         first = {pair: self.cast(self.gemm("w13", pair, *first_input[pair]), recipe.gemm1_output) for pair in each}
         activate = PORTABLE[tensors.config.activation]
         values = {
@@ -65,7 +67,8 @@ class SlowReplay:
             for pair, row in first.items()
         }
         quantised = bool(self.table)
-        second_input = self.quantised(values, tensors.quant.a2, weights.a2_scale, list(values.values()))
+        floor = recipe.amax_floor if recipe.intermediate_amax_floor is None else recipe.intermediate_amax_floor
+        second_input = self.quantised(values, tensors.quant.a2, weights.a2_scale, list(values.values()), floor)
         second = {pair: self.cast(self.gemm("w2", pair, *second_input[pair]), recipe.gemm2_output) for pair in each}
         self.stages = {"first_gemm": first, "activation": values, "second_gemm": second}
         if quantised:
@@ -89,7 +92,12 @@ class SlowReplay:
         return [self.narrow(value) for value in row] if where == "input" else row
 
     def quantised(
-        self, pairs: dict[tuple[int, int], Row], desc: FusedMoEQuantDesc, static: Tensor | None, everything: list[Row]
+        self,
+        pairs: dict[tuple[int, int], Row],
+        desc: FusedMoEQuantDesc,
+        static: Tensor | None,
+        everything: list[Row],
+        floor: float,
     ) -> dict[tuple[int, int], tuple[Row, Row]]:
         """Each pair's values of the FP8 codes and its scales, one for each group of columns."""
         if desc.dtype is None:
@@ -104,15 +112,15 @@ class SlowReplay:
                 whose = everything
                 if self.recipe.dynamic_tensor_scope == "expert":
                     whose = [r for other, r in pairs.items() if self.experts[other] == self.experts[pair]]
-                shared = static.item() if static is not None else self.scale(whose, limit)
-            scales = [self.scale([part], limit) if shared is None else shared for part in parts]
+                shared = static.item() if static is not None else self.scale(whose, limit, floor)
+            scales = [self.scale([part], limit, floor) if shared is None else shared for part in parts]
             codes = [self.code(v, s) for part, s in zip(parts, scales, strict=True) for v in part]
             found[pair] = codes, scales
         return found
 
-    def scale(self, rows: list[Row], limit: float) -> float:
+    def scale(self, rows: list[Row], limit: float, floor: float) -> float:
         amax = max((abs(value) for row in rows for value in row), default=0.0)
-        return scale_of(amax, limit, self.recipe)
+        return scale_of(amax, limit, replace(self.recipe, amax_floor=floor))
 
     def code(self, value: float, scale: float) -> float:
         exact = value / scale if self.recipe.scaling == "divide" else value * float32(1 / scale)

@@ -36,6 +36,7 @@ RECIPES = {
     "bf16 sum": Recipe(combine="input"),
     "powers of two": Recipe(scale_rounding="power_of_two"),
     "reciprocal": Recipe(scaling="reciprocal"),
+    "other floors": Recipe(amax_floor=0.0, intermediate_amax_floor=2.0**-9),
 }
 HONEST = {name: ordered(product) for name, product in ORDERS.items()} | {"other scaling": OtherScaling}
 SCHEMES = ("block", "block", "tensor_tok", "channel_tok", "tensor_128", "tensor_dyn", "tensor_static")

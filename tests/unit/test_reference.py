@@ -151,6 +151,8 @@ RECIPES = {
     "by Hopper's factor": Recipe(scale_division="approximate_inverse", scaling="reciprocal", activation_output="input"),
     "bf16 weighted": Recipe(weighted="input"),
     "by expert": Recipe(dynamic_tensor_scope="expert"),
+    "another floor of the intermediate": Recipe(intermediate_amax_floor=64.0),
+    "no floor, then one": Recipe(amax_floor=0.0, intermediate_amax_floor=64.0, scaling="reciprocal"),
     "not requantised": Recipe(requantize=False),
 }
 
@@ -181,6 +183,24 @@ def test_a_gate_that_is_rounded_is_the_plain_computation(name: str) -> None:
     assert_equal_up_to_float64(trace.intermediate[order], middle)
     assert_equal_up_to_float64(trace.R, total)
     assert torch.equal(trace.R, traced(case, Recipe()).R) == (name == "silu_no_mul")
+
+
+def test_input_weights_that_are_rounded_are_the_plain_computation() -> None:
+    case, recipe = tiny_case(**CASES["weight on input"]), Recipe(input_weights="input")
+    trace = traced(case, recipe)
+    total, middle = brute_force_moe.moe(case, SimpleNamespace(**vars(recipe)))
+    order = torch.argsort(trace.pairs.row * TOP_K + trace.pairs.slot)
+    assert_equal_up_to_float64(trace.intermediate[order], middle)
+    assert_equal_up_to_float64(trace.R, total)
+    assert not torch.equal(trace.R, traced(case, Recipe()).R)
+
+
+def test_a_floor_of_the_intermediate_alone() -> None:
+    case = tiny_case(**CASES["block"])
+    plain = traced(case, Recipe())
+    other = traced(case, Recipe(intermediate_amax_floor=64.0))
+    assert torch.equal(plain.first, other.first)
+    assert not torch.equal(plain.intermediate, other.intermediate)
 
 
 @pytest.mark.parametrize("name", CASES)

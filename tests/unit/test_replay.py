@@ -82,6 +82,18 @@ OTHERWISE: dict[str, tuple[Case, Recipe, Arithmetic, Steps]] = {
     "powers of two": (PLAIN, Recipe(scale_rounding="power_of_two", scaling="reciprocal"), WGMMA, Steps()),
     "reciprocal": (replace(PLAIN, tokens=6, values="iid", seed=2), Recipe(scaling="reciprocal"), WGMMA, Steps()),
     "a high floor": (replace(PLAIN, scheme="tensor_tok"), Recipe(amax_floor=2.0), WGMMA, Steps()),
+    "a high floor of the intermediate": (
+        replace(PLAIN, scheme="tensor_tok"),
+        Recipe(amax_floor=0.0, intermediate_amax_floor=2.0),
+        WGMMA,
+        Steps(),
+    ),
+    "input weights in 16 bits": (
+        replace(PLAIN, tokens=6, top_k=1, weight_on_input=True, values="iid"),
+        Recipe(input_weights="input"),
+        WGMMA,
+        Steps(),
+    ),
     "gemm1 in 16 bits": (PLAIN, Recipe(gemm1_output="input"), WGMMA, Steps()),
     "the gate in 16 bits": (PLAIN, Recipe(gate_output="input"), WGMMA, Steps()),
     "the gate of gelu in fp16": (

@@ -31,6 +31,8 @@ RECIPES = {
     "power_of_two": Recipe(scale_rounding="power_of_two"),
     "reciprocal": Recipe(scaling="reciprocal"),
     "floor": Recipe(amax_floor=1e-4),
+    "other_floors": Recipe(amax_floor=0.0, intermediate_amax_floor=2.0**-9),
+    "input_weights_16bit": Recipe(input_weights="input"),
     "expert_scope": Recipe(dynamic_tensor_scope="expert"),
     "gemm1_16bit": Recipe(gemm1_output="input"),
     "gate_16bit": Recipe(gate_output="input"),

@@ -110,7 +110,7 @@ def test_a_layer_of_marlins_meets_its_scales_as_our_adapter_says() -> None:
         tensors = build(case(scheme))
         contract = contracts.marlin_of(tensors.config, tensors.quant)
         ours = contract_for(tensors.config, tensors.quant)
-        assert contract == replace(ours, recipe=replace(ours.recipe, gate_output="input"))
+        assert contract == replace(ours, recipe=replace(ours.recipe, input_weights="input", gate_output="input"))
     block = (SCHEMES["block_none"][0], None)
     assert experts.VllmMarlinExperts.contract == contracts.marlin(block, "silu")
 
@@ -152,6 +152,10 @@ ELEMENTS = {
     ("triton", "v1:H=512,I=320,M=41,scheme=channel_tok,values=block_scales"): (36, 40, -0.049072265625),
     ("triton", "v1:E=128,H=2048,M=56,scheme=tensor_static,ep=16:0"): (27, 1765, -0.07568359375),
 }
+ON_INPUT = {
+    "v1:k=1,M=16,scheme=channel_tok,on_input=on": (3, 228, -0.00165557861328125),
+    "v1:k=1,M=16,scheme=tensor_static,on_input=on": (5, 139, 2.6345252990722656e-05),
+}
 """What vLLM's classes had on an H200 where they failed as long as nothing was declared: token, column, value."""
 
 
@@ -166,4 +170,16 @@ def test_all_of_k_in_one_chain_gives_the_bits_that_were_seen(kind: str, text: st
     for promote_every, alike in ((None, True), (128, False)):
         arithmetic = Arithmetic.on("hopper.wgmma", promote_every=promote_every)
         output = replay_moe(trace, arithmetic, Steps(scale_order="weights_first")).stages["combine"]
+        assert (float(output[token, column]) == seen) == alike
+
+
+@pytest.mark.parametrize("text", ON_INPUT)
+def test_rounded_input_weights_give_the_bits_that_were_seen(text: str) -> None:
+    token, column, seen = ON_INPUT[text]
+    tensors = build(Case.parse(text))
+    scheme = (tensors.quant.weight_key, tensors.quant.activation_key)
+    contract = contracts.triton(scheme, tensors.config.activation, 90)
+    assert isinstance(contract.arithmetic, Arithmetic)
+    for recipe, alike in ((contract.recipe, True), (replace(contract.recipe, input_weights="float32"), False)):
+        output = replay_moe(trace_of(tensors, recipe), contract.arithmetic, Steps()).stages["combine"]
         assert (float(output[token, column]) == seen) == alike

@@ -15,10 +15,9 @@ The sources are below csrc/libtorch_stable in its source distribution:
 
 What a Recipe cannot say, and is therefore not declared:
 
-- With blocks and silu, `TritonExperts` has a floor of 1e-10 under the amax of hidden states, 1/512 under the other's.
 - DeepGEMM's class multiplies by fp32(1/448) in the second quantisation; the bound there has room for either.
-- Routing weights on the input are rounded to 16 bits before the product, and count a second time in the CUTLASS class
-  (moe_unpermute takes them as they are) and in Marlin's (its first GEMM is told to multiply with them).
+- Routing weights on the input count a second time in the CUTLASS class (moe_unpermute takes them as they are) and in
+  Marlin's (its first GEMM is told to multiply with them).
 - In fp16, results of Triton's GEMMs on FP8 inputs are rounded to bf16 and then to fp16.
 """
 
@@ -29,7 +28,7 @@ from dataclasses import replace
 from fp8moe.backends.marlin import BY_MARLIN, contract_for
 from fp8moe.config import FusedMoEConfig
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.recipe import Arithmetic, Contract, Recipe
+from fp8moe.recipe import Arithmetic, Contract, Recipe, Rounding
 from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, Scheme
 
 LEAST_SCALE_AMAX = 1 / 512
@@ -42,8 +41,14 @@ ONE_CHAIN = Arithmetic.on("hopper.wgmma")
 """All of K in one sum of the matrix unit. Of eleven elements that failed on an H200 when a promotion every 128 was
 allowed for, the replay has each with it, to the bit, and none without (README.md)."""
 
-_BY_KERNELS_OF_16_BITS = Recipe(gemm1_output="input", gate_output="input", activation_output="input")
+_BY_KERNELS_OF_16_BITS = Recipe(
+    input_weights="input", gemm1_output="input", gate_output="input", activation_output="input"
+)
 _UNKNOWN = Contract(_BY_KERNELS_OF_16_BITS, graph_capturable=True)
+
+
+MORE_THAN_MARLIN: dict[str, Rounding] = {"input_weights": "input", "gate_output": "input"}
+"""What vLLM's class rounds around the kernels of our MARLIN."""
 
 
 def _quantised(recipe: Recipe, scheme: Scheme) -> Recipe:
@@ -63,7 +68,9 @@ def triton(scheme: Scheme, activation: str, cap: int | None = None) -> Contract:
     """
     recipe = replace(_quantised(_BY_KERNELS_OF_16_BITS, scheme), weighted="input")
     if scheme == BLOCK and activation == "silu":  # one kernel that quantises what it has in fp32
-        recipe = replace(recipe, gate_output="float32", activation_output="float32", amax_floor=LEAST_SCALE_AMAX)
+        recipe = replace(
+            recipe, gate_output="float32", activation_output="float32", intermediate_amax_floor=LEAST_SCALE_AMAX
+        )
     return replace(_UNKNOWN, recipe=recipe, arithmetic=ONE_CHAIN if cap == HOPPER and scheme != BLOCK else None)
 
 
@@ -81,13 +88,13 @@ def deepgemm(scheme: Scheme, activation: str) -> Contract:
 
 def marlin(scheme: Scheme, activation: str) -> Contract:
     """Weights alone are FP8; the kernels are those of fp8moe's MARLIN, the activation is vLLM's."""
-    return replace(_UNKNOWN, recipe=replace(BY_MARLIN, gate_output="input"))
+    return replace(_UNKNOWN, recipe=replace(BY_MARLIN, **MORE_THAN_MARLIN))
 
 
 def marlin_of(config: FusedMoEConfig, quant: FusedMoEQuantConfig) -> Contract:
     """With how a layer's weights meet their scales."""
     contract = contract_for(config, quant)
-    return replace(contract, recipe=replace(contract.recipe, gate_output="input"))
+    return replace(contract, recipe=replace(contract.recipe, **MORE_THAN_MARLIN))
 
 
 def triton_or_deepgemm(scheme: Scheme, activation: str, hidden: int, inter: int) -> Contract:
