@@ -57,12 +57,13 @@ FEW_ROWS = 16
 """Rows of a tile whose weights are all that is waited for."""
 NARROWEST, USUAL, WIDEST = Program(32, 5, 4, 7), Program(64, 4, 2, 5), Program(128, 3, 4, 4)
 """With such tiles and block scales: for fewer programs than multiprocessors; for most; where these many fit all at once
-and the usual do not, and for short sums. Both GEMMs of seven layers with 1 and 16 tokens take up to a quarter less than
+and the usual do not, and for short sums. Both GEMMs of four layers with 1 and 16 tokens take up to a quarter less than
 with the usual alone (an H200, reports/h200/2026-11-29-policy/tune.txt and 2026-11-30-begin/tune.txt)."""
 SHORT = 512
 """Up to so many terms a sum is short."""
 FEW_BY_ROW = Program(64, 5, 4, 4)
-"""With such tiles and a scale for each row."""
+"""With such tiles and a scale for each row, but for short sums, which take a tenth less with the usual program (an H200,
+reports/h200/2026-11-30-begin/tune-row.txt)."""
 
 
 def program_of(
@@ -71,7 +72,7 @@ def program_of(
     tiles = alignment.likely or alignment.tiles
     if device.type == "cuda" and alignment.tile_rows == FEW_ROWS and scales != "none":
         if scales == "row":
-            return FEW_BY_ROW
+            return USUAL if k_size <= SHORT else FEW_BY_ROW
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         return few_by_block(tiles * parts, part_columns, k_size, processors)
     return Program(columns_of_tile(tiles, parts * part_columns, device), 3, 4, 4)

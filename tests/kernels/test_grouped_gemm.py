@@ -11,6 +11,7 @@ from torch import Tensor
 from fp8moe.backends.triton_arithmetic import arithmetic_by_tile
 from fp8moe.kernels.align import Alignment, align_batches, align_pairs
 from fp8moe.kernels.grouped_gemm import (
+    FEW_BY_ROW,
     NARROWEST,
     USUAL,
     WIDEST,
@@ -19,6 +20,7 @@ from fp8moe.kernels.grouped_gemm import (
     columns_of_tile,
     few_by_block,
     grouped_gemm,
+    program_of,
 )
 from fp8moe.platforms import PLATFORMS
 from fp8moe.reference.replay import k_order, ordered
@@ -193,7 +195,7 @@ def test_every_program_of_few_rows(
     assert torch.equal(operands.to(device).run(16).double(), operands.expected())
 
 
-def test_programs_of_few_rows_follow_from_how_many_run_at_once() -> None:
+def test_programs_of_few_rows_follow_from_how_many_run_at_once(device: torch.device) -> None:
     """With 132 multiprocessors: of two layers with one token and with sixteen, and a short sum."""
     for tiles, columns, k_size, expected in (
         (8 * 2, 384, 4096, NARROWEST),
@@ -205,6 +207,9 @@ def test_programs_of_few_rows_follow_from_how_many_run_at_once() -> None:
         (82, 4096, 768, USUAL),
     ):
         assert few_by_block(tiles, columns, k_size, 132) == expected, (tiles, columns, k_size)
+    alignment = align_pairs(torch.arange(16, device=device).view(8, 2), 16, 16)
+    for k_size, expected in ((384, USUAL), (768, FEW_BY_ROW)):
+        assert program_of(alignment, 1, 4096, k_size, "row", torch.device("cuda")) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
