@@ -62,8 +62,8 @@ with the usual alone (an H200, reports/h200/2026-11-29-policy/tune.txt and 2026-
 SHORT = 512
 """Up to so many terms a sum is short."""
 FEW_BY_ROW = Program(64, 5, 4, 4)
-"""With such tiles and a scale for each row, but for short sums, which take a tenth less with the usual program (an H200,
-reports/h200/2026-11-30-begin/tune-row.txt)."""
+"""With such tiles and a scale for each row, but for short sums, which take a tenth less with the usual program (an
+H200, reports/h200/2026-11-30-begin/tune-row.txt)."""
 
 
 def program_of(

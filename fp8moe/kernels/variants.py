@@ -107,6 +107,11 @@ def _gemms() -> dict[str, Variant]:
                 },
                 {"a": f"*{dtype}", "w": f"*{dtype}", "bias": f"*{dtype}", "c": "*fp32", **indices},
             )
+    usual = grouped_gemm.USUAL
+    for scales in ("block", "row"):
+        widest = variants[f"gemm_{scales}_16"]
+        constants = widest.constants | {"COLUMNS": usual.columns}
+        variants[f"gemm_{scales}_16_usual"] = replace(widest, constants=constants, warps=usual.warps)
     return variants
 
 
