@@ -152,6 +152,12 @@ ELEMENTS = {
     ("triton", "v1:H=512,I=320,M=41,scheme=channel_tok,values=block_scales"): (36, 40, -0.049072265625),
     ("triton", "v1:E=128,H=2048,M=56,scheme=tensor_static,ep=16:0"): (27, 1765, -0.07568359375),
 }
+TWICE = {
+    "v1:k=1,M=16,scheme=channel_tok,on_input=on": (10, 143, -8.296966552734375e-05),
+    "v1:k=1,M=16,scheme=tensor_static,on_input=on": (5, 221, 2.3632310330867767e-08),
+    "v1:k=1,M=16,scheme=tensor_dyn,on_input=on": (5, 255, 6.51925802230835e-08),
+}
+"""What the CUTLASS class had there with routing weights on the input."""
 ON_INPUT = {
     "v1:k=1,M=16,scheme=channel_tok,on_input=on": (3, 228, -0.00165557861328125),
     "v1:k=1,M=16,scheme=tensor_static,on_input=on": (5, 139, 2.6345252990722656e-05),
@@ -183,3 +189,18 @@ def test_rounded_input_weights_give_the_bits_that_were_seen(text: str) -> None:
     for recipe, alike in ((contract.recipe, True), (replace(contract.recipe, input_weights="float32"), False)):
         output = replay_moe(trace_of(tensors, recipe), contract.arithmetic, Steps()).stages["combine"]
         assert (float(output[token, column]) == seen) == alike
+
+
+@pytest.mark.parametrize("text", TWICE)
+def test_the_routing_weight_is_multiplied_with_twice(text: str) -> None:
+    token, column, seen = TWICE[text]
+    tensors = build(Case.parse(text))
+    scheme = (tensors.quant.weight_key, tensors.quant.activation_key)
+    contract = contracts.cutlass(scheme, tensors.config.activation)
+    assert isinstance(contract.arithmetic, Arithmetic)
+    trace = trace_of(tensors, contract.recipe)
+    results = replay_moe(trace, contract.arithmetic, Steps(scale_order="weights_first")).stages["second_gemm"]
+    once = results[(trace.pairs.token == token).nonzero()[0, 0], column]
+    again = (once * tensors.topk_weights[token, 0]).to(torch.bfloat16)
+    assert float(again) == seen
+    assert float(once.to(torch.bfloat16)) != seen
