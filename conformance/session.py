@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ class Session:
         torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
         names: list[str] = config.getoption("--fp8moe-backend")
         try:
-            subjects = tuple(map(_subject, dict.fromkeys(names))) or default_subjects()
+            subjects = _each_by_its_name(tuple(map(_subject, dict.fromkeys(names))) or default_subjects())
         except TypeError as error:
             raise ValueError(str(error)) from error
         schemes: list[str] = config.getoption("--fp8moe-scheme")
@@ -101,10 +101,7 @@ class Session:
             examples = EXAMPLES
         if examples < 1:
             raise ValueError(f"--fp8moe-examples={examples}: expected at least 1")
-        try:
-            cells = plan(subjects, target, schemes or SCHEME_NAMES, named=bool(names))
-        except SystemExit as error:
-            raise ValueError(f"asking a backend what it takes raised {told(error)}") from error
+        cells = [cell for subject in subjects for cell in _cells(subject, target, schemes or SCHEME_NAMES, bool(names))]
         budget, report = config.getoption("--fp8moe-budget"), config.getoption("--fp8moe-report")
         if budget is not None and not budget >= 0:
             raise ValueError(f"--fp8moe-budget={budget}: expected seconds, 0 or more")
@@ -297,6 +294,40 @@ def _subject(name: str) -> Subject:
     except BackendContractError as error:
         why = str(error).removeprefix(f"{name}: ")
         raise ValueError(f"--fp8moe-backend={name}: it cannot be used: {why}") from None
+
+
+def _each_by_its_name(subjects: Sequence[Subject]) -> Sequence[Subject]:
+    """Results are kept by a backend's name.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    found: dict[str, Subject] = {}
+    for subject in subjects:
+        other = found.setdefault(subject.name, subject)
+        if other is not subject:
+            raise ValueError(
+                f"--fp8moe-backend={subject.origin}: its results would be told as {subject.name}'s, which is "
+                f"{other.origin}: judge one of them in a run of its own, or give it another name"
+            )
+    return subjects
+
+
+def _cells(subject: Subject, target: Target, schemes: Sequence[str], named: bool) -> list[Cell]:
+    """What `plan` says of one backend.
+
+    Raises:
+        ValueError: its own predicate raises.
+    """
+    try:
+        return plan([subject], target, schemes, named=named)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # among what a predicate may raise is SystemExit, and what ends or skips a test
+        raise ValueError(
+            f"asking {subject.origin} what it takes raised {told(error)}: mend its is_supported_config, or name the "
+            "backends that are to be judged with --fp8moe-backend"
+        ) from error
 
 
 def _parts_not_run(results: list[CheckResult]) -> dict[str, str]:

@@ -111,6 +111,7 @@ class Checker:
         return (
             f"{result.backend} does not compute {result.case} ({check})\n  {result.reason}\n"
             f"  found as: {failing.result.case}\n  reproduce: {result.reproduce}"
+            f"{self.session.isolation.hint(self.cell.subject)}"
         )
 
     @contextmanager
