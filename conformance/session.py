@@ -255,6 +255,7 @@ class Session:
             cells.append(
                 {
                     "backend": cell.subject.name,
+                    "origin": cell.subject.origin,
                     "scheme": cell.scheme,
                     "status": status.value,
                     "reason": cell.reason or _reason(status, results),
