@@ -48,9 +48,9 @@ class Run:
         left: checks of cases that were not run.
         waived: checks of cases that failed, as the vendor knew.
         refused: checks of cases whose layer the backend does not take.
+        judged: checks that passed or failed.
         release: of what brings the kernels, "" where the report does not tell.
         when: ISO 8601, "" where the report does not tell.
-        judged: checks that passed or failed.
     """
 
     backend: str
@@ -62,6 +62,7 @@ class Run:
     left: int
     refused: int
     waived: int
+    judged: int
     device: str
     date: str
     versions: str
@@ -69,7 +70,6 @@ class Run:
     verdict: str = ""
     release: str = ""
     when: str = ""
-    judged: int = 0
 
     @property
     def what(self) -> str:
@@ -161,7 +161,7 @@ def _as_its_cells_say(cells: Sequence[Mapping[str, Any]], results: Sequence[Chec
     """A cell that failed has a failure, one that passed has none, and each has as many cases as there are results."""
     for cell in cells:
         of = [one for one in results if (one.backend, one.scheme) == (cell["backend"], cell["scheme"])]
-        failed = any(one.verdict == COMPUTES and one.status is Status.FAILED for one in of)
+        failed = any(one.case and one.verdict == COMPUTES and one.status is Status.FAILED for one in of)
         cases = sum(bool(one.case) and one.check == EQUIVALENCE for one in of)
         if failed != (cell["status"] == Status.FAILED) or cases != cell["cases"]:
             raise ValueError(
@@ -184,8 +184,9 @@ def _runs(backend: str, checks: Sequence[CheckResult], level: str, *place: str, 
         failed = dict.fromkeys(check.scheme or check.check for check in failing)
         schemes = tuple(name for name in dict.fromkeys(one.scheme for one in passed) if name and name not in failed)
         if of:
-            found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused, waived)
-            yield Run(*found, *place, judged=len(passed) + len(failing))
+            judged = len(passed) + len(failing)
+            found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused, waived, judged)
+            yield Run(*found, *place)
 
 
 def _release(told: Mapping[str, Any]) -> str:
