@@ -123,8 +123,12 @@ _path: list[str] = []
 
 def keep_path() -> None:
     """Servers look for modules where this process does now, whatever comes into `sys.path` later: pytest puts folders
-    in front of it, where another module may have the name of one that this process has imported."""
-    _path[:] = _search_path()
+    in front of it, where another module may have the name of one that this process has imported. One that looks
+    elsewhere, for an earlier run in this process, ends."""
+    path = _search_path()
+    if path != _path:
+        shutdown()
+    _path[:] = path
 
 
 def _search_path() -> list[str]:
