@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from conformance import emulated, performs
 from conformance.cases import SCHEME_NAMES, Case
 from conformance.checks import check_case
 from conformance.compiled import report as compiled
-from conformance.contain import Job
+from conformance.contain import Job, SubjectRef
 from conformance.isolation import NONE, OUTSIDE, Isolation
 from conformance.matrix import (
     EQUIVALENCE,
@@ -37,7 +37,7 @@ from conformance.selected import selected_rows
 from conformance.timing.regrets import regret_lines
 from fp8moe import __version__
 from fp8moe.detection import describe_device, probe_libraries
-from fp8moe.registry import BackendContractError, broken_plug_ins
+from fp8moe.registry import BackendContractError, broken_plug_ins, registered_backends
 
 if TYPE_CHECKING:
     import pytest
@@ -89,9 +89,10 @@ class Session:
         torch.set_num_threads(1)  # thousands of small products: a second thread costs more than it does
         names: list[str] = config.getoption("--fp8moe-backend")
         try:
-            subjects = _each_by_its_name(tuple(map(_subject, dict.fromkeys(names))) or default_subjects())
+            subjects = tuple(map(_subject, dict.fromkeys(names))) or default_subjects()
         except TypeError as error:
             raise ValueError(str(error)) from error
+        subjects = _findable(_each_by_its_name(subjects))
         schemes: list[str] = config.getoption("--fp8moe-scheme")
         for scheme in schemes:
             if scheme not in SCHEME_NAMES:
@@ -295,6 +296,16 @@ def _subject(name: str) -> Subject:
     except BackendContractError as error:
         why = str(error).removeprefix(f"{name}: ")
         raise ValueError(f"--fp8moe-backend={name}: it cannot be used: {why}") from None
+
+
+def _findable(subjects: Sequence[Subject]) -> Sequence[Subject]:
+    """Those that a call in this process registered by the place of their class, since no other knows the name."""
+    called = {spec.name for spec in registered_backends() if spec.distribution is None}
+    found = []
+    for subject in subjects:
+        reference = SubjectRef.importable(subject) if subject.origin in called else None
+        found.append(subject if reference is None else replace(subject, origin=reference.path))
+    return found
 
 
 def _each_by_its_name(subjects: Sequence[Subject]) -> Sequence[Subject]:

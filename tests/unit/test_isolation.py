@@ -19,6 +19,7 @@ from conformance.session import Session
 from conformance.test_computes import Checker, Failing
 from conformance.test_performs import why_not_timed
 from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.registry import register_backend, unregister_backend
 
 
 class Outside(TorchExperts):
@@ -135,6 +136,16 @@ def test_a_predicate_that_raises_is_told_by_its_backends_name(
     kind = type(error).__name__
     with pytest.raises(ValueError, match=rf"^asking {__name__}:Outside what it takes raised {kind}.*--fp8moe-backend$"):
         session(f"{__name__}:Outside")
+
+
+def test_a_backend_that_a_call_registered_is_told_by_the_place_of_its_class() -> None:
+    """No other process knows the name, nor does `fp8moe repro` in one."""
+    register_backend("BY_CALL", Outside)
+    try:
+        (cell,) = session("BY_CALL").cells
+        assert (cell.subject.name, cell.subject.origin) == ("BY_CALL", f"{__name__}:Outside")
+    finally:
+        unregister_backend("BY_CALL")
 
 
 def test_a_class_that_a_function_made_is_found_where_it_is_kept() -> None:
