@@ -298,14 +298,14 @@ def _subject(name: str) -> Subject:
         raise ValueError(f"--fp8moe-backend={name}: it cannot be used: {why}") from None
 
 
-def _findable(subjects: Sequence[Subject]) -> Sequence[Subject]:
+def _findable(subjects: Sequence[Subject]) -> tuple[Subject, ...]:
     """Those that a call in this process registered by the place of their class, since no other knows the name."""
     called = {spec.name for spec in registered_backends() if spec.distribution is None}
     found = []
     for subject in subjects:
         reference = SubjectRef.importable(subject) if subject.origin in called else None
         found.append(subject if reference is None else replace(subject, origin=reference.path))
-    return found
+    return tuple(found)
 
 
 def _each_by_its_name(subjects: Sequence[Subject]) -> Sequence[Subject]:
