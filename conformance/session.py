@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,6 +268,7 @@ class Session:
         return {
             "format": 1,
             "fp8moe": __version__,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "target": self.target.name,
             "device": asdict(device),
             "platform": str(self.target.platform),

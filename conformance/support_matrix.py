@@ -149,7 +149,9 @@ def _of_suite(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterat
     for backend in dict.fromkeys(result.backend for result in results if result.backend not in others):
         wanted = [result for result in results if result.backend == backend and result.verdict in (COMPUTES, COMPILES)]
         checks = [one for one in wanted if one.scheme or one.status is Status.FAILED or one.verdict == COMPILES]
-        yield from _runs(backend, checks, "", device, _date(folder), versions, _relative(folder, reports))
+        date = content.get("date", "")
+        place = (device, date[:10] or _date(folder), versions, _relative(folder, reports))
+        yield from _runs(backend, checks, "", *place, "", "", date)
 
 
 def _of_this_format(content: Mapping[str, Any]) -> None:

@@ -122,6 +122,14 @@ def test_another_class_of_the_same_name_is_no_evidence_in_a_run_of_the_suite(tmp
     assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": theirs}))[0][0] == "not run"
 
 
+def test_a_run_of_the_suite_has_the_day_that_its_report_tells(tmp_path: Path) -> None:
+    older = suite("passed") | {"date": "2026-11-01T10:00:00+00:00"}
+    reports = kept(tmp_path, **{"2026-11-09-moved": older, "2026-11-03": suite("failed")})
+    (row,) = rows_of("TRITON", reports)
+    assert (row[1], row[3]) == ("suite: 0 schemes, 0 checks passed; FAILED: block", "2026-11-03")
+    assert rows_of("TRITON", kept(tmp_path / "alone", **{"2026-11-09-moved": older}))[0][3] == "2026-11-01"
+
+
 def test_a_run_that_failed_before_anything_was_computed_is_told(tmp_path: Path) -> None:
     ran = check("TRITON", "one", ("block", "passed"))
     contract = {"verdict": "selects", "check": "selects.contract", "status": "failed", "reason": "it does not load"}
