@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from conformance.contain import Job, Limits, SubjectRef, Worker
+from conformance.contain.hosting import keep_path
 from conformance.contain.jobs import FIRST_SECONDS
 from conformance.plan import Subject
 from conformance.results import CheckResult
@@ -13,6 +14,8 @@ from conformance.results import CheckResult
 OURS = ("conformance", "fp8moe")
 """Packages whose classes are judged in pytest's own process, unless they are to be isolated, too."""
 OUTSIDE, ALL, NONE = "outside", "all", "none"
+REMEDY = "give it a name at the top of a module on the import path"
+IN_A_WORKER = "judged in a worker process, which has run no conftest.py and no fixture: --fp8moe-no-isolate has it here"
 LIMITS: Mapping[str, Limits] = {
     OUTSIDE: Limits(seconds=600.0, memory_bytes=None, output_bytes=64 << 20),
     ALL: Limits(first_seconds=FIRST_SECONDS),
@@ -47,6 +50,8 @@ class Isolation:
         self._of = ""
         for subject in dict.fromkeys(subjects):
             self._take(subject)
+        if self._references:
+            keep_path()
 
     def _take(self, subject: Subject) -> None:
         outside = subject.experts_cls.__module__.partition(".")[0] not in OURS
@@ -58,7 +63,7 @@ class Isolation:
         elif self.mode == OUTSIDE and outside:
             found = SubjectRef.importable(subject)
             if found is None:
-                self.here[subject.name] = f"no other process finds {subject.experts_cls.__qualname__}"
+                self.here[subject.name] = f"no other process finds {subject.experts_cls.__qualname__}: {REMEDY}"
             else:
                 self._references[subject.origin] = found
         elif outside:
@@ -67,6 +72,12 @@ class Isolation:
     def reference(self, subject: Subject) -> SubjectRef | None:
         """What a worker finds a backend by; None of one that is judged in this process."""
         return self._references.get(subject.origin)
+
+    def hint(self, subject: Subject) -> str:
+        """What the report of a failure ends with, where nobody has asked for the worker that it was seen in."""
+        if self.mode != OUTSIDE or self.reference(subject) is None:
+            return ""
+        return f"\n  {IN_A_WORKER}"
 
     def header(self) -> list[str]:
         """Who is judged where."""

@@ -133,13 +133,17 @@ class CheckResult:
 
 
 class Ledger:
-    """Every result of a run, by (check, backend, scheme, case); a later result replaces an earlier one."""
+    """Every result of a run, by (check, backend, scheme, case); a later result replaces an earlier one, but a failure:
+    one that does not come again, in another worker of pytest-xdist say, has been one all the same."""
 
     def __init__(self) -> None:
         self._results: dict[tuple[str, str, str, str], CheckResult] = {}
 
     def add(self, result: CheckResult) -> None:
-        self._results[result.check, result.backend, result.scheme, result.case] = result
+        key = result.check, result.backend, result.scheme, result.case
+        before = self._results.get(key)
+        if before is None or before.status is not Status.FAILED:
+            self._results[key] = result
 
     def __iter__(self) -> Iterator[CheckResult]:
         return iter(self._results.values())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from conformance import emulated, performs
 from conformance.cases import SCHEME_NAMES, Case
 from conformance.checks import check_case
 from conformance.compiled import report as compiled
-from conformance.contain import Job
+from conformance.contain import Job, SubjectRef
 from conformance.isolation import NONE, OUTSIDE, Isolation
 from conformance.matrix import (
     EQUIVALENCE,
@@ -37,7 +38,7 @@ from conformance.selected import selected_rows
 from conformance.timing.regrets import regret_lines
 from fp8moe import __version__
 from fp8moe.detection import describe_device, probe_libraries
-from fp8moe.registry import BackendContractError, broken_plug_ins
+from fp8moe.registry import BackendContractError, broken_plug_ins, registered_backends
 
 if TYPE_CHECKING:
     import pytest
@@ -92,6 +93,7 @@ class Session:
             subjects = tuple(map(_subject, dict.fromkeys(names))) or default_subjects()
         except TypeError as error:
             raise ValueError(str(error)) from error
+        subjects = _findable(_each_by_its_name(subjects))
         schemes: list[str] = config.getoption("--fp8moe-scheme")
         for scheme in schemes:
             if scheme not in SCHEME_NAMES:
@@ -101,10 +103,7 @@ class Session:
             examples = EXAMPLES
         if examples < 1:
             raise ValueError(f"--fp8moe-examples={examples}: expected at least 1")
-        try:
-            cells = plan(subjects, target, schemes or SCHEME_NAMES, named=bool(names))
-        except SystemExit as error:
-            raise ValueError(f"asking a backend what it takes raised {told(error)}") from error
+        cells = [cell for subject in subjects for cell in _cells(subject, target, schemes or SCHEME_NAMES, bool(names))]
         budget, report = config.getoption("--fp8moe-budget"), config.getoption("--fp8moe-report")
         if budget is not None and not budget >= 0:
             raise ValueError(f"--fp8moe-budget={budget}: expected seconds, 0 or more")
@@ -258,6 +257,7 @@ class Session:
             cells.append(
                 {
                     "backend": cell.subject.name,
+                    "origin": cell.subject.origin,
                     "scheme": cell.scheme,
                     "status": status.value,
                     "reason": cell.reason or _reason(status, results),
@@ -268,6 +268,7 @@ class Session:
         return {
             "format": 1,
             "fp8moe": __version__,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "target": self.target.name,
             "device": asdict(device),
             "platform": str(self.target.platform),
@@ -297,6 +298,50 @@ def _subject(name: str) -> Subject:
     except BackendContractError as error:
         why = str(error).removeprefix(f"{name}: ")
         raise ValueError(f"--fp8moe-backend={name}: it cannot be used: {why}") from None
+
+
+def _findable(subjects: Sequence[Subject]) -> tuple[Subject, ...]:
+    """Those that a call in this process registered by the place of their class, since no other knows the name."""
+    called = {spec.name for spec in registered_backends() if spec.distribution is None}
+    found = []
+    for subject in subjects:
+        reference = SubjectRef.importable(subject) if subject.origin in called else None
+        found.append(subject if reference is None else replace(subject, origin=reference.path))
+    return tuple(found)
+
+
+def _each_by_its_name(subjects: Sequence[Subject]) -> Sequence[Subject]:
+    """Results are kept by a backend's name.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    found: dict[str, Subject] = {}
+    for subject in subjects:
+        other = found.setdefault(subject.name, subject)
+        if other is not subject:
+            raise ValueError(
+                f"--fp8moe-backend={subject.origin}: its results would be told as {subject.name}'s, which is "
+                f"{other.origin}: judge one of them in a run of its own, or give it another name"
+            )
+    return subjects
+
+
+def _cells(subject: Subject, target: Target, schemes: Sequence[str], named: bool) -> list[Cell]:
+    """What `plan` says of one backend.
+
+    Raises:
+        ValueError: its own predicate raises.
+    """
+    try:
+        return plan([subject], target, schemes, named=named)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # among what a predicate may raise is SystemExit, and what ends or skips a test
+        raise ValueError(
+            f"asking {subject.origin} what it takes raised {told(error)}: mend its is_supported_config, or name the "
+            "backends that are to be judged with --fp8moe-backend"
+        ) from error
 
 
 def _parts_not_run(results: list[CheckResult]) -> dict[str, str]:

@@ -13,16 +13,19 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from conformance.certificate.statement import EVIDENCE
 from conformance.kept_text import read_text
-from conformance.report import INCOMPLETE, Report
+from conformance.matrix import EQUIVALENCE
+from conformance.report import FORMAT, INCOMPLETE, Report
 from conformance.results import CheckResult, Evidence, Status
 from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.counted import counted
 from fp8moe.registry import seed_backends
+from fp8moe.texts import said, visible
 
 HERE = Path(__file__).parents[1]
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
@@ -45,6 +48,7 @@ class Run:
         left: checks of cases that were not run.
         waived: checks of cases that failed, as the vendor knew.
         refused: checks of cases whose layer the backend does not take.
+        judged: checks that passed or failed.
         release: of what brings the kernels, "" where the report does not tell.
         when: ISO 8601, "" where the report does not tell.
     """
@@ -58,6 +62,7 @@ class Run:
     left: int
     refused: int
     waived: int
+    judged: int
     device: str
     date: str
     versions: str
@@ -89,6 +94,8 @@ def runs_in(reports: Path) -> list[Run]:
             text names it.
     """
     found: list[Run] = []
+    if not reports.is_dir():
+        raise ValueError(f"{reports}: no such folder: --reports names that of the kept runs")
     for path in sorted([*reports.rglob("*.json"), *reports.rglob("*.json.gz")]):
         try:
             content = json.loads(read_text(path))
@@ -102,45 +109,85 @@ def runs_in(reports: Path) -> list[Run]:
                 found += _of_suite(content, folder, reports)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: no report that can be read ({error}): mend it, or remove it") from error
+        except (AttributeError, TypeError, RecursionError, OSError) as error:  # a part of it is of another kind
+            raise ValueError(f"{path}: no report that can be read ({said(error)}): mend it, or remove it") from error
     return found
 
 
 def _of_check(content: Mapping[str, Any], folder: Path, reports: Path, release: str) -> Iterator[Run]:
+    _of_this_format(content)
     report = Report.from_object(content, "report")
+    keys = [(check.check, check.scheme, check.case) for check in report.checks if check.case]
+    if len(keys) != len(set(keys)):
+        raise ValueError(f"{len(keys)} results of {len(set(keys))} checks of cases: some are there twice")
+    if len(keys) < report.planned and not any(
+        check.status is Status.NOT_RUN for check in report.checks if check.verdict == COMPUTES
+    ):
+        raise ValueError(
+            f"planned={report.planned}, with {len(keys)} results and nothing that was not run: some are gone"
+        )
     told = content.get("verdict", report.verdict)
     if told != report.verdict:
         raise ValueError(f"verdict={told!r}, and its checks come to {report.verdict!r}: it was changed")
     versions = ", ".join(f"{name} {report.versions[name]}" for name in TOLD if name in report.versions)
     checks = [check for check in report.checks if check.scheme or check.status is Status.FAILED]
     level = f"{report.level} {report.shard}".strip()
-    place = (report.device, report.date[:10] or _date(folder), versions, _relative(folder, reports))
+    place: tuple[str, ...] = (report.device, report.date[:10] or _date(folder), versions, _relative(folder, reports))
     verdict = INCOMPLETE if report.verdict == INCOMPLETE else ""
     # A class of somebody's may bear a backend's name; its origin is another.
-    yield from _runs(report.origin, checks, level, *place, verdict, release or _release(report.code), report.date)
+    place = (*place, verdict, release or _release(report.code), report.date)
+    yield from _runs(report.origin, checks, level, *place, planned=report.planned)
 
 
 def _of_suite(content: Mapping[str, Any], folder: Path, reports: Path) -> Iterator[Run]:
+    _of_this_format(content)
     device = content["device"]["name"]
     versions = ", ".join(f"{name} {content['device'][name]}" for name in TOLD if content["device"].get(name))
     results = [CheckResult.from_object(one) for one in content["results"] if one.get("backend")]
-    for backend in dict.fromkeys(result.backend for result in results):
+    _as_its_cells_say(content["cells"], results)
+    others = {cell["backend"] for cell in content["cells"] if cell.get("origin", cell["backend"]) != cell["backend"]}
+    for backend in dict.fromkeys(result.backend for result in results if result.backend not in others):
         wanted = [result for result in results if result.backend == backend and result.verdict in (COMPUTES, COMPILES)]
         checks = [one for one in wanted if one.scheme or one.status is Status.FAILED or one.verdict == COMPILES]
-        yield from _runs(backend, checks, "", device, _date(folder), versions, _relative(folder, reports))
+        date = content.get("date", "")
+        place = (device, date[:10] or _date(folder), versions, _relative(folder, reports))
+        yield from _runs(backend, checks, "", *place, "", "", date)
 
 
-def _runs(backend: str, checks: Sequence[CheckResult], level: str, *place: str) -> Iterator[Run]:
+def _of_this_format(content: Mapping[str, Any]) -> None:
+    if content.get("format") != FORMAT:
+        raise ValueError(f"format={content.get('format')!r}: expected {FORMAT}")
+
+
+def _as_its_cells_say(cells: Sequence[Mapping[str, Any]], results: Sequence[CheckResult]) -> None:
+    """A cell that failed has a failure, one that passed has none, and each has as many cases as there are results."""
+    for cell in cells:
+        of = [one for one in results if (one.backend, one.scheme) == (cell["backend"], cell["scheme"])]
+        failed = any(one.case and one.verdict == COMPUTES and one.status is Status.FAILED for one in of)
+        cases = sum(bool(one.case) and one.check == EQUIVALENCE for one in of)
+        if failed != (cell["status"] == Status.FAILED) or cases != cell["cases"]:
+            raise ValueError(
+                f"cell {cell['backend']}, {cell['scheme']}: status={cell['status']!r} of {cell['cases']} cases, and "
+                f"its results have {cases} and {'a' if failed else 'no'} failure: it was changed"
+            )
+
+
+def _runs(backend: str, checks: Sequence[CheckResult], level: str, *place: str, planned: int = 0) -> Iterator[Run]:
     of_cases = [check.status for check in checks if check.case]
     left, refused, waived = map(of_cases.count, (Status.NOT_RUN, Status.NOT_SUPPORTED, Status.WAIVED))
+    left += max(planned - len(of_cases), 0)  # a report of `fp8moe check` has one result for all that were not run
     for evidence in Evidence:
         of = [check for check in checks if check.evidence is evidence]
+        if evidence is Evidence.HARDWARE and not any(check.evidence for check in checks):
+            of = [check for check in checks if check.status is Status.FAILED]  # before anything was computed there
         passed = [check for check in of if check.status is Status.PASSED]
         # A failure before anything ran, such as of the class itself, is one of whatever else was run.
         failing = [one for one in checks if one.status is Status.FAILED and one.evidence in (evidence, None)]
         failed = dict.fromkeys(check.scheme or check.check for check in failing)
         schemes = tuple(name for name in dict.fromkeys(one.scheme for one in passed) if name and name not in failed)
         if of:
-            found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused, waived)
+            judged = len(passed) + len(failing)
+            found = (backend, evidence, schemes, tuple(failed), level, len(passed), left, refused, waived, judged)
             yield Run(*found, *place)
 
 
@@ -160,15 +207,19 @@ def _relative(folder: Path, reports: Path) -> str:
 
 
 def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
-    """For each of the eleven its latest run on each device, the best class of evidence; else what there is of it."""
+    """For each of the eleven its latest run on each device, the best class of evidence, and the failures before it that
+    it is too small to answer; else what there is of it."""
     for spec in seed_backends():
         mine = [run for run in runs if run.backend == spec.name]
         for evidence in (Evidence.HARDWARE, Evidence.SIMULATED, Evidence.COMPILED):
             of = [run for run in mine if run.evidence is evidence]
             if of:
                 order = sorted(of, key=lambda run: (run.date, bool(run.failed), run.cases, run.when))
-                latest = {run.device: run for run in order}
-                for run in latest.values():
+                latest: dict[str, list[Run]] = {}
+                for run in order:
+                    before = latest.get(run.device, [])
+                    latest[run.device] = [*(one for one in before if one.failed and run.judged < one.judged), run]
+                for run in chain.from_iterable(latest.values()):
                     on = ", ".join(filter(None, (run.device, _kernels(spec.experts_cls, run), run.versions)))
                     link = f"[{run.folder}]({run.folder})"
                     yield spec.name, evidence.value, run.what, on, run.date, link
@@ -194,7 +245,7 @@ def _without(cls: type[Any] | None) -> tuple[str, ...]:
 def markdown(reports: Path) -> str:
     """The table."""
     lines = [HEAD, ("---",) * len(HEAD), *rows(runs_in(reports))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(visible(part).replace('|', chr(92) + '|') for part in line)} |" for line in lines)
 
 
 def kept(text: str) -> str | None:
@@ -219,7 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     for path in filter(None, (given.check, given.write)):
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"{path}: it cannot be read ({said(error)}): name the file that has the table")
         before = kept(text)
         if before is None:
             parser.error(f"{path}: no {BEGIN} and {END}")

@@ -35,6 +35,9 @@ ENDING_CHILDREN = 0.25
 """Seconds that a child process which is about to end gets for it."""
 LASTING = ("torch/_inductor/compile_worker", "multiprocessing.resource_tracker", "multiprocessing/resource_tracker")
 """In the command lines of processes that libraries keep for themselves."""
+FORK_SERVER = "from multiprocessing.forkserver import main"
+"""In that of Python's own, which it keeps as well, from 3.14 on for every pool. So have what is forked from it, which a
+backend has started, and which has it for a parent."""
 _PLACE = re.compile(r'File "([^"]*)", line (\d+) in (\S+)')
 _AT_ONCE = 1 << 16
 
@@ -328,7 +331,7 @@ class Handle:
         keeper, worker = self._pids
         others = [pid for pid in processes.descendants(keeper) if pid != worker]
         commands = {pid: processes.command(pid) for pid in others if processes.is_living(pid)}
-        return [text for text in commands.values() if not any(part in text for part in LASTING)]
+        return [text for pid, text in commands.items() if not _is_kept(pid, text, worker)]
 
     def printed(self) -> str:
         """The end of what was printed since the last message to the worker."""
@@ -358,6 +361,13 @@ class Handle:
             self._channel.close()
             self._control.close()
             os.close(self._output)
+
+
+def _is_kept(pid: int, command: str, worker: int) -> bool:
+    """Whether a process below a worker is one that a library keeps."""
+    if FORK_SERVER in command:
+        return processes.parent(pid) == worker
+    return any(part in command for part in LASTING)
 
 
 def _wait_for(descriptor: int, seconds: float) -> None:

@@ -38,7 +38,7 @@ class Server:
         if interpreter:
             environment["TRITON_INTERPRET"] = "1"
         ours, theirs = socket.socketpair()
-        told = json.dumps({"path": [os.path.abspath(entry) for entry in sys.path]})
+        told = json.dumps({"path": _path or _search_path()})
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"{_START}serve({theirs.fileno()},{os.getpid()})", told],
@@ -117,6 +117,24 @@ class Server:
         self._process.returncode = 0  # else its finaliser would wait for another's child
 
 
+_path: list[str] = []
+"""Where the modules of every server are looked for; empty: where this process looks when it starts one."""
+
+
+def keep_path() -> None:
+    """Servers look for modules where this process does now, whatever comes into `sys.path` later: pytest puts folders
+    in front of it, where another module may have the name of one that this process has imported. One that looks
+    elsewhere, for an earlier run in this process, ends."""
+    path = _search_path()
+    if path != _path:
+        shutdown()
+    _path[:] = path
+
+
+def _search_path() -> list[str]:
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
 _servers: dict[bool, Server] = {}
 _lock = threading.Lock()
 
@@ -136,6 +154,7 @@ def server_for(interpreter: bool) -> Server:
 def shutdown() -> None:
     """Ends every server of this process; the next worker starts a new one, with the environment of then."""
     with _lock:
+        _path.clear()
         while _servers:
             _servers.popitem()[1].close()
 

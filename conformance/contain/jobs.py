@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from types import ModuleType
 
 from conformance.class_at import class_at
 from conformance.plan import Subject, load_subject
 from fp8moe.experts import FusedMoEPermuteExpertsUnpermute, contract_violations
-from fp8moe.registry import BackendContractError
+from fp8moe.registry import ENTRY_POINT_GROUP, BackendContractError
 
 
 class SuiteError(Exception):
@@ -106,9 +107,11 @@ class SubjectRef:
     def importable(cls, subject: Subject) -> SubjectRef | None:
         """Of a backend whose class a fresh process imports by its name; None where there is no such name."""
         found = subject.experts_cls
-        if not _is_importable(found):
-            return None
-        return cls(subject.name, subject.origin, f"{found.__module__}:{found.__qualname__}")
+        own = f"{found.__module__}:{found.__qualname__}"  # a class that a function made has another name than this
+        for path in (own, subject.origin, *_entry_points(subject.name)):
+            if _leads_to(path, found):
+                return cls(subject.name, subject.origin, path)
+        return None
 
     @classmethod
     def named(cls, origin: str) -> SubjectRef:
@@ -156,31 +159,50 @@ def _at(path: str) -> object:
     return found
 
 
-def _is_importable(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:
-    """Whether its module and qualified name lead to this very class in a fresh process with the same `sys.path`."""
-    module = sys.modules.get(cls.__module__)
-    if module is None or cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+def _entry_points(name: str) -> list[str]:
+    points = entry_points(group=ENTRY_POINT_GROUP, name=name)
+    return [point.value.partition("[")[0].replace(" ", "") for point in points]
+
+
+def _leads_to(path: str, cls: type[FusedMoEPermuteExpertsUnpermute]) -> bool:
+    """Whether "module:Class" leads to this very class in a fresh process with the same `sys.path`."""
+    name, _, names = path.partition(":")
+    module = sys.modules.get(name)
+    if module is None or name == "__main__" or not names or "<locals>" in names:
         return False
     try:
-        spec = importlib.util.find_spec(cls.__module__)
+        spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None or spec.origin != getattr(module, "__file__", None):
             return False
-        return _from_path(cls.__module__) and _at(f"{cls.__module__}:{cls.__qualname__}") is cls
+        return _from_path(name) and _at(path) is cls
     except (ImportError, AttributeError, ValueError):
         return False
 
 
 def _from_path(name: str) -> bool:
-    """Whether `sys.path` leads to a module: pytest, for one, puts modules into `sys.modules` that it does not find."""
+    """Whether `sys.path` or an editable install leads to a module: pytest, for one, puts modules into `sys.modules` to
+    which neither does."""
     found = None
     search = None
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
-        found = importlib.machinery.PathFinder.find_spec(".".join(parts[:depth]), search)
+        found = _found(".".join(parts[:depth]), search)
         if found is None:
             return False
         search = list(found.submodule_search_locations or ())
     return found is not None and found.origin == getattr(sys.modules[name], "__file__", None)
+
+
+def _found(name: str, search: list[str] | None) -> importlib.machinery.ModuleSpec | None:
+    """By the finders that a fresh process has as well: what a build tool puts there for an editable install is called
+    so by setuptools, meson-python and scikit-build-core alike."""
+    for finder in sys.meta_path:
+        kind = finder if isinstance(finder, type) else type(finder)
+        if kind is importlib.machinery.PathFinder or "editable" in kind.__module__:
+            found = finder.find_spec(name, search)
+            if found is not None:
+                return found
+    return None
 
 
 def _by_value(cls: type[FusedMoEPermuteExpertsUnpermute]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conformance.support_matrix import BEGIN, END, HERE, main, rows, runs_in
+from conformance.support_matrix import BEGIN, END, HERE, main, markdown, rows, runs_in
 from fp8moe.backends.libraries import LibraryBackend
 from fp8moe.registry import seed_backends
 
@@ -18,8 +18,8 @@ def check(backend: str, device: str, *outcomes: tuple[str, str], evidence: str =
     """A report of `fp8moe check`."""
     checks = [
         {"verdict": "computes", "check": "computes.equivalence", "scheme": scheme, "status": status}
-        | {"evidence": evidence}
-        for scheme, status in outcomes
+        | {"evidence": evidence, "case": f"v1:scheme={scheme},M={number}"}
+        for number, (scheme, status) in enumerate(outcomes, 1)
     ]
     selects = {"verdict": "selects", "check": "selects.contract", "status": "passed"}
     versions = {"fp8moe": "0.1.0", "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0"}
@@ -27,6 +27,20 @@ def check(backend: str, device: str, *outcomes: tuple[str, str], evidence: str =
     whole |= {"seconds": 1.0, "planned": len(checks), "unshrunk": {}}
     found = {"backend": backend, "level": "quick", "device": device, "versions": versions}
     return whole | found | {"checks": [selects, *checks]}
+
+
+def twice(report: dict[str, Any]) -> dict[str, Any]:
+    return report | {"checks": [*report["checks"], report["checks"][-1]]}
+
+
+def suite(
+    status: str, *, cell: str = "", cases: int = 1, origin: str = "TRITON", evidence: str | None = "hardware"
+) -> Any:
+    """A report of `pytest conformance`."""
+    result = {"verdict": "computes", "check": "computes.equivalence", "scheme": "block", "case": "v1:M=1"}
+    result |= {"backend": "TRITON", "status": status, "evidence": evidence}
+    told = {"backend": "TRITON", "origin": origin, "scheme": "block", "status": cell or status, "cases": cases}
+    return {"format": 1, "cells": [told], "device": {"name": "one"}, "results": [result]}
 
 
 def kept(folder: Path, **reports: Any) -> Path:
@@ -102,6 +116,64 @@ def test_another_class_of_the_same_name_is_no_evidence(tmp_path: Path) -> None:
     assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][0] == "not run"
 
 
+def test_another_class_of_the_same_name_is_no_evidence_in_a_run_of_the_suite(tmp_path: Path) -> None:
+    assert rows_of("TRITON", kept(tmp_path / "ours", **{"2026-11-03": suite("passed")}))[0][0] == "hardware"
+    theirs = suite("passed", origin="acme:TRITON")
+    assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": theirs}))[0][0] == "not run"
+
+
+def test_a_run_of_the_suite_has_the_day_that_its_report_tells(tmp_path: Path) -> None:
+    older = suite("passed") | {"date": "2026-11-01T10:00:00+00:00"}
+    reports = kept(tmp_path, **{"2026-11-09-moved": older, "2026-11-03": suite("failed")})
+    (row,) = rows_of("TRITON", reports)
+    assert (row[1], row[3]) == ("suite: 0 schemes, 0 checks passed; FAILED: block", "2026-11-03")
+    assert rows_of("TRITON", kept(tmp_path / "alone", **{"2026-11-09-moved": older}))[0][3] == "2026-11-01"
+
+
+def test_a_run_that_failed_before_anything_was_computed_is_told(tmp_path: Path) -> None:
+    ran = check("TRITON", "one", ("block", "passed"))
+    contract = {"verdict": "selects", "check": "selects.contract", "status": "failed", "reason": "it does not load"}
+    broken = ran | {"checks": [contract], "planned": 0}
+    (row,) = rows_of("TRITON", kept(tmp_path, **{"2026-11-03-old": ran, "2026-11-04-new": broken}))
+    assert row[:2] == ("hardware", "quick: 0 schemes, 0 checks passed; FAILED: selects.contract")
+    unloaded = suite("failed", evidence=None)
+    (row,) = rows_of("TRITON", kept(tmp_path / "suite", **{"2026-11-03-old": ran, "2026-11-04-new": unloaded}))
+    assert row[1] == "suite: 0 schemes, 0 checks passed; FAILED: block"
+
+
+def test_a_failure_stands_there_until_as_large_a_run_passes(tmp_path: Path) -> None:
+    failed = check("TRITON", "one", ("block", "failed"), ("none", "passed"), ("none", "passed")) | {"level": "certify"}
+    small = check("TRITON", "one", ("block", "passed"), ("none", "passed"))
+    whole = check("TRITON", "one", ("block", "passed"), ("none", "passed"), ("none", "passed"))
+    reports = kept(tmp_path, **{"2026-11-03": failed, "2026-11-04": small})
+    assert [row[1] for row in rows_of("TRITON", reports)] == [
+        "certify: 1 scheme, 2 checks passed; FAILED: block",
+        "quick: 2 schemes, 2 checks passed",
+    ]
+    kept(tmp_path, **{"2026-11-05": whole})
+    assert [row[1] for row in rows_of("TRITON", reports)] == ["quick: 2 schemes, 3 checks passed"]
+
+
+def test_how_many_checks_of_a_level_were_not_run_is_told(tmp_path: Path) -> None:
+    ran = check("TRITON", "one", ("block", "passed")) | {"planned": 1000}
+    ran["checks"].append({"verdict": "computes", "check": "computes.graph (pairs)", "status": "not_run"})
+    (row,) = rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))
+    assert row[1] == "quick, incomplete: 1 scheme, 1 check passed, 999 not run"
+
+
+def test_a_name_makes_no_row_of_its_own(tmp_path: Path) -> None:
+    ran = check("TRITON", "one |\n| TRITON", ("block", "passed"))
+    assert "| one \\|\\n\\| TRITON, torch" in markdown(kept(tmp_path, **{"2026-11-03": ran}))
+
+
+def test_a_file_or_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--reports", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err == f"{tmp_path / 'none'}: no such folder: --reports names that of the kept runs\n"
+    with pytest.raises(SystemExit):
+        main(["--reports", str(tmp_path), "--check", str(tmp_path / "README.md")])
+    assert "README.md: it cannot be read (FileNotFoundError" in capsys.readouterr().err
+
+
 def test_a_row_has_the_day_that_its_report_tells_and_the_library_that_was_run(tmp_path: Path) -> None:
     ran = check("MARLIN", "one", ("block", "passed"))
     untold = kept(tmp_path / "untold", **{"2026-11-03": ran})
@@ -119,6 +191,25 @@ def test_a_row_has_the_day_that_its_report_tells_and_the_library_that_was_run(tm
         (check("TRITON", "one", ("block", "passed")) | {"verdict": "failed"}, "its checks come to 'passed': it was"),
         (check("TRITON", "one", ("block", "failed")) | {"verdict": "passed"}, "its checks come to 'failed': it was"),
         ({"backend": "TRITON", "checks": []}, "no report that can be read"),
+        (check("TRITON", "one", ("block", "passed")) | {"format": 2}, "format=2: expected 1"),
+        (
+            check("TRITON", "one", ("block", "passed")) | {"planned": 9},
+            "planned=9, with 1 results and nothing that was",
+        ),
+        (twice(check("TRITON", "one", ("block", "passed"))), "2 results of 1 checks of cases: some are there twice"),
+        (
+            suite("failed", cell="passed"),
+            "cell TRITON, block: status='passed' of 1 cases, and its results have 1 and a",
+        ),
+        (
+            suite("passed", cell="failed"),
+            "cell TRITON, block: status='failed' of 1 cases, and its results have 1 and no",
+        ),
+        (suite("passed", cases=2), "of 2 cases, and its results have 1"),
+        (suite("passed") | {"format": None}, "format=None: expected 1"),
+        (suite("passed") | {"device": None}, "no report that can be read (TypeError"),
+        (suite("passed") | {"results": ["x"]}, "no report that can be read (AttributeError"),
+        ("[" * 100_000, "no report that can be read (RecursionError"),
     ],
 )
 def test_a_report_that_was_changed_or_cannot_be_read_is_told(
@@ -133,7 +224,7 @@ def test_a_report_that_was_changed_or_cannot_be_read_is_told(
 
 def test_what_was_only_compiled_says_so(tmp_path: Path) -> None:
     result = {"verdict": "compiles", "check": "compiles.sm120.gemm", "status": "passed", "backend": "TRITON"}
-    ran = {"cells": [], "device": {"name": "none"}, "results": [result | {"evidence": "compiled"}]}
+    ran = {"format": 1, "cells": [], "device": {"name": "none"}, "results": [result | {"evidence": "compiled"}]}
     assert rows_of("TRITON", kept(tmp_path, **{"2026-11-03": ran}))[0][:2] == (
         "compiled",
         "1 kernel compiled for devices that were not there",

@@ -153,3 +153,20 @@ def test_limits_hold_for_every_backend_where_asked_for(vendor: Path) -> None:
     done = judged(vendor, ["TorchExperts", "RIGHT"], "--fp8moe-isolate")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "in a worker process: TorchExperts, RIGHT\n" in done.stdout
+
+
+def test_a_worker_judges_the_code_that_this_process_has(vendor: Path, tmp_path: Path) -> None:
+    """pytest puts the folders of what it collects in front of `sys.path`, where a module may have the same name."""
+    front = tmp_path / "front"
+    front.mkdir()
+    (front / "ends.py").write_text(ENDS.replace("one call", "other code"))
+    (front / "test_front.py").write_text("def test_nothing():\n    pass\n")
+    done = judged(vendor, ["RIGHT"], str(front), "-rP")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "in a worker process: RIGHT\n" in done.stdout
+    assert "one call" in done.stdout
+    assert "other code" not in done.stdout
+
+
+def test_a_failure_says_that_a_worker_has_seen_it(isolated: subprocess.CompletedProcess[str]) -> None:
+    assert isolated.stdout.count("no conftest.py and no fixture: --fp8moe-no-isolate has it here") == 4

@@ -59,6 +59,12 @@ class Absent(TorchExperts):
         from fp8moe import BackendUnavailable
         raise BackendUnavailable("libacme is not installed: pip install acme")
 
+class TakesNone(TorchExperts):
+    """Takes every scheme, and no layer."""
+    def __init__(self, config, quant, weights):
+        from fp8moe import LayerNotSupported
+        raise LayerNotSupported("expected multiples of 4096")
+
 class Raises(TorchExperts):
     def apply(self, hidden, weights, ids, **kwargs):
         raise RuntimeError("the kernel was not built")
@@ -155,6 +161,14 @@ def test_a_backend_that_cannot_be_had_is_not_run_and_says_why(vendor: Path) -> N
     assert re.search(r"^Absent +n/r .* -$", done.stdout, re.MULTILINE)
     assert "not run: Absent, pinned cases: libacme is not installed: pip install acme (block)" in done.stdout
     assert "1 skipped" in done.stdout
+
+
+def test_a_backend_of_which_no_case_was_judged_has_not_passed(vendor: Path) -> None:
+    done = run_suite(vendor, *QUICK[:-1], "pinned or model", "--fp8moe-backend=vendor:TakesNone")
+    assert done.returncode == 0, done.stdout
+    told = "not run: TakesNone, pinned cases: no case was judged: expected multiples of 4096 (block)"
+    assert told in done.stdout
+    assert re.search(r"= \d+ skipped, \d+ deselected in", done.stdout)
 
 
 USAGE_ERRORS = {

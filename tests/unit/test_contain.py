@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -128,6 +129,32 @@ def test_a_thread_left_running_is_noted(worker: Worker) -> None:
     assert result.status is Status.PASSED
     assert result.measured[THREADS_LEFT] == 2.0  # it was called twice
     worker.restart()
+
+
+class UsesAPool(TorchExperts):
+    """A pool for each call, closed after it; Python keeps what it was forked from, by default from 3.14 on."""
+
+    def apply(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        with multiprocessing.get_context("forkserver").Pool(1) as pool:
+            assert pool.map(abs, [-1]) == [1]
+        return super().apply(*arguments, **keywords)
+
+
+class LeavesWhatIsForked(UsesAPool):
+    """A process of the same command line, which nobody waits for."""
+
+    def apply(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60.0,)).start()
+        return super().apply(*arguments, **keywords)
+
+
+def test_what_python_forks_pools_from_is_kept_and_what_it_forked_is_not() -> None:
+    with Worker("cpu", Limits(seconds=60.0)) as made:
+        kept = made.run(Job(EQUIVALENCE, case_of(1), SubjectRef.named(f"{__name__}:UsesAPool")))
+        assert (kept.status, kept.reason) == (Status.PASSED, "")
+        left = made.run(Job(EQUIVALENCE, case_of(1), SubjectRef.named(f"{__name__}:LeavesWhatIsForked")))
+        assert left.status is Status.FAILED
+        assert left.reason.startswith("it left a child process running")
 
 
 def test_closed_outputs_are_no_error_of_the_suite(worker: Worker) -> None:
