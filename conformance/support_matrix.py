@@ -119,12 +119,14 @@ def _of_check(content: Mapping[str, Any], folder: Path, reports: Path, release: 
     report = Report.from_object(content, "report")
     keys = [(check.check, check.scheme, check.case) for check in report.checks if check.case]
     if len(keys) != len(set(keys)):
-        raise ValueError(f"{len(keys)} results of {len(set(keys))} checks of cases: some are there twice")
+        raise ValueError(
+            f"{counted(len(keys), 'result')} of {counted(len(set(keys)), 'check')} of cases: some are there twice"
+        )
     if len(keys) < report.planned and not any(
         check.status is Status.NOT_RUN for check in report.checks if check.verdict == COMPUTES
     ):
         raise ValueError(
-            f"planned={report.planned}, with {len(keys)} results and nothing that was not run: some are gone"
+            f"planned={report.planned}, with {counted(len(keys), 'result')} and nothing that was not run: some are gone"
         )
     told = content.get("verdict", report.verdict)
     if told != report.verdict:

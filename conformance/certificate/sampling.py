@@ -25,11 +25,13 @@ class Sampled:
     Args:
         cases: that were run again.
         equal: whose output had the same bits.
+        refused: that were refused again, and have no output.
         findings: what came out otherwise, a sentence each.
     """
 
     cases: int = 0
     equal: int = 0
+    refused: int = 0
     findings: list[str] = field(default_factory=list)
 
 
@@ -64,6 +66,7 @@ def spot_check(
             result = worker.run(Job(told.check, told.case, ref))
             found.cases += 1
             found.equal += result.digest == told.digest != ""
+            found.refused += told.status is result.status is not Status.PASSED
             found.findings += _apart(told, result)
             progress(found.cases)
     return found

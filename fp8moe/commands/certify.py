@@ -330,6 +330,7 @@ def verified(folder: Path, key: Path | None, sample: int) -> Verified:
             raise BadInput(f"--spot-check: {error}") from None
         found.findings += sampled.findings
         told = f"{counted(sampled.cases, 'case')} run again on this device: {sampled.equal} with the same bits"
+        told += f", {sampled.refused} refused again" * bool(sampled.refused)
         found.notes.append(f"{told}, {len(sampled.findings)} otherwise than told")
     return found
 

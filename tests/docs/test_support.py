@@ -194,9 +194,9 @@ def test_a_row_has_the_day_that_its_report_tells_and_the_library_that_was_run(tm
         (check("TRITON", "one", ("block", "passed")) | {"format": 2}, "format=2: expected 1"),
         (
             check("TRITON", "one", ("block", "passed")) | {"planned": 9},
-            "planned=9, with 1 results and nothing that was",
+            "planned=9, with 1 result and nothing that was",
         ),
-        (twice(check("TRITON", "one", ("block", "passed"))), "2 results of 1 checks of cases: some are there twice"),
+        (twice(check("TRITON", "one", ("block", "passed"))), "2 results of 1 check of cases: some are there twice"),
         (
             suite("failed", cell="passed"),
             "cell TRITON, block: status='passed' of 1 cases, and its results have 1 and a",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def test_from_a_run_to_a_certificate_that_holds(tmp_path: Path) -> None:
     assert "note  times not taken: of a cpu device" in told
 
     status, told = run("verify", out, "--spot-check", 3)
-    assert (status, "3 cases run again on this device: 3 with the same bits" in told) == (0, True), told
+    assert status == 0, told
+    # Of those that it may draw one is not applicable.
+    assert re.search("3 cases run again on this device: (3 with the same bits|2 with the same bits, 1 refused)", told)
 
     evidence = json.loads(gzip.decompress((out / EVIDENCE).read_bytes()))
     assert evidence["release"] == {"distribution": "fp8moe", "version": __version__, "why": ""}

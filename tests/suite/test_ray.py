@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -228,7 +229,9 @@ def test_the_shards_of_a_node_that_is_killed_run_again(nodes: Nodes, tmp_path: P
 
     assert [path.name for path in tmp_path.iterdir()] == ["by-ray"]
     status, told = nodes.run("verify", out, "--spot-check", 2)
-    assert (status, "holds: the backend passed" in told, "2 with the same bits" in told) == (0, True, True), told
+    assert (status, "holds: the backend passed" in told) == (0, True), told
+    # Of those that it may draw one is not applicable.
+    assert re.search("2 cases run again on this device: (2 with the same bits|1 with the same bits, 1 refused)", told)
 
     status, told = nodes.run(*ASKED, "--out", tmp_path / "alone")
     assert status == 0, told
