@@ -90,8 +90,8 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
         error = torch.zeros_like(values)
         if problem.apply_router_weight_on_input:
             weight = problem.topk_weights[here.row, here.slot, None].double()
-            off = round_to(weight, fmt) - weight if recipe.input_weights == "input" else 0.0 * weight
-            error = (values * off).abs()
+            if recipe.input_weights == "input":
+                error = (values * (round_to(weight, fmt) - weight)).abs()
             values = values * weight
             error = error + half_spacing(values.abs() + error, fmt)
         shared = None if shared_first is None else shared_first[expert]

@@ -91,9 +91,9 @@ def align_and_quantize(
     """`align_pairs`, and `quantize.quantize_per_token_group` of `x`, (M, columns), by one launch: of few pairs."""
     tiles = most_tiles(topk_ids.numel(), experts, tile_rows)
     likely = likely_tiles(topk_ids.numel(), experts, tile_rows, expert_map)
-    placed, *quantised = begin(x, topk_ids, experts, tiles, tile_rows, expert_map, amax_floor=amax_floor)
+    placed, codes, scales = begin(x, topk_ids, experts, tiles, tile_rows, expert_map, amax_floor=amax_floor)
     alignment = Alignment(placed.local_ids, placed.pair_of_row.view(tiles, tile_rows), placed.owners, likely)
-    return alignment, (quantised[0], quantised[1])
+    return alignment, (codes, scales)
 
 
 def align_batches(counts: Tensor, rows: int, tile_rows: int) -> Alignment:

@@ -19,7 +19,7 @@ from fp8moe.kernels.places import FEWEST, local_experts
 FEW = 1024
 """The most pairs that are laid out so: the work grows with their square. On an H200, with 128 experts, one launch takes
 3.3 us for 512 pairs and 3.9 us for 1,024, where those of `places` take 8.3 and 10.1; of 2,048 pairs 6.9 and 10.6
-(reports/h200/2026-11-30-begin)."""
+(reports/h200/2026-11-30-begin/counting.txt)."""
 FEWER = 64
 """The most pairs that one program places, by comparing each with each: 1.4 to 2.2 us, by counting 2.4 to 2.7."""
 MOST_EXPERTS = 1023
