@@ -41,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME|MODULE:CLASS",
-        help="judge only this backend; may be given again (default: all)",
+        help="judge only this backend; may be given again (default: all). A run that judged no case of it, because it "
+        "cannot be had here, say, ends with status 1",
     )
     group.addoption(
         "--fp8moe-scheme",
@@ -195,7 +196,14 @@ class _Collector:
         self.config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        session_of(self.config).take(getattr(report, "fp8moe_results", ()))
+        found = session_of(self.config)
+        found.computed |= "computes" in report.keywords
+        found.take(getattr(report, "fp8moe_results", ()))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A run that judged nothing of a backend that was asked for by name has not passed."""
+        if session.exitstatus == pytest.ExitCode.OK and session_of(self.config).unjudged():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         session_of(self.config).write_summary(terminalreporter)

@@ -59,6 +59,7 @@ class Session:
         report: str | None,
         budget: float | None,
         isolate: str = NONE,
+        named: Sequence[str] = (),
     ) -> None:
         self.target = target
         self.cells = cells
@@ -66,6 +67,8 @@ class Session:
         self.seed = seed
         self.report = report
         self.budget = budget
+        self.named = named
+        """The backends that were asked for by name."""
         self.isolation = Isolation(isolate, target.name, (cell.subject for cell in self.runnable))
         self.judging = ""
         """What is judged in this process at the moment."""
@@ -73,6 +76,8 @@ class Session:
         self.ledger = Ledger()
         self.computes = True
         """Whether a check of what a backend computes was selected, as far as is known."""
+        self.computed = False
+        """Whether such a check has ended, in whatever way."""
         self.convicted: set[str] = set()
         """Ids of cells that failed in this process: what comes after is not run on them."""
 
@@ -117,6 +122,7 @@ class Session:
             report,
             budget,
             _isolate(config),
+            [subject.name for subject in subjects] if names else [],
         )
 
     def judge(self, case: Case, subject: Subject, check: str) -> CheckResult:
@@ -138,6 +144,13 @@ class Session:
     @property
     def runnable(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.status is None]
+
+    def unjudged(self) -> list[str]:
+        """The backends that were asked for by name and of which no case was judged; none where no check of what a
+        backend computes was to run."""
+        judged = (Status.PASSED, Status.FAILED)
+        known = {r.backend for r in self.ledger.of(verdict="computes") if r.case and r.status in judged}
+        return [name for name in self.named if self.computed and name not in known]
 
     def take(self, texts: Iterable[str]) -> None:
         """Adds results as a test's report carries them."""
@@ -186,6 +199,9 @@ class Session:
                 terminal.write_line(f"  reproduce: {result.reproduce}")
         if len(failures) > FAILURES_SHOWN:
             terminal.write_line(f"... and {len(failures) - FAILURES_SHOWN} more; --fp8moe-report FILE has them all")
+        for name in self.unjudged():
+            told = "it was asked for by its name, and no case of it was judged; why, is said above"
+            terminal.write_line(f"FAILED {name}: {told}", red=True)
         if self.report:
             Path(self.report).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
             terminal.write_line(f"report: {self.report}")

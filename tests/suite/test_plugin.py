@@ -76,6 +76,8 @@ class EndsWhenAsked(TorchExperts):
         os._exit(0)
 '''
 
+UNJUDGED = "FAILED {}: it was asked for by its name, and no case of it was judged; why, is said above"
+
 
 @pytest.fixture
 def vendor(tmp_path: Path) -> Path:
@@ -157,15 +159,30 @@ def test_declared_limits_are_kept(vendor: Path) -> None:
 
 def test_a_backend_that_cannot_be_had_is_not_run_and_says_why(vendor: Path) -> None:
     done = run_suite(vendor, *QUICK, "--fp8moe-backend=vendor:Absent", "-rs")
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert re.search(r"^Absent +n/r .* -$", done.stdout, re.MULTILINE)
     assert "not run: Absent, pinned cases: libacme is not installed: pip install acme (block)" in done.stdout
     assert "1 skipped" in done.stdout
+    assert UNJUDGED.format("Absent") in done.stdout
+
+
+def test_each_that_was_asked_for_is_judged_or_the_run_fails(vendor: Path) -> None:
+    """Whichever of them pass, and in workers of pytest-xdist, whose controller collects nothing."""
+    named = [f"--fp8moe-backend={name}" for name in ("vendor:Right", "AITER")]
+    for options in ([], ["-n", "2"]):
+        done = run_suite(vendor, *QUICK, *named, *options)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert UNJUDGED.format("AITER") in done.stdout
+        assert UNJUDGED.format("Right") not in done.stdout
+        assert "1 passed" in done.stdout
+    other = run_suite(vendor, "-m", "selects", "-k", "grid_brings_every_two_values", *named)
+    assert other.returncode == 0, other.stdout + other.stderr
 
 
 def test_a_backend_of_which_no_case_was_judged_has_not_passed(vendor: Path) -> None:
     done = run_suite(vendor, *QUICK[:-1], "pinned or model", "--fp8moe-backend=vendor:TakesNone")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 1, done.stdout
+    assert UNJUDGED.format("TakesNone") in done.stdout
     told = "not run: TakesNone, pinned cases: no case was judged: expected multiples of 4096 (block)"
     assert told in done.stdout
     assert re.search(r"= \d+ skipped, \d+ deselected in", done.stdout)
@@ -231,7 +248,8 @@ def test_where_nothing_computed_was_selected_there_is_no_matrix(tmp_path: Path) 
 def test_a_spent_budget_is_said(tmp_path: Path) -> None:
     options = ("--fp8moe-backend=TorchExperts", "--fp8moe-budget=0", "-rs", "--fp8moe-report=report.json")
     done = run_suite(tmp_path, *QUICK, *options)
-    assert done.returncode == 0
+    assert done.returncode == 1
+    assert UNJUDGED.format("TorchExperts") in done.stdout
     assert "the budget of 0 s was spent before v1:" in done.stdout
     (cell,) = json.loads((tmp_path / "report.json").read_text())["cells"]
     assert cell["status"] == "not_run"
