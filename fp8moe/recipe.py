@@ -11,6 +11,7 @@ MOST_SHIFT = 126
 """Of a weight's exponent: fp32 has no smaller normal numbers."""
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
+FirstOutput = Literal["float32", "input", "float8"]
 ScaleDivision = Literal["divide", "reciprocal", "inverse", "approximate_inverse"]
 FACTORS = ("inverse", "approximate_inverse")
 WeightForm = Literal["exact", "rounded_scales", "rounded", "requantised"]
@@ -65,7 +66,9 @@ class Recipe:
         input_weights: "input" for routing weights that are rounded before hidden states are multiplied with them, where
             they are on the input; the product is rounded in any case.
         routing_weights: "input" for routing weights that are rounded before results are multiplied with them.
-        gemm1_output: dtype of the first GEMM's result (bias included) before the activation.
+        gemm1_output: dtype of the first GEMM's result (bias included) before the activation; "float8" for FP8 codes with
+            a dynamic scale for each 128 columns of the gate and of the up, made as those of the second GEMM's inputs
+            are: it needs `requantize`, and means "float32" for layers whose activations are not quantised.
         gate_output: dtype of the gate's part of the activation before its product with the up's: of silu or gelu of the
             gate; of swigluoai's g sigmoid(1.702 g), where up + 1 stays in fp32; of swiglustep's silu, before or after
             its limit, which every format has. Nothing to an activation without a gate.
@@ -95,7 +98,7 @@ class Recipe:
     bias: Rounding = "float32"
     input_weights: Rounding = "float32"
     routing_weights: Rounding = "float32"
-    gemm1_output: Rounding = "float32"
+    gemm1_output: FirstOutput = "float32"
     gate_output: Rounding = "float32"
     activation_output: Rounding = "float32"
     requantize: bool = True
@@ -113,6 +116,8 @@ class Recipe:
             raise ValueError(
                 f"scale_division={self.scale_division!r}: expected scaling='reciprocal' and scale_rounding='continuous'"
             )
+        if self.gemm1_output == "float8" and not self.requantize:
+            raise ValueError("gemm1_output='float8': expected requantize=True, since nothing else is kept in FP8 then")
         for name in ("w13_shift", "w2_shift"):
             shift = getattr(self, name)
             if not isinstance(shift, int) or not 0 <= shift <= MOST_SHIFT:

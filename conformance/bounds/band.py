@@ -12,12 +12,13 @@ from conformance.bounds.allowance import allowance_for, half_spacing, widest_all
 from conformance.bounds.intermediate import activation_range
 from conformance.bounds.judgement import Judgement, form_of, may_overflow, not_finite
 from conformance.bounds.suspect import mismatch_at, per_expert_maxima
+from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantDesc
 from fp8moe.recipe import Arithmetic, Recipe
 from fp8moe.reference.activation import activated
 from fp8moe.reference.problem import MoEProblem
 from fp8moe.reference.quantisation import group_amax, scale_of, spread
-from fp8moe.reference.recipe import RecipeTrace, first_scale
+from fp8moe.reference.recipe import FIRST_GROUP, RecipeTrace, first_scale, keeps_float8
 from fp8moe.reference.rounding import round_to
 
 
@@ -99,6 +100,10 @@ def _ideal_band(trace: RecipeTrace) -> Tensor:
         values, error = _through(problem, "w13", expert, values, error)
         if recipe.gemm1_output == "input":
             error = error + half_spacing(values.abs() + error, fmt)
+        if keeps_float8(problem):
+            parts = zip(*(part.chunk(problem.halves, dim=-1) for part in (values, error)), strict=True)
+            first = [_group_error(problem, FIRST_GROUP, recipe.of_intermediate, *part) for part in parts]
+            error = error + torch.cat(first, dim=-1)
         values, error = _through_activation(trace, values, error)
         if recipe.activation_output == "input":
             error = error + half_spacing(values.abs() + error, fmt)
@@ -128,12 +133,21 @@ def _quantisation_error(
     group = problem.activation_group(desc)
     if group is None:
         return torch.zeros_like(values)
+    if not group.is_per_tensor():
+        return _group_error(problem, group, recipe, values, error)
+    assert shared is not None
+    return _largest_error(problem, values.abs() + error, shared.expand_as(values))
+
+
+def _group_error(problem: MoEProblem, group: GroupShape, recipe: Recipe, values: Tensor, error: Tensor) -> Tensor:
+    """(P, K), the same with a dynamic scale for each group of columns, or for each row."""
     largest = values.abs() + error
-    if group.is_per_tensor():
-        assert shared is not None
-        scale = shared.expand_as(values)
-    else:
-        scale = spread(scale_of(group_amax(largest, group), problem.fp8, recipe), group, values.shape[1])
+    scale = spread(scale_of(group_amax(largest, group), problem.fp8, recipe), group, values.shape[1])
+    return _largest_error(problem, largest, scale)
+
+
+def _largest_error(problem: MoEProblem, largest: Tensor, scale: Tensor) -> Tensor:
+    """(P, K): half a spacing of the codes, or what saturation cuts off."""
     return torch.maximum(half_spacing(largest / scale, problem.fp8) * scale, largest - problem.fp8.largest * scale)
 
 

@@ -17,7 +17,7 @@ from fp8moe.recipe import Rounding
 from fp8moe.reference.activation import Activation
 from fp8moe.reference.problem import MoEProblem, Pairs
 from fp8moe.reference.quantisation import group_amax, spread
-from fp8moe.reference.recipe import RecipeTrace
+from fp8moe.reference.recipe import FIRST_GROUP, RecipeTrace, first_scales, keeps_float8
 from fp8moe.reference.rounding import FloatFormat, round_to, to_float32, up_to_power_of_two
 
 ACTIVATION_ROUNDINGS = 12
@@ -64,7 +64,7 @@ def intermediate_spread(trace: RecipeTrace, error: Tensor) -> Spread:
     """From the bound on the first GEMM's result, (P, 2I or I), to the spread of what the second GEMM multiplies."""
     problem = trace.problem
     recipe = problem.recipe
-    first = _rounded((trace.first - error, trace.first + error), problem, recipe.gemm1_output)
+    first = _first_range(trace, error)
     gate = problem.carrier if recipe.gate_output == "input" else None
     low, high = _rounded(activation_range(trace.activation, first, gate), problem, recipe.activation_output)
     nominal = trace.intermediate
@@ -73,7 +73,10 @@ def intermediate_spread(trace: RecipeTrace, error: Tensor) -> Spread:
         flips = recipe.activation_output == "input" or recipe.gemm1_output == "input"
         none = torch.zeros_like(trace.scale)
         return Spread((nominal - low).clamp(min=0), (high - nominal).clamp(min=0), flips, none, None)
-    scales = _scale_interval(problem, trace.pairs, trace.scale, low, high, group)
+    scales = trace.scale, trace.scale
+    if not problem.quant.a2.static:
+        amaxes = [_amax(problem, trace.pairs, end, group) for end in _magnitudes(low, high)]
+        scales = _scale_interval(problem, trace.scale, *amaxes)
     if recipe.scale_rounding == "power_of_two" and not problem.quant.a2.static:
         below, above = torch.zeros_like(nominal), torch.zeros_like(nominal)
         for scale in scales:  # both admissible scales, each exact
@@ -94,6 +97,34 @@ def _rounded(interval: Interval, problem: MoEProblem, where: Rounding) -> Interv
 def _to_format(interval: Interval, fmt: FloatFormat) -> Interval:
     low, high = (round_to(to_float32(end), fmt) for end in interval)
     return low, high
+
+
+def _first_range(trace: RecipeTrace, error: Tensor) -> Interval:
+    """Where the first GEMM's result may lie as the activation gets it."""
+    problem = trace.problem
+    interval = trace.first - error, trace.first + error
+    if problem.recipe.gemm1_output != "float8":
+        return _rounded(interval, problem, problem.recipe.gemm1_output)
+    if not keeps_float8(problem):
+        return interval
+    parts = (values.chunk(problem.halves, dim=-1) for values in (*interval, to_float32(trace.first)))
+    kept = [_kept_in_float8(problem, *ends) for ends in zip(*parts, strict=True)]
+    return torch.cat([low for low, _ in kept], dim=-1), torch.cat([high for _, high in kept], dim=-1)
+
+
+def _kept_in_float8(problem: MoEProblem, low: Tensor, high: Tensor, nominal: Tensor) -> Interval:
+    """A gate's or an up's part: range of the codes times their scale, whose product is rounded to fp32."""
+    smallest, largest = (group_amax(end, FIRST_GROUP) for end in _magnitudes(low, high))
+    small, large = _scale_interval(problem, first_scales(problem, nominal), smallest, largest)
+    if problem.recipe.scale_rounding == "power_of_two":
+        ends = [_quantised(problem, (low, high), (scale, scale), scale, FIRST_GROUP) for scale in (small, large)]
+        bottom, top = torch.minimum(ends[0][0], ends[1][0]), torch.maximum(ends[0][1], ends[1][1])
+    else:
+        ones = torch.ones_like(small)
+        bottom, top = _quantised(problem, (low, high), (small, large), ones, FIRST_GROUP)
+        small, large = (spread(scale, FIRST_GROUP, low.shape[1]) for scale in (small, large))
+        bottom, top = bottom * torch.where(bottom < 0, large, small), top * torch.where(top < 0, small, large)
+    return bottom - U * bottom.abs(), top + U * top.abs()
 
 
 def activation_range(activation: Activation, first: Interval, gate: FloatFormat | None = None) -> Interval:
@@ -138,19 +169,22 @@ def _widened(activation: Activation, low: Tensor, high: Tensor, gate: Interval, 
     return low - wider, high + wider
 
 
-def _scale_interval(
-    problem: MoEProblem, pairs: Pairs, nominal: Tensor, low: Tensor, high: Tensor, group: GroupShape
-) -> Interval:
-    """(P, groups) smallest and largest admissible scale."""
-    if problem.quant.a2.static:
-        return nominal, nominal
+def _magnitudes(low: Tensor, high: Tensor) -> Interval:
+    """Smallest and largest magnitude in each interval."""
     smallest = torch.where((low <= 0) & (high >= 0), 0.0, torch.minimum(low.abs(), high.abs()))
-    largest = torch.maximum(low.abs(), high.abs())
+    return smallest, torch.maximum(low.abs(), high.abs())
+
+
+def _amax(problem: MoEProblem, pairs: Pairs, values: Tensor, group: GroupShape) -> Tensor:
+    """(P, groups), of whatever shares a dynamic scale."""
+    amax = group_amax(values, group)
+    return _shared(problem, pairs, amax) if group.is_per_tensor() else amax
+
+
+def _scale_interval(problem: MoEProblem, nominal: Tensor, smallest: Tensor, largest: Tensor) -> Interval:
+    """(P, groups) smallest and largest admissible dynamic scale, from those of its amax."""
     ends = []
-    for values, rounding in ((smallest, 1 - SCALE_ROUNDINGS * U), (largest, 1 + SCALE_ROUNDINGS * U)):
-        amax = group_amax(values, group)
-        if group.is_per_tensor():
-            amax = _shared(problem, pairs, amax)
+    for amax, rounding in ((smallest, 1 - SCALE_ROUNDINGS * U), (largest, 1 + SCALE_ROUNDINGS * U)):
         scale = amax.clamp(min=problem.recipe.of_intermediate.amax_floor) / problem.fp8.largest * rounding
         ends.append(up_to_power_of_two(scale) if problem.recipe.scale_rounding == "power_of_two" else scale)
     return torch.minimum(ends[0], nominal), torch.maximum(ends[1], nominal)

@@ -112,16 +112,15 @@ def form_of(output: Tensor, reference: Tensor, dtype: torch.dtype) -> str:
 def not_finite(trace: RecipeTrace, got: Tensor, allowance: Tensor) -> tuple[Tensor, Tensor]:
     """(wrong, excused), both (T, H) bool.
 
-    Excused: an infinity of the right sign where the bound reaches past the format's largest number, or anything not
-    finite where the recipe's own result is not; and everything of a token that `may_overflow` on the way. Wrong: any
+    Excused: an infinity where the bound reaches past the format's largest number on its side, or anything not finite
+    where the recipe's own result is not; and everything of a token that `may_overflow` on the way. Wrong: any
     other NaN or infinity, and numbers in place of those.
     """
     reference, fmt = trace.smooth, trace.problem.carrier
     strange, expected = ~torch.isfinite(got), ~torch.isfinite(reference)
     largest = torch.tensor(fmt.largest, dtype=torch.float64, device=got.device)
-    overflow = reference.abs() + allowance >= largest + spacing(largest, fmt) / 2
-    same_sign = torch.isinf(got) & (torch.sign(got) == torch.sign(reference))
-    excused = strange & (expected | (overflow & same_sign))
+    reached = torch.sign(got) * reference + allowance >= largest + spacing(largest, fmt) / 2
+    excused = strange & (expected | (torch.isinf(got) & reached))
     open_ = may_overflow(trace)[:, None]
     return ((strange & ~excused) | (expected & ~strange)) & ~open_, excused | (strange & open_)
 

@@ -20,7 +20,7 @@ from fp8moe.platforms import Platform
 from fp8moe.quant import FusedMoEQuantConfig
 from fp8moe.recipe import Contract, Recipe
 from fp8moe.registry import BackendUnavailable, Fp8MoeBackend, LayerNotSupported
-from fp8moe.scaling import quantize
+from fp8moe.scaling import E4M3FN, quantize
 from fp8moe.schemes import BLOCK, TENSOR_STATIC, scheme_name
 from fp8moe.support import Support
 from fp8moe.validation import InvalidMoEInput
@@ -30,6 +30,8 @@ NAMES = ("trtllm_fp8_block_scale_routed_moe", "Fp8QuantizationType", "WeightLayo
 CUBINS = "FLASHINFER_CUBIN_DIR"
 """The folder of compiled kernels: FlashInfer's name for it, and the variable that sets it."""
 EXPERTS_MULTIPLE = 4
+LEAST_SCALE = 2.0**-126
+"""Of an intermediate's group: the smallest normal number of fp32."""
 MOST_TOP_K = 10
 """What vLLM, too, allows at the most."""
 
@@ -55,8 +57,8 @@ class FlashInferTrtllmExperts(LibraryExperts):
 
     With block scales, where the library takes experts that are chosen already; their weights enter in bf16. Its
     per-tensor kernel chooses by itself, from logits that no class is given. Written from the library's released source;
-    it has run on no SM10x yet. What arithmetic it has is not declared, and its recipe is not whole: the kernels keep
-    the first GEMM's result in FP8, with a scale for each 128 columns, before the activation, which no `Recipe` can say.
+    it has run on no SM10x yet. Its arithmetic is not declared, and how its compiled kernels come to the scales of the
+    first GEMM's result, which they keep in FP8, is taken to be as its source has it for the second's inputs.
 
     Raises:
         BackendUnavailable: another device or no library.
@@ -64,7 +66,14 @@ class FlashInferTrtllmExperts(LibraryExperts):
     """
 
     backend = Fp8MoeBackend.FLASHINFER_TRTLLM
-    contract = Contract(Recipe(gemm2_output="input", routing_weights="input"))
+    contract = Contract(
+        Recipe(
+            gemm1_output="float8",
+            intermediate_amax_floor=E4M3FN.largest * LEAST_SCALE,
+            gemm2_output="input",
+            routing_weights="input",
+        )
+    )
     written_from = "flashinfer-python 0.6.13"
     package = "flashinfer"
     support = Support(

@@ -23,6 +23,8 @@ WITNESS_MARGIN = 2.0**-5
 """A pair this close below a shared amax is kept beside the judged ones, since its errors may move that amax.
 
 The largest relative error of an element that sets an amax is a few 2^-10 for a 14-bit accumulator."""
+FIRST_GROUP = GroupShape(1, 128)
+"""What shares a scale in a first GEMM's result that is kept in FP8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +144,34 @@ def nominal_intermediate(problem: MoEProblem, first: Tensor) -> Tensor:
     recipe = problem.recipe
     values = activated(
         activation_of(problem.config.activation),
-        _rounded(problem, first, recipe.gemm1_output),
+        _first_result(problem, first),
         lambda part: _rounded(problem, part, recipe.gate_output),
     )
     return to_float32(_rounded(problem, values, recipe.activation_output))
+
+
+def keeps_float8(problem: MoEProblem) -> bool:
+    """Whether the first GEMM's result is kept in FP8."""
+    return problem.recipe.gemm1_output == "float8" and problem.quant.a2.dtype is not None
+
+
+def first_scales(problem: MoEProblem, part: Tensor) -> Tensor:
+    """(P, groups) float64: the scales of a gate's or an up's columns (P, I), float32 numbers, that are kept in FP8."""
+    return scale_of(group_amax(part, FIRST_GROUP), problem.fp8, problem.recipe.of_intermediate)
+
+
+def _first_result(problem: MoEProblem, first: Tensor) -> Tensor:
+    """The first GEMM's result as the activation gets it."""
+    recipe = problem.recipe
+    if recipe.gemm1_output != "float8":
+        return _rounded(problem, first, recipe.gemm1_output)
+    if not keeps_float8(problem):
+        return first
+    kept = []
+    for part in to_float32(first).chunk(problem.halves, dim=-1):
+        scale = spread(first_scales(problem, part), FIRST_GROUP, part.shape[1])
+        kept.append(quantised(part, scale, problem.fp8, recipe.of_intermediate, FIRST_GROUP))
+    return torch.cat(kept, dim=-1)
 
 
 def shares_a_scale(problem: MoEProblem) -> bool:

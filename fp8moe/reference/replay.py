@@ -17,7 +17,7 @@ from torch import Tensor
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig, FusedMoEQuantDesc
-from fp8moe.recipe import Arithmetic, Contract, Rounding, Steps
+from fp8moe.recipe import Arithmetic, Contract, FirstOutput, Steps
 from fp8moe.reference.closed import must_be_open
 from fp8moe.reference.portable import PORTABLE
 from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
@@ -80,6 +80,8 @@ def why_not_replayed(
         return "no steps are known for weights that are rounded with their scales"
     if scheme != UNQUANTISED and recipe.by_factor:
         return "no steps are known for scales that are the reciprocal of a factor"
+    if scheme != UNQUANTISED and recipe.gemm1_output == "float8":
+        return "no steps are known for a first GEMM's result that is kept in FP8"
     if "input" in (recipe.bias, recipe.routing_weights):
         return "no steps are known for roundings before a bias, or of routing weights"
     unit = UNITS[arithmetic.unit]
@@ -186,7 +188,7 @@ def _second_input(problem: MoEProblem, pairs: Pairs, values: Tensor) -> tuple[Te
     return codes_of(values, scale, problem.fp8, recipe), scale
 
 
-def _rounded(values: Tensor, where: Rounding, problem: MoEProblem) -> Tensor:
+def _rounded(values: Tensor, where: FirstOutput, problem: MoEProblem) -> Tensor:
     """As it is, or through the 16-bit dtype of the hidden states."""
     return values.to(problem.hidden_states.dtype).float() if where == "input" else values
 

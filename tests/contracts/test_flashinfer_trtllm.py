@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from conformance.bounds import judge
 from conformance.build import CaseTensors, build
+from conformance.oracles import trace_of
 from fp8moe import PLATFORMS, BackendUnavailable, InvalidMoEInput, MoEWeights, Platform
 from fp8moe.backends import flashinfer_trtllm
 from fp8moe.backends.torch_experts import TorchExperts
@@ -21,6 +23,8 @@ from fp8moe.quant import kFp8Dynamic128Sym
 from fp8moe.scaling import dequantize, quantize
 from tests.contracts.layers import CASES, LAYER, as_fnuz, bits, case, last_of_slots, same, with_holes, with_repeats
 from tests.contracts.released import FLASHINFER, played
+
+AS_DECLARED = TorchExperts.with_recipe(flashinfer_trtllm.FlashInferTrtllmExperts.contract.recipe)
 
 
 def from_rows(values: Tensor, width: int) -> Tensor:
@@ -72,7 +76,7 @@ class PlayedTrtllm(flashinfer_trtllm.FlashInferTrtllmExperts):
         placed = placed.masked_fill((placed < 0) | (placed >= local), -1)
         self.seen = hidden
         ids = last_of_slots(ids)  # as its sort of few tokens
-        experts = TorchExperts(replace(self.config, in_dtype=torch.bfloat16), self.quant, weights)
+        experts = AS_DECLARED(replace(self.config, in_dtype=torch.bfloat16), self.quant, weights)
         # The dequantised states are the quantised ones again: each group's largest code is 448.
         experts.apply(hidden.bfloat16(), routing, ids, expert_map=placed, output=given["output"])
 
@@ -92,7 +96,7 @@ def rounded(tensors: CaseTensors) -> CaseTensors:
 def test_trtllm(fields: dict[str, Any]) -> None:
     tensors = build(case("block", **fields), "cpu")
     adapter = PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)
-    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    experts = AS_DECLARED(tensors.config, tensors.quant, tensors.weights)
     as_got = rounded(tensors)
     expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
     assert same(tensors.call(adapter), expected)
@@ -102,7 +106,7 @@ def test_trtllm(fields: dict[str, Any]) -> None:
 def test_trtllm_knows_no_absent_pair(fields: dict[str, Any]) -> None:
     tensors = with_holes(case("block", **fields))
     as_got = rounded(tensors)
-    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    experts = AS_DECLARED(tensors.config, tensors.quant, tensors.weights)
     expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
     assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)
 
@@ -111,19 +115,44 @@ def test_trtllm_knows_no_absent_pair(fields: dict[str, Any]) -> None:
 def test_trtllm_knows_an_expert_once_a_token(fields: dict[str, Any]) -> None:
     tensors, once = with_repeats(case("block", **fields))
     as_got = rounded(once)
-    experts = TorchExperts(tensors.config, tensors.quant, tensors.weights)
+    experts = AS_DECLARED(tensors.config, tensors.quant, tensors.weights)
     expected = experts.apply(as_got.hidden_states, as_got.topk_weights, as_got.topk_ids, expert_map=as_got.expert_map)
     assert same(tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), expected)
 
 
-def test_what_its_source_stores_in_16_bits_is_declared() -> None:
-    """And a first result in FP8, which cannot be."""
+@pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
+def test_what_is_computed_as_its_source_says_is_judged_to_be_right(fields: dict[str, Any]) -> None:
+    """And what takes the first GEMM's result to the activation in fp32 is not."""
+    tensors = build(case("block", **fields), "cpu")
+    contract = PlayedTrtllm.contract
+    trace = trace_of(tensors, contract.recipe)
+    judgement = judge(trace, tensors.call(PlayedTrtllm(tensors.config, tensors.quant, tensors.weights)), None)
+    assert judgement.passed, judgement.reason
+    wide = TorchExperts.with_recipe(replace(contract.recipe, gemm1_output="float32"))
+    assert not judge(trace, tensors.call(wide(tensors.config, tensors.quant, tensors.weights)), None).passed
+
+
+def test_what_its_source_stores_in_16_bits_and_in_8_is_declared() -> None:
     source = FLASHINFER.source("flashinfer/data/csrc/trtllm_fused_moe_kernel_launcher.cu")
     (of_blocks,) = re.findall(r"class Fp8BlockScaleLauncher : .*?^};", source, re.DOTALL | re.MULTILINE)
     assert re.search(r"gemm1_output = alloc_tensor\(\{[^}]*\}, dl_uint8", of_blocks)
     assert re.search(r"gemm2_output = alloc_tensor\(\{[^}]*\}, dl_bfloat16", of_blocks)
     recipe = flashinfer_trtllm.FlashInferTrtllmExperts.contract.recipe
-    assert (recipe.gemm2_output, recipe.routing_weights) == ("input", "input")
+    assert (recipe.gemm1_output, recipe.gemm2_output, recipe.routing_weights) == ("float8", "input", "input")
+
+
+def test_its_least_scale_is_declared() -> None:
+    """Of the second GEMM's inputs, whose kernel is in the source, with the gate's and the up's scales for each 128."""
+    source = FLASHINFER.source("flashinfer/data/csrc/fused_moe/trtllm_backend/trtllm_fused_moe_dev_kernel.cu")
+    _, _, kernel = source.partition("void activationDeepSeekKernel(")
+    kernel, _, _ = re.sub(r"\s+", "", kernel).partition("__global__")
+    assert "scaleOut=fmaxf(aMaxArr[tokenInCtaIdx]/E4m3MaxVal,std::numeric_limits<float>::min());" in kernel
+    assert "totalNumPaddedTokens*((hiddenIdx/128)+(params.innerDim/2/128))" in kernel
+    assert "x1=scale1Arr[tokenInCtaIdx]*dataX1Arr[tokenInCtaIdx];" in kernel
+    assert "outArr[tokenInCtaIdx]/scaleOut" in kernel
+    recipe = flashinfer_trtllm.FlashInferTrtllmExperts.contract.recipe
+    assert recipe.intermediate_amax_floor == 448 * torch.finfo(torch.float32).tiny
+    assert (recipe.scale_division, recipe.scaling) == ("divide", "divide")
 
 
 def test_trtllm_takes_experts_that_follow_each_other() -> None:

@@ -184,6 +184,11 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
         first = _times(case, "w13", expert, row, case.halves)
         if quantised and recipe.gemm1_output == "input":
             first = [bfloat16(value) for value in first]
+        if quantised and recipe.gemm1_output == "float8" and case.group is not None:
+            part = len(first) // case.halves
+            halves = [[float32(value) for value in first[start : start + part]] for start in range(0, len(first), part)]
+            kept = quantised_rows(halves, 128, None, [0] * len(halves), table, of_second(recipe))
+            first = [value for part in kept for value in part]
         by_itself = quantised and recipe.gate_output == "input"
         values = activation(case.activation, first, bfloat16) if by_itself else activation(case.activation, first)
         if quantised and recipe.activation_output == "input":
@@ -191,10 +196,7 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
         middle.append([float32(value) for value in values] if quantised else values)
     if quantised and recipe.requantize:
         owners = [e if by_expert else 0 for _, _, e in pairs]
-        second = SimpleNamespace(**vars(recipe))
-        if recipe.intermediate_amax_floor is not None:
-            second.amax_floor = recipe.intermediate_amax_floor
-        middle = quantised_rows(middle, case.group, case.a2, owners, table, second)
+        middle = quantised_rows(middle, case.group, case.a2, owners, table, of_second(recipe))
     total = [[0.0] * len(hidden[0]) for _ in hidden]
     for (token, slot, expert), row in zip(pairs, middle, strict=True):
         second = _times(case, "w2", expert, row, 1)
@@ -206,6 +208,14 @@ def moe(case: SimpleNamespace, recipe: SimpleNamespace | None):
             if quantised and recipe.combine == "input":
                 total[token][column] = bfloat16(total[token][column])
     return total, middle
+
+
+def of_second(recipe: SimpleNamespace) -> SimpleNamespace:
+    """How the second GEMM's inputs are quantised."""
+    second = SimpleNamespace(**vars(recipe))
+    if recipe.intermediate_amax_floor is not None:
+        second.amax_floor = recipe.intermediate_amax_floor
+    return second
 
 
 def _times(case: SimpleNamespace, name: str, expert: int, row: list[float], halves: int) -> list[float]:

@@ -123,7 +123,7 @@ class OtherScaling(TorchExperts):
         width = intermediate.shape[1] if self.quant.a2.shape.col < 0 else self.quant.a2.shape.col
         parts = []
         for part in intermediate.split(width, dim=1):
-            scale = part.abs().amax(1, keepdim=True).clamp(min=self.recipe.amax_floor) * (1.0 / 448)
+            scale = part.abs().amax(1, keepdim=True).clamp(min=self.recipe.of_intermediate.amax_floor) * (1.0 / 448)
             parts.append(to_fp8(part * (1.0 / scale)) * scale)
         return torch.cat(parts, dim=1)
 

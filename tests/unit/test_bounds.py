@@ -36,6 +36,11 @@ RECIPES = {
     "bf16 sum": Recipe(combine="input"),
     "powers of two": Recipe(scale_rounding="power_of_two"),
     "reciprocal": Recipe(scaling="reciprocal"),
+    "FP8 before the activation": Recipe(gemm1_output="float8"),
+    "TRTLLM's": Recipe(
+        gemm1_output="float8", intermediate_amax_floor=448 * 2.0**-126, gemm2_output="input", routing_weights="input"
+    ),
+    "powers of two in both": Recipe(scale_rounding="power_of_two", gemm1_output="float8"),
     "other floors": Recipe(amax_floor=0.0, intermediate_amax_floor=2.0**-9),
 }
 HONEST = {name: ordered(product) for name, product in ORDERS.items()} | {"other scaling": OtherScaling}
@@ -86,7 +91,7 @@ def test_honest_backends_are_inside(recipe: str) -> None:
 
         name = pick(HONEST)
         plain = name == "other scaling"
-        if plain and recipe == "powers of two":
+        if plain and RECIPES[recipe].scale_rounding == "power_of_two":
             name = "block"
         scheme = pick(("block", "tensor_tok") if plain else SCHEMES)
         hidden, inter, top_k = pick(("128", "256", "512")), pick(("128", "256", "384")), pick("124")
@@ -135,6 +140,18 @@ def test_a_truncating_unit_is_inside_where_it_is_declared_and_outside_where_fp32
             print(values, {name: round(value, 3) for name, value in judgement.statistics.items()})
         assert "not declared" in judgement.reason
         assert not judge(trace, output, FP32).passed
+
+
+@pytest.mark.parametrize("values", REGIMES)
+def test_a_first_result_in_fp8_is_told_from_one_that_is_not(values: str) -> None:
+    tensors, plain, kept = build(Case.parse(f"v1:M=16,H=512,values={values}")), Recipe(), Recipe(gemm1_output="float8")
+    for computed, declared in ((plain, kept), (kept, plain)):
+        output = run(tensors, TorchExperts, computed)
+        for arithmetic in (FP32, None):
+            assert judge(oracle(tensors, computed), output, arithmetic).passed
+            # A coarse unit errs by more than that where nothing cancels.
+            if arithmetic is FP32 or values != "same_sign":
+                assert not judge(oracle(tensors, declared), output, arithmetic).passed
 
 
 COARSE = ("last 64 of K dropped", "gate and up swapped", "expert 0's scales for all", "lost token")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from conformance.cases import Case
 from conformance.checks import check_case
@@ -54,3 +55,22 @@ def test_a_flip_beside_elements_that_overflow() -> None:
     text = "v1:E=3,k=3,H=128,I=1024,M=5,dtype=fp16,act=relu2_no_mul,law=repeated,values=overflow,seed=462077"
     result = check_case(Case.parse(text), Subject("split_k_4", HONEST["split_k_4"], "split_k_4"), HERE)
     assert result.status is Status.PASSED, result.reason
+
+
+def test_an_infinity_on_the_far_side_of_a_flip() -> None:
+    """finite: flips of a first result that is kept in FP8 are larger than some outputs, which they carry past both ends
+    of fp16."""
+    from conformance.bounds import judge
+    from conformance.oracles import tensors_of, trace_of
+    from fp8moe.recipe import FP32
+    from tests.unit.honest_experts import ORDERS, ordered
+
+    recipe = Recipe(gemm1_output="float8")
+    text = "v1:M=8,H=512,I=128,k=2,scheme=tensor_tok,dtype=fp16,values=overflow,act=gelu,seed=144"
+    tensors = tensors_of(Case.parse(text), "cpu")
+    cls = ordered(ORDERS["odd_then_even"]).with_recipe(recipe)
+    output = tensors.call(cls(tensors.config, tensors.quant, tensors.weights))
+    trace = trace_of(tensors, recipe)
+    assert bool((torch.isinf(output) & (torch.sign(output) != torch.sign(trace.R))).any())
+    judgement = judge(trace, output, FP32)
+    assert judgement.passed, judgement.reason

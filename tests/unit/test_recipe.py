@@ -85,6 +85,7 @@ def test_an_unknown_step_names_its_field(name: str) -> None:
         (lambda: Recipe(scaling="multiply"), "scaling='multiply': expected one of 'divide', 'reciprocal'"),  # type: ignore[arg-type]
         (lambda: Recipe(scale_division="inverse"), "scale_division='inverse': expected scaling='reciprocal' and "),
         (lambda: Recipe(requantize="yes"), "requantize='yes': expected True or False"),  # type: ignore[arg-type]
+        (lambda: Recipe(requantize=False, gemm1_output="float8"), "gemm1_output='float8': expected requantize=True"),
         (lambda: Recipe(amax_floor=-1.0), "amax_floor=-1.0: expected 0 or more"),
         (lambda: Steps(scale_fma="yes"), "scale_fma='yes': expected True or False"),  # type: ignore[arg-type]
         (lambda: Steps(activation="silu"), "activation='silu': expected one of 'portable'"),  # type: ignore[arg-type]

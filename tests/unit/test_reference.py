@@ -143,6 +143,8 @@ RECIPES = {
     "bf16 gate": Recipe(gate_output="input"),
     "bf16 in an activation kernel": Recipe(gemm1_output="input", gate_output="input", activation_output="input"),
     "bf16 between": Recipe(gemm1_output="input", activation_output="input"),
+    "FP8 before the activation": Recipe(gemm1_output="float8", intermediate_amax_floor=64.0),
+    "powers of two, and FP8 before": Recipe(scale_rounding="power_of_two", gemm1_output="float8"),
     "bf16 slots and sum": Recipe(gemm2_output="input", combine="input"),
     "powers of two": Recipe(scale_rounding="power_of_two"),
     "reciprocal": Recipe(scaling="reciprocal"),

@@ -249,6 +249,9 @@ def test_a_backend_is_never_convicted_for_what_no_steps_tell() -> None:
         assert why(Arithmetic(promote_every=128), scheme=scheme, exact_sums=True)
     for recipe in (Recipe(requantize=False), Recipe(quantize_input=False)):
         assert "inputs that are not quantised" in why(WGMMA, recipe=recipe)
+    kept = Recipe(gemm1_output="float8")
+    assert why(WGMMA, recipe=kept) == "no steps are known for a first GEMM's result that is kept in FP8"
+    assert not why(WIDE, scheme="none", recipe=kept)
     # Exact over 128 of K only: neither the whole of K nor block scales without promotion.
     assert why(FP32, exact_sums=True)
     assert why(FP32, scheme="tensor_tok", exact_sums=True)

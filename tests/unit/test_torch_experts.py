@@ -35,6 +35,8 @@ RECIPES = {
     "input_weights_16bit": Recipe(input_weights="input"),
     "expert_scope": Recipe(dynamic_tensor_scope="expert"),
     "gemm1_16bit": Recipe(gemm1_output="input"),
+    "gemm1_float8": Recipe(gemm1_output="float8"),
+    "gemm1_float8_e8m0": Recipe("power_of_two", gemm1_output="float8", intermediate_amax_floor=2.0**-9),
     "gate_16bit": Recipe(gate_output="input"),
     "activation_16bit": Recipe(activation_output="input"),
     "not_requantised": Recipe(requantize=False),
