@@ -66,9 +66,9 @@ class Recipe:
         input_weights: "input" for routing weights that are rounded before hidden states are multiplied with them, where
             they are on the input; the product is rounded in any case.
         routing_weights: "input" for routing weights that are rounded before results are multiplied with them.
-        gemm1_output: dtype of the first GEMM's result (bias included) before the activation; "float8" for FP8 codes with
-            a dynamic scale for each 128 columns of the gate and of the up, made as those of the second GEMM's inputs
-            are: it needs `requantize`, and means "float32" for layers whose activations are not quantised.
+        gemm1_output: dtype of the first GEMM's result (bias included) before the activation; "float8" for FP8 codes
+            with a dynamic scale for each 128 columns of the gate and of the up, made as those of the second GEMM's
+            inputs are: it needs `requantize`, and means "float32" for layers whose activations are not quantised.
         gate_output: dtype of the gate's part of the activation before its product with the up's: of silu or gelu of the
             gate; of swigluoai's g sigmoid(1.702 g), where up + 1 stays in fp32; of swiglustep's silu, before or after
             its limit, which every format has. Nothing to an activation without a gate.
