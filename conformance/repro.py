@@ -117,10 +117,11 @@ def _scale_there(case: Case, tensors: CaseTensors, found: Mismatch) -> str:
         local = int(tensors.expert_map[local])
     if local is None or not 0 <= local < len(scale):
         return f"w2_scale[{', '.join(map(str, ('expert', *row)))}]"
-    values = scale[(local, *row)].reshape(-1)
+    place = (local, *row)
+    values = scale[place].reshape(-1)
     shown = ", ".join(f"{value:.6g}" for value in values[:SCALES].tolist())
     more = ", …" if len(values) > SCALES else ""
-    return f"w2_scale[{', '.join(map(str, (local, *row)))}] = {shown}{more}"
+    return f"w2_scale[{', '.join(map(str, place))}] = {shown}{more}"
 
 
 def stages_of(again: Again) -> Sequence[StageResult] | str:

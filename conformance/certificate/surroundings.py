@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from importlib.resources import files
-from importlib.resources.abc import Traversable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conformance.distributions import bringing, editable_from, file_of
 from conformance.plan import reference_subjects
@@ -17,6 +16,9 @@ from conformance.waivers.release import OWN, Release
 from fp8moe import __version__
 from fp8moe.detection import describe_device
 from fp8moe.registry import seed_backends
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable  # Python 3.10 has it there alone
 
 PACKAGES = ("conformance", "fp8moe")
 SOURCE = (".py", ".json")

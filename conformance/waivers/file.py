@@ -119,10 +119,11 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
                 f"{source}: line {where}: more than {MOST_DEPTH} brackets within each other: a field is one string"
             )
     try:
-        return tomllib.loads(text)
+        loaded: dict[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         told = _printable(str(error))
         raise WaiverError(f'{source}: no TOML ({told}): a field is NAME = "text", under [[{TABLE}]]') from None
+    return loaded
 
 
 class _Fields:
