@@ -94,4 +94,7 @@ def _computed(experts: FusedMoEPermuteExpertsUnpermute, batch: Tensor, counts: T
 def _taken(values: Tensor, place: Tensor) -> Tensor:
     """(E, T, columns) to the rows of the pairs, (P, columns); an absent pair gets some row or other, or zeros."""
     flat = values.reshape(-1, values.shape[-1])
-    return flat[place.clamp(max=len(flat) - 1)] if len(flat) else flat.new_zeros(len(place), values.shape[-1])
+    if not len(flat):
+        return flat.new_zeros(len(place), values.shape[-1])
+    raw = flat.view(torch.uint8) if flat.itemsize == 1 else flat  # torch 2.9 takes no rows of FP8 on a CPU
+    return raw[place.clamp(max=len(flat) - 1)].view(flat.dtype)

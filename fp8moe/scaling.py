@@ -99,10 +99,10 @@ def group_amax(values: Tensor, group: GroupShape) -> Tensor:
     high, wide = rows_and_columns(group, rows, columns)
     row_groups, column_groups = -(-rows // high), -(-columns // wide)
     magnitude = values.abs().float()
+    if magnitude.numel() == 0:  # which torch 2.9 does not pad
+        return magnitude.new_zeros(*values.shape[:-2], row_groups, column_groups)
     padded = torch.nn.functional.pad(magnitude, (0, column_groups * wide - columns, 0, row_groups * high - rows))
     tiles = padded.reshape(*values.shape[:-2], row_groups, high, column_groups, wide)
-    if tiles.numel() == 0:
-        return tiles.new_zeros(*values.shape[:-2], row_groups, column_groups)
     return tiles.amax(dim=(-3, -1))
 
 

@@ -85,6 +85,15 @@ def missing_toolchain(backend: str) -> str:
     name = {"cuda": "nvidia", "hip": "amd"}[backend]
     if name not in backends:
         return f"this Triton ({triton.__version__}) was built without its {name} backend"
+    if name == "amd":
+        from triton.backends.amd.compiler import HIPBackend
+
+        find_linker = getattr(HIPBackend, "path_to_rocm_lld", None)  # until 3.4; then it has one of its own
+        try:
+            if find_linker is not None:
+                find_linker()
+        except Exception as error:
+            return f"triton {triton.__version__} links with ROCm's: {error}"
     if name == "nvidia":
         lacking = [tool for tool in ("ptxas", "cuobjdump") if _tool(tool) is None]
         if lacking:

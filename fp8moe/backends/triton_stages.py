@@ -243,12 +243,14 @@ def interprets(name: str) -> bool:
     """Whether triton was imported with TRITON_INTERPRET=1; setting it later has no effect.
 
     Raises:
-        BackendUnavailable: triton is not installed.
+        BackendUnavailable: triton is not installed, or its interpreter does not compute as devices do.
     """
     try:
-        from fp8moe.kernels.interpreter import INTERPRETED
+        from fp8moe.kernels.interpreter import INTERPRETED, unlike_a_device
     except ImportError as error:
         raise BackendUnavailable(f"{name}: {error}; install triton") from error
+    if INTERPRETED and unlike_a_device():
+        raise BackendUnavailable(f"{name}: {unlike_a_device()}")
     return INTERPRETED
 
 

@@ -109,6 +109,17 @@ def test_a_device_where_triton_cannot_run() -> None:
     assert triton_stages._platform_of("T", torch.device("cpu"), True, True) == Platform("cpu")
 
 
+@NEEDS_TRITON
+def test_an_interpreter_unlike_every_device_simulates_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fp8moe.kernels import interpreter
+
+    told = "in the interpreter of triton 3.5.1 tl.fma rounds twice"
+    monkeypatch.setattr(interpreter, "INTERPRETED", True)
+    monkeypatch.setattr(interpreter, "unlike_a_device", lambda: told)
+    with pytest.raises(BackendUnavailable, match=f"T: {told}"):
+        triton_stages.interprets("T")
+
+
 def test_by_rule_a_device_without_fp8_takes_16_bits() -> None:
     for scheme in SCHEMES.values():
         expected = scheme in FP8_SCHEMES or scheme == UNQUANTISED
