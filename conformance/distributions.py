@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import Distribution, distribution, distributions, packages_distributions
+from importlib.metadata import Distribution, PackagePath, distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,9 +16,24 @@ HAVE_VERSIONS = {*sys.stdlib_module_names, "torch", "triton"}
 """Packages whose versions every report has."""
 
 
+def having(package: str) -> list[str]:
+    """Distributions that have a package, or module, of the top level: by their own word, else by their files, which
+    `importlib.metadata.packages_distributions` of Python 3.10 does not go by."""
+    found = set()
+    for each in distributions():
+        told = (each.read_text("top_level.txt") or "").split()
+        if package in (told or map(_top_level, each.files or ())):
+            found.add(each.name)
+    return sorted(found)
+
+
+def _top_level(file: PackagePath) -> str | None:
+    return file.parts[0] if len(file.parts) > 1 else inspect.getmodulename(file.name)
+
+
 def bringing(package: str, file: Path) -> Iterator[str]:
     """Distributions that have a file of a package, and those installed as editable from a folder that has it."""
-    for name in sorted(set(packages_distributions().get(package, ()))):
+    for name in having(package):
         found = distribution(name)
         own = (entry for entry in found.files or () if entry.name == file.name)
         if any(Path(str(found.locate_file(entry))).resolve() == file for entry in own):

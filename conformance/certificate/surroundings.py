@@ -9,7 +9,7 @@ from importlib import metadata
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from conformance.distributions import bringing, editable_from, file_of
+from conformance.distributions import bringing, editable_from, file_of, having
 from conformance.plan import reference_subjects
 from conformance.versions import versions
 from conformance.waivers.release import OWN, Release
@@ -84,7 +84,7 @@ def distribution_of(origin: str, release: Release) -> dict[str, Any] | None:
     elif file is not None:
         name = next(bringing(package, file), None)
     else:  # a namespace of several distributions
-        name = next(iter(metadata.packages_distributions().get(package, ())), None)
+        name = next(iter(having(package)), None)
     try:
         return None if name is None else _told(metadata.distribution(name))
     except metadata.PackageNotFoundError:

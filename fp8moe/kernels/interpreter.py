@@ -14,7 +14,7 @@ INTERPRETED = not isinstance(to_float32, JITFunction)
 
 
 @triton.jit
-def _fma_kernel(values):
+def _square_and_add(values):
     x = tl.load(values)
     tl.store(values, tl.fma(x, x, tl.load(values + 1)))
 
@@ -25,7 +25,7 @@ def unlike_a_device() -> str:
     first that was seen to, `tl.fma` rounds once."""
     step = 2.0**-23
     values = torch.tensor([1 + step, -(1 + 2 * step)])
-    _fma_kernel[(1,)](values)
+    _square_and_add[(1,)](values)
     if float(values[0]) == step**2:
         return ""
     return f"in the interpreter of triton {triton.__version__} tl.fma rounds twice; install triton 3.9 or newer for it"

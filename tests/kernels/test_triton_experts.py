@@ -53,8 +53,7 @@ def alike(expected: Tensor, got: Tensor) -> None:
 # -- how a call begins --
 
 
-@pytest.mark.parametrize("pairs", [FEW, FEW + 2])
-@pytest.mark.parametrize("scheme", ["block", "channel_tok"])
+@pytest.mark.parametrize(("scheme", "pairs"), [("block", FEW), ("block", FEW + 2), ("channel_tok", FEW)])
 def test_few_pairs_begin_with_one_launch(scheme: str, pairs: int, device: torch.device) -> None:
     tensors = build(replace(LAYER, scheme=scheme, tokens=pairs // LAYER.top_k, hidden=256, inter=128), device)
     with patch.object(align, "begin", wraps=align.begin) as begin:

@@ -56,18 +56,18 @@ def test_an_h100_computed_these_bits(name: str) -> None:
         arrays = {key: torch.from_numpy(vectors[f"{name}/{key}"]) for key in ("a", "b", "out")}
         if kind.startswith("block-scaled"):
             arrays |= {key: torch.from_numpy(vectors[f"{name}/{key}"]) for key in ("a_scale", "b_scale")}
+    unit = "hopper.wgmma"
+    if kind == "block-scaled-tile16":
+        order, unit = fours_halved(arrays["a"].shape[1]), "hopper.mma_f16"
+        arrays |= {key: arrays[key][:, order] for key in ("a", "b")}
     a, b = (arrays[key].view(torch.float8_e4m3fn) for key in ("a", "b"))
     total = torch.zeros_like(arrays["out"])
     if kind in ("dot", "unpromoted"):
-        total = chain(a, b, "hopper.wgmma")
+        total = chain(a, b, unit)
     elif kind.startswith("promoted"):
-        for group in promoted(a, b, "hopper.wgmma", int(kind.removeprefix("promoted"))):
+        for group in promoted(a, b, unit, int(kind.removeprefix("promoted"))):
             total += group
     else:
-        unit = "hopper.wgmma"
-        if kind == "block-scaled-tile16":
-            order = fours_halved(a.shape[1])
-            a, b, unit = a[:, order], b[:, order], "hopper.mma_f16"
         for block, group in enumerate(promoted(a, b, unit, 128)):
             total = fma32(group * arrays["a_scale"][:, block, None], arrays["b_scale"][:, block], total)
     assert equal(total, arrays["out"]), float((total == arrays["out"]).float().mean())
@@ -112,9 +112,9 @@ def simulated(unit: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor
 def of_codes(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator, *, largest: float) -> Tensor:
     """Any codes of a dtype whose values are finite and not above `largest`."""
     codes, width = {1: (torch.uint8, 8), 2: (torch.int16, 16)}[dtype.itemsize]
-    every = torch.arange(1 << width, dtype=torch.int32).to(codes).view(dtype)
-    every = every[every.float().abs() <= largest]
-    return every.view(codes)[torch.randint(every.numel(), shape, generator=generator)].view(dtype)
+    every = torch.arange(1 << width, dtype=torch.int32).to(codes)
+    every = every[every.view(dtype).float().abs() <= largest]
+    return every[torch.randint(every.numel(), shape, generator=generator)].view(dtype)
 
 
 SMALLEST_NORMAL = {torch.float8_e4m3fn: -6, torch.float8_e4m3fnuz: -7, torch.float16: -14, torch.bfloat16: -126}
