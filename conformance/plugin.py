@@ -107,6 +107,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compiles: our kernels compiled for devices that need not be here")
     config.addinivalue_line("markers", "performs: the time of the selected backend, on a GPU")
     config.addinivalue_line("markers", "gate: decisions, numbers and speed beside a baseline")
+    if not config.pluginmanager.has_plugin("xdist"):
+        config.addinivalue_line("markers", "xdist_group(name): tests for one worker of pytest-xdist, which is not here")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

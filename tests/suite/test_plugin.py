@@ -255,6 +255,12 @@ def test_a_spent_budget_is_said(tmp_path: Path) -> None:
     assert "the budget of 0 s was spent" in cell["reason"]
 
 
+def test_it_is_collected_without_pytest_xdist(tmp_path: Path) -> None:
+    done = run_suite(tmp_path, "--collect-only", "-q", "-p", "no:xdist", "--strict-markers")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"^\d+ tests collected", done.stdout, re.MULTILINE)
+
+
 def test_other_peoples_sessions_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "test_theirs.py").write_text("import sys\n\ndef test_it():\n    assert 'torch' not in sys.modules\n")
     done = python(tmp_path, "-m", "pytest", "-p", "conformance.plugin", "-p", "no:cacheprovider")
