@@ -57,7 +57,7 @@ def _why_not(path: Path) -> str:
     except OSError as error:
         in_place = error.errno in ONLY_IN_PLACE and path.is_file() and os.access(path, os.W_OK)
         return "" if in_place else error.strerror or str(error)
-    except RuntimeError as error:  # links that lead to each other
+    except RuntimeError as error:  # links that lead to each other, before Python 3.13
         return str(error)
     return ""
 
@@ -121,6 +121,8 @@ def _is_written_through(path: Path) -> bool:
 def _beside(path: Path) -> Path:
     """Of a link: beside what it leads to."""
     real = path.resolve()
+    if real.is_symlink():  # links that lead to each other; Python before 3.13 raises of itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return real.with_name(f"{real.name}.{os.getpid()}")
 
 

@@ -35,7 +35,9 @@ def vendors(folder: Path, name: str, metadata: dict[str, str], monkeypatch: pyte
         (info / file).write_text(text)
     monkeypatch.syspath_prepend(str(folder))
     made = ModuleType(f"{name}_moe")
-    made.__file__ = str(folder / f"{name}_moe.py")
+    file = folder / f"{name}_moe.py"
+    file.touch()
+    made.__file__ = str(file)
     monkeypatch.setitem(sys.modules, made.__name__, made)
     return type("Experts", (TorchExperts,), {"__module__": made.__name__})
 
