@@ -107,8 +107,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compiles: our kernels compiled for devices that need not be here")
     config.addinivalue_line("markers", "performs: the time of the selected backend, on a GPU")
     config.addinivalue_line("markers", "gate: decisions, numbers and speed beside a baseline")
-    if not config.pluginmanager.has_plugin("xdist"):
-        config.addinivalue_line("markers", "xdist_group(name): tests for one worker of pytest-xdist, which is not here")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -274,6 +272,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """A wrong option is told once, before each module would tell it. Under pytest-xdist the controller collects nothing
     itself, so it goes by the arguments."""
     config = session.config
+    if not config.pluginmanager.has_plugin("xdist"):
+        config.addinivalue_line("markers", "xdist_group(name): tests for one worker of pytest-xdist, which is not here")
     if _asks_for_suite(config):
         session_of(config)
     controls_workers = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
