@@ -74,10 +74,8 @@ class Session:
         """What is judged in this process at the moment."""
         self.started = time.monotonic()
         self.ledger = Ledger()
-        self.computes = True
-        """Whether a check of what a backend computes was selected, as far as is known."""
-        self.computed = False
-        """Whether such a check has ended, in whatever way."""
+        self.computes = False
+        """Whether a check of what one of these backends computes was selected: one has ended, in whatever way."""
         self.convicted: set[str] = set()
         """Ids of cells that failed in this process: what comes after is not run on them."""
 
@@ -150,7 +148,7 @@ class Session:
         backend computes was to run."""
         judged = (Status.PASSED, Status.FAILED)
         known = {r.backend for r in self.ledger.of(verdict="computes") if r.case and r.status in judged}
-        return [name for name in self.named if self.computed and name not in known]
+        return [name for name in self.named if self.computes and name not in known]
 
     def take(self, texts: Iterable[str]) -> None:
         """Adds results as a test's report carries them."""

@@ -12,6 +12,7 @@ MOST_SHIFT = 126
 Rounding = Literal["float32", "input"]
 """Kept in fp32, or rounded to the dtype of the hidden states (bf16 or fp16)."""
 FirstOutput = Literal["float32", "input", "float8"]
+"""As `Rounding`, or kept as FP8 codes with scales."""
 ScaleDivision = Literal["divide", "reciprocal", "inverse", "approximate_inverse"]
 FACTORS = ("inverse", "approximate_inverse")
 WeightForm = Literal["exact", "rounded_scales", "rounded", "requantised"]

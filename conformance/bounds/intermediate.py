@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conformance.bounds.accumulation import U
 from fp8moe.keys import GroupShape
-from fp8moe.recipe import Rounding
+from fp8moe.recipe import FirstOutput
 from fp8moe.reference.activation import Activation
 from fp8moe.reference.problem import MoEProblem, Pairs
 from fp8moe.reference.quantisation import group_amax, spread
@@ -90,7 +90,7 @@ def intermediate_spread(trace: RecipeTrace, error: Tensor) -> Spread:
     return Spread(below, above, True, relative, group)
 
 
-def _rounded(interval: Interval, problem: MoEProblem, where: Rounding) -> Interval:
+def _rounded(interval: Interval, problem: MoEProblem, where: FirstOutput) -> Interval:
     return _to_format(interval, problem.carrier) if where == "input" else interval
 
 
@@ -103,10 +103,8 @@ def _first_range(trace: RecipeTrace, error: Tensor) -> Interval:
     """Where the first GEMM's result may lie as the activation gets it."""
     problem = trace.problem
     interval = trace.first - error, trace.first + error
-    if problem.recipe.gemm1_output != "float8":
-        return _rounded(interval, problem, problem.recipe.gemm1_output)
     if not keeps_float8(problem):
-        return interval
+        return _rounded(interval, problem, problem.recipe.gemm1_output)
     parts = (values.chunk(problem.halves, dim=-1) for values in (*interval, to_float32(trace.first)))
     kept = [_kept_in_float8(problem, *ends) for ends in zip(*parts, strict=True)]
     return torch.cat([low for low, _ in kept], dim=-1), torch.cat([high for _, high in kept], dim=-1)

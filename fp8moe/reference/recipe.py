@@ -12,7 +12,7 @@ from fp8moe.config import FusedMoEConfig
 from fp8moe.experts import MoEWeights
 from fp8moe.keys import GroupShape
 from fp8moe.quant import FusedMoEQuantConfig
-from fp8moe.recipe import Recipe, Rounding
+from fp8moe.recipe import FirstOutput, Recipe, Rounding
 from fp8moe.reference.activation import Activation, activated, activation_of
 from fp8moe.reference.closed import must_be_open
 from fp8moe.reference.problem import MoEProblem, Pairs, chunk_elements
@@ -163,10 +163,8 @@ def first_scales(problem: MoEProblem, part: Tensor) -> Tensor:
 def _first_result(problem: MoEProblem, first: Tensor) -> Tensor:
     """The first GEMM's result as the activation gets it."""
     recipe = problem.recipe
-    if recipe.gemm1_output != "float8":
-        return _rounded(problem, first, recipe.gemm1_output)
     if not keeps_float8(problem):
-        return first
+        return _rounded(problem, first, recipe.gemm1_output)
     kept = []
     for part in to_float32(first).chunk(problem.halves, dim=-1):
         scale = spread(first_scales(problem, part), FIRST_GROUP, part.shape[1])
@@ -199,7 +197,7 @@ def combined(
     return total
 
 
-def _rounded(problem: MoEProblem, values: Tensor, where: Rounding) -> Tensor:
+def _rounded(problem: MoEProblem, values: Tensor, where: FirstOutput) -> Tensor:
     """Rounded to the hidden states' dtype, through the float32 that a backend holds; or left as it is."""
     return round_to(to_float32(values), problem.carrier) if where == "input" else values
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from conformance.bounds import allowance_for, judge, judge_ideal
 from conformance.build import CaseTensors, build
 from conformance.cases import VALUES, Case
+from fp8moe.backends.flashinfer_trtllm import FlashInferTrtllmExperts
 from fp8moe.backends.torch_experts import BatchedTorchExperts, TorchExperts
 from fp8moe.config import ACTIVATIONS
 from fp8moe.recipe import FP32, Arithmetic, Recipe
@@ -37,9 +38,7 @@ RECIPES = {
     "powers of two": Recipe(scale_rounding="power_of_two"),
     "reciprocal": Recipe(scaling="reciprocal"),
     "FP8 before the activation": Recipe(gemm1_output="float8"),
-    "TRTLLM's": Recipe(
-        gemm1_output="float8", intermediate_amax_floor=448 * 2.0**-126, gemm2_output="input", routing_weights="input"
-    ),
+    "TRTLLM's": FlashInferTrtllmExperts.contract.recipe,
     "powers of two in both": Recipe(scale_rounding="power_of_two", gemm1_output="float8"),
     "other floors": Recipe(amax_floor=0.0, intermediate_amax_floor=2.0**-9),
 }
