@@ -28,6 +28,9 @@ def outcome_of(target: CompileTarget, kernel: str) -> Outcome:
     if missing:
         return Outcome(target.name, kernel, Status.NOT_RUN, missing)
     variant, claims = VARIANTS[kernel], claims_for(target)
+    if variant.shared > target.shared_bytes:
+        needs = f"launched only where a multiprocessor has {variant.shared} bytes of shared memory"
+        return Outcome(target.name, kernel, Status.NOT_APPLICABLE, f"{needs}: a program has {target.shared_bytes} here")
     started, facts, refusal = time.perf_counter(), None, None
     claimed = claims.covers(variant.fp8)
     if claimed or (target.without_e4m3 and variant.fp8):

@@ -20,16 +20,24 @@ WORDS = {
     Status.FAILED: "FAIL",
     Status.WAIVED: "waived",
     Status.NOT_RUN: "n/r",
+    Status.NOT_APPLICABLE: "n/a",
+}
+TOLD = {
+    Status.NOT_SUPPORTED: "refused",
+    Status.NOT_RUN: "not run",
+    Status.WAIVED: "waived",
+    Status.NOT_APPLICABLE: "not applicable",
 }
 LEGEND = (
     "ok: compiles, within the device's shared memory and registers; refused: as the selector's predicate declares;\n"
-    "waived: a known defect, see below; n/r: not run; evidence: compiled, for devices that need not be here"
+    "waived: a known defect, see below; n/r: not run; n/a: never launched there;\n"
+    "evidence: compiled, for devices that need not be here"
 )
 
 
 def result_of(outcome: Outcome) -> CheckResult:
     """For the ledger."""
-    ran = outcome.status is not Status.NOT_RUN
+    ran = outcome.status not in (Status.NOT_RUN, Status.NOT_APPLICABLE)
     return CheckResult(
         VERDICT,
         f"{VERDICT}.{outcome.target}.{outcome.kernel}",
@@ -85,11 +93,10 @@ def compile_lines(results: Sequence[CheckResult]) -> list[str]:
         lines.append(f"spills: none in {len(found)}")
     reasons: dict[tuple[Status, str, str], int] = {}
     for (target, _), result in found.items():
-        if result.status in (Status.NOT_SUPPORTED, Status.NOT_RUN, Status.WAIVED):
+        if result.status in TOLD:
             key = (result.status, target, result.reason)
             reasons[key] = reasons.get(key, 0) + 1
-    words = {Status.NOT_SUPPORTED: "refused", Status.NOT_RUN: "not run", Status.WAIVED: "waived"}
-    lines += [f"{words[status]}: {n} on {target}: {reason}" for (status, target, reason), n in reasons.items()]
+    lines += [f"{TOLD[status]}: {n} on {target}: {reason}" for (status, target, reason), n in reasons.items()]
     lines += [f"not run: {r.check}: {r.reason}" for r in results if not _is_place(r)]
     if found and len(found) < len(TARGETS) * len({kernel for _, kernel in found}):
         lines.append(

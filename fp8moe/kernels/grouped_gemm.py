@@ -1,6 +1,6 @@
 """Grouped GEMM: each token-expert pair's row times its expert's weight, transposed; FP8 with scales, bf16 or fp16."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,51 +44,109 @@ class Program:
         columns: of the tile, a power of two.
         stages: of the loads along K.
         warps: of the program.
-        resident: programs that a multiprocessor of an H100 or H200 holds, by their shared memory.
+        together: tiles of rows that take all columns before the next ones begin.
     """
 
     columns: int
     stages: int
     warps: int
-    resident: int
+    together: int = MOST_PROGRAMS
+
+    def shared(self, rows: int) -> int:
+        """Bytes of shared memory that its loads of FP8 take, in a tile of so many rows."""
+        return self.stages * (rows + self.columns) * BLOCK
 
 
 FEW_ROWS = 16
 """Rows of a tile whose weights are all that is waited for."""
-NARROWEST, USUAL, WIDEST = Program(32, 5, 4, 7), Program(64, 4, 2, 5), Program(128, 3, 4, 4)
+NARROWEST, USUAL, WIDEST = Program(32, 5, 4), Program(64, 4, 2), Program(128, 3, 4)
 """With such tiles and block scales: for fewer programs than multiprocessors; for most; where these many fit all at once
 and the usual do not, and for short sums. Both GEMMs of four layers with 1 and 16 tokens take up to a quarter less than
 with the usual alone (an H200, reports/h200/2026-11-29-policy/tune.txt and 2026-11-30-begin/tune.txt)."""
+HOPPER_SHARED = 228 * 1024
+"""Bytes of shared memory of a multiprocessor of an H100 or H200."""
 SHORT = 512
 """Up to so many terms a sum is short."""
-FEW_BY_ROW = Program(64, 5, 4, 4)
+FEW_BY_ROW = Program(64, 5, 4)
 """With such tiles and a scale for each row, but for short sums, which take a tenth less with the usual program (an
 H200, reports/h200/2026-11-30-begin/tune-row.txt)."""
+TOGETHER = 8
+"""Tiles of many rows that take all columns before the next ones begin, where no other expert's tile reads their rows,
+or where an expert has few tiles: what they read of A, and write of C, is read and written while it is in the cache. The
+second GEMM takes up to a quarter less than with all tiles together (an H200, reports/h200/2026-11-30-order/tune.txt)."""
+FEW_TILES = 3
+"""Of an expert, on average, up to which weights are most of what is waited for."""
+OF_SHORT, DEEP, SHALLOW = Program(64, 3, 4), Program(128, 4, 4), Program(128, 3, 4)
+"""With tiles of many rows of FP8: for short sums of rows of their own; where weights are waited for, or rows of their
+own, and a multiprocessor holds two; else. From the same measurements."""
 
 
 def program_of(
-    alignment: Alignment, parts: int, part_columns: int, k_size: int, scales: Scales, device: torch.device
+    alignment: Alignment,
+    experts: int,
+    parts: int,
+    part_columns: int,
+    k_size: int,
+    scales: Scales,
+    device: torch.device,
+    *,
+    own_rows: bool,
 ) -> Program:
+    """Of a call's tiles.
+
+    Args:
+        experts: whose weights there are.
+        own_rows: whether each pair has its row of A, which no other expert's tile reads.
+    """
     tiles = alignment.likely or alignment.tiles
-    if device.type == "cuda" and alignment.tile_rows == FEW_ROWS and scales != "none":
+    few = alignment.tile_rows == FEW_ROWS
+    if device.type == "cuda" and few and scales != "none":
         if scales == "row":
             return USUAL if k_size <= SHORT else FEW_BY_ROW
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         return few_by_block(tiles * parts, part_columns, k_size, processors)
-    return Program(columns_of_tile(tiles, parts * part_columns, device), 3, 4, 4)
+    columns = columns_of_tile(tiles, parts * part_columns, device)
+    if device.type != "cuda" or few:
+        return replace(SHALLOW, columns=columns)
+    return many(
+        tiles,
+        alignment.tile_rows,
+        experts,
+        columns,
+        k_size,
+        own_rows=own_rows,
+        fp8=scales != "none",
+        shared=torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor,
+    )
 
 
 def few_by_block(tiles: int, columns: int, k_size: int, processors: int) -> Program:
     """Of tiles of few rows, each as wide as `columns`, with block scales."""
     usual, widest = (tiles * triton.cdiv(columns, each.columns) for each in (USUAL, WIDEST))
+    most_usual, most_widest = (processors * (HOPPER_SHARED // each.shared(FEW_ROWS)) for each in (USUAL, WIDEST))
     if usual < processors:
         return NARROWEST
-    if usual > USUAL.resident * processors and (widest <= WIDEST.resident * processors or k_size <= SHORT):
+    if usual > most_usual and (widest <= most_widest or k_size <= SHORT):
         return WIDEST
     return USUAL
 
 
-@triton.jit(do_not_specialize=["tiles", "pairs_per_row"])
+def many(
+    tiles: int, rows: int, experts: int, columns: int, k_size: int, *, own_rows: bool, fp8: bool, shared: int
+) -> Program:
+    """Of tiles of many rows, on a device whose multiprocessors have `shared` bytes of shared memory; where `columns` is
+    less than a block, of no more columns."""
+    chosen = SHALLOW
+    together = own_rows or tiles <= FEW_TILES * experts
+    if fp8 and columns == BLOCK:
+        if own_rows and k_size <= SHORT:
+            chosen = OF_SHORT
+        elif together and 2 * DEEP.shared(rows) <= shared:
+            chosen = DEEP
+    return replace(chosen, columns=min(chosen.columns, columns), together=TOGETHER if together else MOST_PROGRAMS)
+
+
+@triton.jit(do_not_specialize=["tiles", "tiles_together", "pairs_per_row"])
 def grouped_gemm_kernel(
     a,
     a_scale,
@@ -99,6 +157,7 @@ def grouped_gemm_kernel(
     pairs,
     tile_experts,
     tiles,
+    tiles_together,
     part_columns,
     k_size,
     pairs_per_row,
@@ -122,7 +181,12 @@ def grouped_gemm_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    tile = (tl.program_id(0) % tiles).to(tl.int64)
+    # A few tiles take all columns before the next ones begin. Of those, tiles are fastest: programs that run together
+    # share a column tile, and an expert's tiles are neighbours, so each block of W is fetched while it is hot.
+    programs = tiles_together * (tl.num_programs(0) // tiles)
+    first_tile, number = tl.program_id(0) // programs * tiles_together, tl.program_id(0) % programs
+    together = tl.minimum(tiles - first_tile, tiles_together)
+    tile = (first_tile + number % together).to(tl.int64)
     expert = tl.load(tile_experts + tile).to(tl.int64)
     if expert < 0:
         return
@@ -133,7 +197,7 @@ def grouped_gemm_kernel(
 
     # W's rows come in parts (gate, up) whose blocks are counted apart, so a column tile lies within one part,
     # and within one row of scale blocks.
-    column_tile = tl.program_id(0) // tiles
+    column_tile = number // together
     tiles_of_part = (part_columns + COLUMNS - 1) // COLUMNS
     part, first = column_tile // tiles_of_part, (column_tile % tiles_of_part) * COLUMNS
     in_part = first + tl.arange(0, COLUMNS)
@@ -223,11 +287,9 @@ def grouped_gemm(
     Raises:
         ValueError: 2^31 programs or more.
     """
-    _, columns, k_size = w.shape
+    experts, columns, k_size = w.shape
     part_columns = columns // parts
-    # Tiles fastest: programs that run together share a column tile, and an expert's tiles are neighbours, so each
-    # block of W is fetched while it is hot; A is small and stays in the cache.
-    program = program_of(alignment, parts, part_columns, k_size, scales, a.device)
+    program = program_of(alignment, experts, parts, part_columns, k_size, scales, a.device, own_rows=pairs_per_row == 1)
     grid = alignment.tiles * parts * triton.cdiv(part_columns, program.columns)
     if grid > MOST_PROGRAMS:
         raise ValueError(
@@ -249,6 +311,7 @@ def grouped_gemm(
             alignment.pairs,
             alignment.tile_experts,
             alignment.tiles,
+            min(program.together, alignment.tiles),
             part_columns,
             k_size,
             pairs_per_row,

@@ -40,6 +40,8 @@ class Variant:
         fp8: whether it needs e4m3 in the compiler or the hardware; kernels that make codes by integer arithmetic
             do not.
         warps: of a program.
+        stages: of its loads.
+        shared: bytes of shared memory that a multiprocessor must have for a launch to ask for it.
     """
 
     kernel: Any
@@ -47,6 +49,8 @@ class Variant:
     pointers: dict[str, str]
     fp8: bool = False
     warps: int = 4
+    stages: int = 3
+    shared: int = 0
 
 
 _FLOOR = {"AMAX_FLOOR": 1e-10}
@@ -107,11 +111,16 @@ def _gemms() -> dict[str, Variant]:
                 },
                 {"a": f"*{dtype}", "w": f"*{dtype}", "bias": f"*{dtype}", "c": "*fp32", **indices},
             )
-    usual = grouped_gemm.USUAL
+    usual, deep = grouped_gemm.USUAL, grouped_gemm.DEEP
     for scales in ("block", "row"):
         widest = variants[f"gemm_{scales}_16"]
         constants = widest.constants | {"COLUMNS": usual.columns}
         variants[f"gemm_{scales}_16_usual"] = replace(widest, constants=constants, warps=usual.warps)
+        wide = variants[f"gemm_{scales}_64"]
+        variants[f"deep_gemm_{scales}_64"] = replace(wide, stages=deep.stages, shared=2 * deep.shared(64))
+        variants[f"gemm_{scales}_64_short"] = replace(
+            wide, constants=wide.constants | {"COLUMNS": grouped_gemm.OF_SHORT.columns}
+        )
     return variants
 
 
@@ -271,6 +280,7 @@ COUNTS = (
     "stride_slot",
     "pairs_per_row",
     "tiles",
+    "tiles_together",
     "pad",
     "placing",
     "top_k",
@@ -299,5 +309,5 @@ def compile_variant(name: str, target: GPUTarget) -> Any:
         for position, each in enumerate(arguments)
         if each not in constants and each not in COUNTS
     }
-    options = {"num_warps": variant.warps, "num_stages": 3, "enable_fp_fusion": False}
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": False}
     return triton.compile(ASTSource(variant.kernel, signature, constexprs, aligned), target=target, options=options)

@@ -11,8 +11,13 @@ from torch import Tensor
 from fp8moe.backends.triton_arithmetic import arithmetic_by_tile
 from fp8moe.kernels.align import Alignment, align_batches, align_pairs
 from fp8moe.kernels.grouped_gemm import (
+    DEEP,
     FEW_BY_ROW,
+    HOPPER_SHARED,
     NARROWEST,
+    OF_SHORT,
+    SHALLOW,
+    TOGETHER,
     USUAL,
     WIDEST,
     Program,
@@ -20,6 +25,7 @@ from fp8moe.kernels.grouped_gemm import (
     columns_of_tile,
     few_by_block,
     grouped_gemm,
+    many,
     program_of,
 )
 from fp8moe.platforms import PLATFORMS
@@ -190,9 +196,29 @@ def test_every_program_of_few_rows(
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fp8moe.kernels.grouped_gemm.program_of", lambda *_: program)
+    monkeypatch.setattr("fp8moe.kernels.grouped_gemm.program_of", lambda *_, **__: program)
     operands = draw(rows, n, k, experts, "block", parts=parts)
     assert torch.equal(operands.to(device).run(16).double(), operands.expected())
+
+
+@pytest.mark.parametrize("program", [OF_SHORT, DEEP, SHALLOW])
+@pytest.mark.parametrize("together", [1, 2, 3, 100])
+@pytest.mark.parametrize(("kind", "n", "k", "parts"), [("block", 288, 256, 2), ("row", 400, 144, 1)])
+def test_every_order_of_the_tiles(
+    kind: str,
+    n: int,
+    k: int,
+    parts: int,
+    together: int,
+    program: Program,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of up to seven tiles, which most of these numbers do not divide."""
+    chosen = replace(program, together=together)
+    monkeypatch.setattr("fp8moe.kernels.grouped_gemm.program_of", lambda *_, **__: chosen)
+    operands = draw(50, n, k, 7, kind, parts=parts)
+    assert torch.equal(operands.to(device).run(64).double(), operands.expected())
 
 
 def test_programs_of_few_rows_follow_from_how_many_run_at_once(device: torch.device) -> None:
@@ -209,7 +235,25 @@ def test_programs_of_few_rows_follow_from_how_many_run_at_once(device: torch.dev
         assert few_by_block(tiles, columns, k_size, 132) == expected, (tiles, columns, k_size)
     alignment = align_pairs(torch.arange(16, device=device).view(8, 2), 16, 16)
     for k_size, expected in ((384, USUAL), (768, FEW_BY_ROW)):
-        assert program_of(alignment, 1, 4096, k_size, "row", torch.device("cuda")) == expected
+        found = program_of(alignment, 16, 1, 4096, k_size, "row", torch.device("cuda"), own_rows=True)
+        assert found == expected
+
+
+def test_programs_of_many_rows_follow_from_what_is_waited_for() -> None:
+    """Of published layers with 1,024 and 4,096 tokens, by their tiles, experts and terms."""
+    a100 = 164 * 1024
+    for tiles, experts, k_size, own_rows, shared, expected in (
+        (764, 256, 7168, False, HOPPER_SHARED, replace(DEEP, together=TOGETHER)),
+        (764, 256, 256, True, HOPPER_SHARED, replace(OF_SHORT, together=TOGETHER)),
+        (638, 128, 2048, False, HOPPER_SHARED, SHALLOW),
+        (638, 128, 768, True, HOPPER_SHARED, replace(DEEP, together=TOGETHER)),
+        (638, 128, 768, True, a100, replace(SHALLOW, together=TOGETHER)),
+    ):
+        found = many(tiles, 64, experts, BLOCK, k_size, own_rows=own_rows, fp8=True, shared=shared)
+        assert found == expected, (tiles, experts, k_size)
+    given = {"own_rows": True, "shared": HOPPER_SHARED}
+    assert many(764, 64, 256, 32, 256, fp8=True, **given) == replace(SHALLOW, columns=32, together=TOGETHER)
+    assert many(764, 64, 256, BLOCK, 256, fp8=False, **given) == replace(SHALLOW, together=TOGETHER)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -161,6 +161,7 @@ def test_results_are_of_their_own_class() -> None:
     assert result.measured["spilled_bytes"] == 8
     assert CheckResult.from_json(result.to_json()) == result
     assert result_of(replace(outcome, status=Status.NOT_RUN, reason="no ptxas")).evidence is None
+    assert result_of(replace(outcome, status=Status.NOT_APPLICABLE, reason="never launched")).evidence is None
 
 
 def test_table_and_lines() -> None:

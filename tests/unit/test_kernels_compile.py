@@ -54,13 +54,19 @@ ADA = "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"
 SMALL_BF16 = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 SMALL_FP16 = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 WGMMA = "wgmma.mma_async.sync.aligned.m64n128"
+WGMMA_64 = "wgmma.mma_async.sync.aligned.m64n64"
 
 
 @pytest.mark.parametrize(
     ("target", "variant", "instruction"),
     [
         *[("sm90", f"gemm_{scales}_16", WIDENED) for scales in ("block", "row")],
-        *[("sm90", f"gemm_{scales}_64", f"{WGMMA}k32.f32.e4m3.e4m3") for scales in ("block", "row")],
+        *[
+            ("sm90", f"{deep}gemm_{scales}_64", f"{WGMMA}k32.f32.e4m3.e4m3")
+            for scales in ("block", "row")
+            for deep in ("", "deep_")
+        ],
+        *[("sm90", f"gemm_{scales}_64_short", f"{WGMMA_64}k32.f32.e4m3.e4m3") for scales in ("block", "row")],
         ("sm90", "gemm_bf16_16", SMALL_BF16),
         ("sm90", "gemm_fp16_16", SMALL_FP16),
         ("sm90", "gemm_bf16_64", f"{WGMMA}k16.f32.bf16.bf16"),
@@ -84,7 +90,8 @@ def test_the_matrix_instruction(target: str, variant: str, instruction: str, rep
 @pytest.mark.parametrize("scales", ["block", "row"])
 def test_each_128_of_k_starts_from_zero(scales: str, report: Report) -> None:
     """Of the four wgmma of a step the first ignores the accumulator; unscaled, a sum over all of K never does."""
-    assert report["sm90"][f"gemm_{scales}_64"]["starts"] == ["0", "p", "p", "p"]
+    for variant in (f"gemm_{scales}_64", f"deep_gemm_{scales}_64", f"gemm_{scales}_64_short"):
+        assert report["sm90"][variant]["starts"] == ["0", "p", "p", "p"], variant
     assert report["sm90"]["gemm_bf16_64"]["starts"] == ["p", "p", "p", "p"]
 
 
