@@ -39,7 +39,7 @@ from conformance.probe.backend import CHECK as FINGERPRINT
 from conformance.remaining import Remaining
 from conformance.report import Report
 from conformance.results import CheckResult, Status
-from conformance.shards import FAILED_BEFORE, Shard, cost
+from conformance.shards import FAILED_BEFORE, OF_A_CASE, OF_A_CASE_ON_GPU, Shard, cost
 from conformance.smaller import smaller
 from conformance.so_far import UNENDED, Keep, SoFar
 from conformance.versions import versions
@@ -261,7 +261,7 @@ class _Run:
         mine = plan.items if self.shard is None else self.shard.of(plan.items)
         to_run = [item for item in mine if item.key not in self.results]
         waiting = iter(to_run)
-        remaining = Remaining(((item.check, item.case.scheme), cost(item.case)) for item in to_run)
+        remaining = Remaining(((item.check, item.case.scheme), self._cost(item)) for item in to_run)
 
         def work() -> None:
             worker = free.get()
@@ -299,6 +299,9 @@ class _Run:
         if self.interrupted.is_set():
             raise Cancelled
 
+    def _cost(self, item: Item) -> int:
+        return cost(item.case, OF_A_CASE if self.device in ("cpu", "interpreter") else OF_A_CASE_ON_GPU)
+
     def _stop(self, why: str) -> None:
         self.stopped = self.stopped or why
 
@@ -314,7 +317,7 @@ class _Run:
         result = self.in_force.applied(item, result)
         self.results[item.key] = result
         group = (item.check, item.case.scheme)
-        remaining.ran(group, cost(item.case))
+        remaining.ran(group, self._cost(item))
         if result.status is Status.FAILED:
             self.failed.add(group)
             remaining.drop(group)

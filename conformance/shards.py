@@ -57,15 +57,18 @@ class Shard:
 
 OF_A_CASE, OF_A_WEIGHT = 10_000_000, 20
 """What a case costs however small it is, and each of its weights, in multiply-adds that take as long: by the durations
-in reports/cpu/2026-11-29-shards. A GPU's were not recorded by then."""
+in reports/cpu/2026-11-29-shards."""
+OF_A_CASE_ON_GPU = 3_000_000_000
+"""The first of them on a GPU, by the durations in reports/h200/2026-11-30-order. Shards are not dealt by it: what their
+cases wait for a compiler parts them more."""
 
 
-def cost(case: Case) -> int:
+def cost(case: Case, of_a_case: int = OF_A_CASE) -> int:
     """About what a check of a case takes, in multiply-adds: its weights are made, and each pair of a token and an
     expert is multiplied by those of its expert."""
     weights = case.hidden * case.inter * (3 if case.gated else 2)
     pairs = case.tokens * case.top_k // case.ep_size
-    return OF_A_CASE + weights * (OF_A_WEIGHT * case.local_experts + pairs)
+    return of_a_case + weights * (OF_A_WEIGHT * case.local_experts + pairs)
 
 
 def dealt(items: Sequence[Item], count: int) -> list[list[Item]]:

@@ -15,7 +15,8 @@ from conformance.certificate.statement import EVIDENCE
 from conformance.editions import EVERYTHING, target_of
 from conformance.kept_text import read_text
 from conformance.levels import Item, items_for
-from conformance.shards import Shard, cost, dealt
+from conformance.remaining import Remaining
+from conformance.shards import OF_A_CASE_ON_GPU, Shard, cost, dealt
 from tests.unit.certificates import invented
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -81,6 +82,24 @@ def test_long_prefills_are_spread() -> None:
     assert max(shares) - min(shares) < sum(shares) / 4
     loads = [sum(cost(item.case) for item in piece) for piece in dealt(items, 5)]
     assert max(loads) < 1.01 * min(loads)
+
+
+@pytest.mark.parametrize("name", ["TRITON", "DEEPGEMM", "VLLM_CUTLASS", "MARLIN"])
+def test_what_is_left_on_a_gpu_is_told_in_its_order_of_magnitude(name: str) -> None:
+    """From a tenth of a run's checks on: by its durations it is told six times too long at most, where a small case at
+    a CPU's cost would make it a hundred."""
+    checks = read_report(REPORTS / f"h200/2026-11-30-order/certify_{name}.json.gz").checks
+    took = [(Case.parse(check.case), check.seconds) for check in checks if check.case and check.seconds is not None]
+    now = 0.0
+    remaining = Remaining((("", cost(case, OF_A_CASE_ON_GPU)) for case, _ in took), lambda: now)
+    whole, told = sum(seconds for _, seconds in took), []
+    for case, seconds in took:
+        now += seconds
+        remaining.ran("", cost(case, OF_A_CASE_ON_GPU))
+        told.append((remaining.seconds or 0.0) / max(whole - now, 1e-9))
+    tenth = len(took) // 10
+    for number in (tenth, 2 * tenth, 3 * tenth, 5 * tenth):
+        assert 0.3 < told[number] < 6, (number, told[number])
 
 
 def test_what_costs_more() -> None:
