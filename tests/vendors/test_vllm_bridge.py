@@ -22,7 +22,9 @@ from torch import Tensor
 from conformance.build import build
 from fp8moe import BackendUnavailable
 from fp8moe.backends.torch_experts import TorchExperts
+from fp8moe.envs import Env
 from fp8moe.experts import contract_violations
+from fp8moe.platforms import PLATFORMS
 from fp8moe.registry import LayerNotSupported
 from fp8moe.schemes import BLOCK, CHANNEL_TOKEN, SCHEMES
 from tests.contracts.layers import case, same, with_holes
@@ -80,6 +82,14 @@ def test_without_vllm_the_remedy_is_told(cls: type[experts.VllmExperts], monkeyp
     tensors = build(case(scheme), "cpu")
     with pytest.raises(BackendUnavailable, match=rf"{cls.__name__}: vllm is not installed; .* vllm==0\.25\.1"):
         cls(tensors.config, tensors.quant, tensors.weights)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_device_without_vllm_is_not_taken(cls: type[experts.VllmExperts]) -> None:
+    assert cls.support is not None
+    assert cls.support.device(PLATFORMS["h200"].with_libraries("vllm"), Env.of({}))
+    for other in (PLATFORMS["h200"].with_libraries("deep_gemm"), PLATFORMS["mi300x"].with_libraries("vllm")):
+        assert not cls.support.device(other, Env.of({}))
 
 
 def test_a_vllm_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

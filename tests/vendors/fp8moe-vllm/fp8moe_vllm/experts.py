@@ -37,7 +37,7 @@ def _support(
     activations: frozenset[str],
 ) -> Support:
     def takes(platform: Platform, _env: Env) -> bool:
-        return platform.is_cuda and platform.cap is not None and device(platform.cap)
+        return platform.is_cuda and platform.cap is not None and device(platform.cap) and platform.has("vllm")
 
     return Support(
         device=takes,
