@@ -215,11 +215,10 @@ class TritonStages(FusedMoEPermuteExpertsUnpermute):
         Raises:
             InvalidMoEInput: more programs than a launch can have.
         """
-        from fp8moe.kernels.grouped_gemm import BLOCK as COLUMNS
-        from fp8moe.kernels.grouped_gemm import MOST_PROGRAMS
+        from fp8moe.kernels.grouped_gemm import MOST_PROGRAMS, OF_SHORT
 
         columns = max(self.weights.w13.shape[1], self.config.hidden_dim)
-        programs = tiles * (-(-columns // COLUMNS) + 1)
+        programs = tiles * (-(-columns // OF_SHORT.columns) + 1)  # the narrowest of those that many tiles have
         if programs > MOST_PROGRAMS:
             raise InvalidMoEInput(
                 "topk_ids", f"so many that {programs} programs are needed", f"at most {MOST_PROGRAMS}: split the call"

@@ -50,6 +50,13 @@ def alike(expected: Tensor, got: Tensor) -> None:
     assert not found.differing, str(found)
 
 
+@BOTH
+def test_too_many_programs_are_refused_before_a_launch(cls: type[TritonStages], device: torch.device) -> None:
+    tensors = build(replace(LAYER, hidden=200, inter=128), device)
+    with patch("fp8moe.kernels.grouped_gemm.MOST_PROGRAMS", 4), pytest.raises(InvalidMoEInput, match="split the call"):
+        run(cls, tensors)
+
+
 # -- how a call begins --
 
 
