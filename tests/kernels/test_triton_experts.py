@@ -52,8 +52,11 @@ def alike(expected: Tensor, got: Tensor) -> None:
 
 @BOTH
 def test_too_many_programs_are_refused_before_a_launch(cls: type[TritonStages], device: torch.device) -> None:
+    """Three tiles of 256 columns, in programs of 64 and one more."""
     tensors = build(replace(LAYER, hidden=200, inter=128), device)
-    with patch("fp8moe.kernels.grouped_gemm.MOST_PROGRAMS", 4), pytest.raises(InvalidMoEInput, match="split the call"):
+    with patch("fp8moe.kernels.grouped_gemm.MOST_PROGRAMS", 14), pytest.raises(InvalidMoEInput, match="split the call"):
+        run(cls, tensors)
+    with patch("fp8moe.kernels.grouped_gemm.MOST_PROGRAMS", 15):
         run(cls, tensors)
 
 
