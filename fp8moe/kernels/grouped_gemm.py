@@ -73,7 +73,7 @@ H200, reports/h200/2026-11-30-begin/tune-row.txt)."""
 TOGETHER = 8
 """Tiles of many rows that take all columns before the next ones begin, where no other expert's tile reads their rows,
 or where an expert has few tiles: what they read of A, and write of C, is read and written while it is in the cache. The
-second GEMM takes up to a quarter less than with all together (an H200, reports/h200/2026-11-30-order/tune.txt)."""
+second GEMM takes up to 23% less than with all together (an H200, reports/h200/2026-11-30-order/tune.txt)."""
 FEW_TILES = 3
 """Of an expert, on average, up to which weights are most of what is waited for."""
 OF_SHORT, DEEP, SHALLOW = Program(64, 3, 4), Program(128, 4, 4), Program(128, 3, 4)
@@ -116,7 +116,8 @@ def program_of(
         k_size,
         own_rows=own_rows,
         fp8=scales != "none",
-        shared=torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor,
+        # Older torch does not tell it on ROCm, where no device has enough for more stages.
+        shared=getattr(torch.cuda.get_device_properties(device), "shared_memory_per_multiprocessor", 0),
     )
 
 

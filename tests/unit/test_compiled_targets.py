@@ -170,18 +170,20 @@ def test_table_and_lines() -> None:
         Outcome("sm_89", "gemm", Status.PASSED, spilled_bytes=8),
         Outcome("gfx942", "gemm", Status.FAILED, "too large"),
         Outcome("sm_89", "sum", Status.NOT_RUN, "no ptxas"),
+        Outcome("gfx942", "sum", Status.NOT_APPLICABLE, "never launched"),
     ]
     results = [result_of(outcome) for outcome in outcomes]
     rows = [line.split() for line in render(compile_table(results), 118, False).splitlines()]
     assert rows[1:] == [
         ["kernel", "sm_80", "sm_89", "gfx942"],
         ["gemm", "refused", "ok", "FAIL"],
-        ["sum", "n/r", "n/r", "n/r"],
+        ["sum", "n/r", "n/r", "n/a"],
     ]
     lines = compile_lines(results)
-    assert lines[0] == "spills: 1 of 4, at most 8 bytes a thread (sm_89.gemm); the limit is 32"
+    assert lines[0] == "spills: 1 of 5, at most 8 bytes a thread (sm_89.gemm); the limit is 32"
     assert "refused: 1 on sm_80: no e4m3" in lines
     assert "not run: 1 on sm_89: no ptxas" in lines
+    assert "not applicable: 1 on gfx942: never launched" in lines
     assert "--fp8moe-compile=all" in lines[-1]
     assert told(outcomes).endswith("FAILED compiles.gfx942.gemm: too large")
 
