@@ -17,16 +17,20 @@ LONGEST = [
     for name in (
         "docs/test_vendors.py",
         "unit/test_kernels_interpreter.py",
-        "zoo/test_score.py",
         "suite/test_plugin.py",
+        "zoo/test_score.py",
         "suite/test_ray.py",
-        "suite/test_signals.py",
+        "unit/test_bounds.py",
         "suite/test_other_code.py",
-        "suite/test_gate.py",
         "unit/test_selection_judge.py",
+        "suite/test_signals.py",
+        "suite/test_isolation.py",
+        "zoo/test_zoo_selection.py",
+        "suite/test_gate.py",
+        "suite/test_check_backend.py",
     )
 ]
-"""Files that take a minute or more beside another, in this order."""
+"""Files that take half a minute or more beside another, in this order."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

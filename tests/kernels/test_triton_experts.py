@@ -65,7 +65,7 @@ def test_too_many_programs_are_refused_before_a_launch(cls: type[TritonStages], 
 
 @pytest.mark.parametrize(("scheme", "pairs"), [("block", FEW), ("block", FEW + 2), ("channel_tok", FEW)])
 def test_few_pairs_begin_with_one_launch(scheme: str, pairs: int, device: torch.device) -> None:
-    tensors = build(replace(LAYER, scheme=scheme, tokens=pairs // LAYER.top_k, hidden=256, inter=128), device)
+    tensors = build(replace(LAYER, scheme=scheme, tokens=pairs // LAYER.top_k, hidden=128, inter=128), device)
     with patch.object(align, "begin", wraps=align.begin) as begin:
         found = run(TritonExperts, tensors)
     assert begin.called == (scheme == "block" and pairs <= FEW)
