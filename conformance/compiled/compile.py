@@ -27,10 +27,11 @@ def outcome_of(target: CompileTarget, kernel: str) -> Outcome:
     missing = missing_toolchain(target.backend)
     if missing:
         return Outcome(target.name, kernel, Status.NOT_RUN, missing)
-    variant, claims = VARIANTS[kernel], claims_for(target)
+    variant = VARIANTS[kernel]
     if variant.shared > target.shared_bytes:
         needs = f"launched only where a multiprocessor has {variant.shared} bytes of shared memory"
         return Outcome(target.name, kernel, Status.NOT_APPLICABLE, f"{needs}: a program has {target.shared_bytes} here")
+    claims = claims_for(target)
     started, facts, refusal = time.perf_counter(), None, None
     claimed = claims.covers(variant.fp8)
     if claimed or (target.without_e4m3 and variant.fp8):

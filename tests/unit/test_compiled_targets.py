@@ -188,6 +188,15 @@ def test_table_and_lines() -> None:
     assert told(outcomes).endswith("FAILED compiles.gfx942.gemm: too large")
 
 
+def test_a_program_for_more_shared_memory_than_there_is_is_never_launched() -> None:
+    if sys.platform != "linux":
+        pytest.skip("triton is a package for Linux")
+    pair = ("sm_89", "deep_gemm_block_64")
+    outcome = runner.outcomes_of([pair])[pair]
+    assert outcome.status is Status.NOT_APPLICABLE, outcome
+    assert "launched only where a multiprocessor has 196608 bytes" in outcome.reason
+
+
 def test_a_compiler_that_dies_or_hangs_fails_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[runner.Pair]] = []
     died = ("sm_90", "bad")
