@@ -70,6 +70,7 @@ def test_a_page_stands_alone(name: str, browser: Browser, address: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_what_a_reader_of_the_screen_is_told(name: str, browser: Browser, address: str) -> None:
+    browser.width(1200)
     browser.visit(f"{address}/{name}.html")
     spoken = browser.spoken()
     roles = [role for role, _ in spoken]
@@ -111,6 +112,7 @@ def test_it_is_searched_by_keyboard(browser: Browser, address: str) -> None:
 
 
 def test_the_keyboard_gets_past_the_navigation_and_into_it(browser: Browser, address: str) -> None:
+    browser.width(1200)
     browser.visit(f"{address}/index.html")
     browser.press("Tab")
     assert browser.value(FOCUS)[2] == "#content"
